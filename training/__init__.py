@@ -1,0 +1,1 @@
+"""Training of the detector and the embedders; runs from the checkout, never installed."""

@@ -1,0 +1,127 @@
+"""Reading parts of the Watch and Buy (WAB) data set.
+
+A part is a folder with `image/<item_id>/<k>.jpg`, `image_annotation/<item_id>/<k>.json`, `video/<id>.mp4` and
+`video_annotation/<id>.json`. Boxes are absolute pixels `x0, y0, x1, y1`, 0-based, the second corner exclusive; they
+may overrun the image.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+LABELS: tuple[str, ...] = (
+    "短袖上衣",
+    "长袖上衣",
+    "短袖衬衫",
+    "长袖衬衫",
+    "背心上衣",
+    "吊带上衣",
+    "无袖上衣",
+    "短外套",
+    "短马甲",
+    "长袖连衣裙",
+    "短袖连衣裙",
+    "无袖连衣裙",
+    "长马甲",
+    "长外套",
+    "连体衣",
+    "古风",
+    "短裙",
+    "中等半身裙",
+    "长半身裙",
+    "短裤",
+    "中裤",
+    "长裤",
+    "背带裤",
+)
+"""The 23 garment kinds; a kind's id is its place here."""
+
+NO_INSTANCE = 0
+"""`instance_id` of a garment that has no counterpart on the other side (photo or clip)."""
+
+
+@dataclass(frozen=True)
+class Annotation:
+    """One garment in one picture, as stored."""
+
+    label: str
+    viewpoint: int  # 0 front, 1 back, 2 left, 3 right
+    display: int  # 0 product only, 1 worn
+    instance_id: int
+    box: tuple[int, int, int, int]
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One product photo (`frame_index` None) or one annotated frame of a clip.
+
+    `path` is the photo, the clip, or, after `training.wab.frames.cache_frames`, the extracted frame.
+    """
+
+    item_id: str
+    name: str  # img_name without extension, or f<frame_index>
+    path: Path
+    frame_index: int | None
+    annotations: tuple[Annotation, ...]
+
+
+def read_part(directory: Path) -> list[Picture]:
+    """Returns the photos, then the annotated frames of one part, each sorted by item and number.
+
+    Raises:
+        FileNotFoundError: there is no annotation folder, or an annotation's photo or clip is missing.
+        ValueError: an annotation file cannot be understood; the message names it.
+    """
+    pictures = []
+    for path in _annotation_files(directory / "image_annotation", "*/*.json"):
+        image = _existing(directory / "image" / path.parent.name / f"{path.stem}.jpg", path)
+        pictures.append(Picture(path.parent.name, path.stem, image, None, _annotations(path, _load(path))))
+    for path in _annotation_files(directory / "video_annotation", "*.json"):
+        video = _existing(directory / "video" / f"{path.stem}.mp4", path)
+        for frame in _field(path, _load(path), "frames"):
+            index = int(_field(path, frame, "frame_index"))
+            pictures.append(Picture(path.stem, f"f{index}", video, index, _annotations(path, frame)))
+    return pictures
+
+
+def read_parts(directories: Sequence[Path]) -> list[Picture]:
+    """Returns the pictures of several parts one after another; see `read_part`."""
+    return [picture for directory in directories for picture in read_part(directory)]
+
+
+def _annotation_files(directory: Path, pattern: str) -> list[Path]:
+    if not directory.is_dir():
+        raise FileNotFoundError(f"{directory}: no such folder; is {directory.parent} a part of the data set?")
+    return sorted(directory.glob(pattern), key=lambda path: (path.parent.name, len(path.stem), path.stem))
+
+
+def _existing(path: Path, annotation: Path) -> Path:
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} is missing, but {annotation} describes it")
+    return path
+
+
+def _load(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+
+
+def _field(path: Path, record: Any, name: str) -> Any:
+    if not isinstance(record, dict) or name not in record:
+        raise ValueError(f"{path}: no field {name!r}")
+    return record[name]
+
+
+def _annotations(path: Path, record: Any) -> tuple[Annotation, ...]:
+    annotations = []
+    for entry in _field(path, record, "annotations"):
+        box = _field(path, entry, "box")
+        if not (isinstance(box, list) and len(box) == 4 and all(isinstance(edge, int) for edge in box)):
+            raise ValueError(f"{path}: box is {box!r}, not four whole numbers")
+        values = {name: _field(path, entry, name) for name in ("label", "viewpoint", "display", "instance_id")}
+        annotations.append(Annotation(**values, box=tuple(box)))
+    return tuple(annotations)
