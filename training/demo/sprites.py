@@ -68,7 +68,9 @@ def garment_sprite(design: Design, seed: int, *, worn: bool) -> Sprite:
     mask, seams, hollow = _silhouette(design)
     margin = round(20 * SCALE)
     left, top, width, height = cv2.boundingRect(mask)
-    left, top, width, height = left - margin, top - margin, width + 2 * margin, height + 2 * margin
+    right, bottom = min(left + width + margin, mask.shape[1]), min(top + height + margin, mask.shape[0])
+    left, top = max(left - margin, 0), max(top - margin, 0)
+    width, height = right - left, bottom - top
     mask = mask[top : top + height, left : left + width]
     cloth = draw_pattern(design, left, top, width, height, SCALE)
     draw_prints(cloth, design, _print_places(design), left, top, SCALE)
@@ -122,7 +124,7 @@ def hanger_sprite() -> Sprite:
 
 
 def _silhouette(design: Design) -> tuple[np.ndarray, list[Points], Points | None]:
-    """Returns the mask uint8 [H, W] of the whole body frame, seam lines and the hollow of the neckline (None for what hangs from the waist)."""
+    """Returns the mask uint8 [H, W] of the whole body frame, seam lines and the neckline's hollow (None: no neckline)."""
     mask = _canvas()
     if design.is_upper or design.is_dress:
         polygons, seams, hollow = _upper(design)

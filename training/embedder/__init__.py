@@ -1,0 +1,1 @@
+"""The embedders: EfficientNet, GeM pooling, ArcFace, cross-batch memory."""

@@ -1,0 +1,82 @@
+"""Augmentation in the order and strength of the reference solution, from torchvision's transforms v2."""
+
+import torch
+from torchvision.transforms import InterpolationMode, v2
+
+FILL = 114
+
+
+class ChannelShift(torch.nn.Module):
+    """Adds another constant to each colour channel of a uint8 [3, h, w] image."""
+
+    def __init__(self, reach: int = 20) -> None:
+        super().__init__()
+        self.reach = reach
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        shift = torch.randint(-self.reach, self.reach + 1, (3, 1, 1))
+        return (image.to(torch.int16) + shift).clamp(0, 255).to(torch.uint8)
+
+
+class Noise(torch.nn.Module):
+    """Adds Gaussian noise, the same to all channels or (as a sensor does) to each its own."""
+
+    def __init__(self, *, per_channel: bool) -> None:
+        super().__init__()
+        self.channels = 3 if per_channel else 1
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        sigma = 2 + 10 * torch.rand(())
+        noise = sigma * torch.randn(self.channels, *image.shape[1:])
+        return (image + noise).round().clamp(0, 255).to(torch.uint8)
+
+
+class Cutout(torch.nn.Module):
+    """Paints a rectangle whose sides are 0 to `reach` of the image's."""
+
+    def __init__(self, reach: float = 0.63) -> None:
+        super().__init__()
+        self.reach = reach
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        height, width = image.shape[1:]
+        tall, wide = (int(self.reach * torch.rand(()) * side) for side in (height, width))
+        top = int(torch.randint(0, height - tall + 1, ()))
+        left = int(torch.randint(0, width - wide + 1, ()))
+        image = image.clone()
+        image[:, top : top + tall, left : left + wide] = FILL
+        return image
+
+
+def augmentation() -> v2.Transform:
+    """Returns a transform of uint8 [3, h, w] RGB images."""
+    return v2.Compose(
+        [
+            v2.RandomHorizontalFlip(0.5),
+            _sometimes(0.35, v2.RandomChoice([v2.RandomEqualize(1.0), v2.RandomAdjustSharpness(2.0, 1.0)])),
+            _sometimes(0.7, v2.ColorJitter(brightness=0.2, contrast=0.2)),
+            _sometimes(
+                0.6,
+                v2.RandomChoice([Noise(per_channel=False), Noise(per_channel=True), v2.JPEG((70, 100))]),
+            ),
+            _sometimes(0.5, ChannelShift()),
+            _sometimes(0.5, v2.ColorJitter(saturation=0.3, hue=0.05)),
+            v2.RandomGrayscale(0.3),
+            _sometimes(
+                0.7,
+                v2.RandomAffine(
+                    8,
+                    translate=(0.03, 0.03),
+                    scale=(0.9, 1.1),
+                    shear=(-8, 8),
+                    interpolation=InterpolationMode.BILINEAR,
+                    fill=FILL,
+                ),
+            ),
+            _sometimes(0.7, Cutout()),
+        ]
+    )
+
+
+def _sometimes(probability: float, transform: torch.nn.Module) -> v2.Transform:
+    return v2.RandomApply([transform], p=probability)

@@ -1,0 +1,153 @@
+"""Garment crops for training: cut once with a margin into a cache, then jittered, resized and augmented per epoch."""
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+from torch.utils.data import Dataset, Sampler
+from tqdm import tqdm
+
+from training.embedder.augment import augmentation
+from training.embedder.templates import TEMPLATES, nearest_template
+from training.wab.dataset import NO_INSTANCE, Picture
+from training.wab.frames import read_rgb
+
+FRAMES = range(80, 361, 40)
+"""Annotated frames used for training."""
+
+MARGIN = 0.15
+"""Share of a box's sides kept around it in the cache, so that the box can be jittered."""
+
+
+@dataclass(frozen=True)
+class Crop:
+    """One garment instance in one picture, cut out."""
+
+    path: Path  # the cut, with its margin
+    box: tuple[float, float, float, float]  # of the garment, in shares of the cut's width and height
+    instance_id: int
+    item_id: str
+    is_frame: bool
+    aspect: int  # index of its template
+
+
+def cut_crops(pictures: Sequence[Picture], cache_directory: Path, *, max_side: int, num_workers: int = 2) -> list[Crop]:
+    """Cuts every garment with an instance id into `cache_directory`, scaled so that no side exceeds `max_side`.
+
+    Frames must have been extracted (`training.wab.frames.cache_frames`); of them only `FRAMES` are used. What is
+    there already is left alone. Boxes are clipped to the picture; one that is then empty is an error naming the file.
+    """
+    wanted = [picture for picture in pictures if picture.frame_index is None or picture.frame_index in FRAMES]
+    with ThreadPoolExecutor(num_workers) as pool:
+        jobs = [pool.submit(_cut, picture, cache_directory, max_side) for picture in wanted]
+        return [crop for job in tqdm(jobs, desc="cutting crops", unit="picture") for crop in job.result()]
+
+
+def _cut(picture: Picture, cache_directory: Path, max_side: int) -> list[Crop]:
+    targets = [a for a in picture.annotations if a.instance_id != NO_INSTANCE]
+    image: np.ndarray | None = None
+    crops = []
+    for place, annotation in enumerate(targets):
+        image = read_rgb(picture) if image is None else image
+        height, width = image.shape[:2]
+        x0, y0, x1, y1 = np.clip(annotation.box, 0, (width, height, width, height)).tolist()
+        if x1 <= x0 or y1 <= y0:
+            raise ValueError(f"{picture.path}: box {annotation.box} lies outside the {width} × {height} pixels")
+        margin_x, margin_y = round(MARGIN * (x1 - x0)), round(MARGIN * (y1 - y0))
+        left, top = max(0, x0 - margin_x), max(0, y0 - margin_y)
+        cut = image[top : min(height, y1 + margin_y), left : min(width, x1 + margin_x)]
+        cut_height, cut_width = cut.shape[:2]
+        box = ((x0 - left) / cut_width, (y0 - top) / cut_height, (x1 - left) / cut_width, (y1 - top) / cut_height)
+        path = cache_directory / picture.item_id / f"{picture.name}_{place}.jpg"
+        if not path.exists():
+            shrink = max_side / max(cut_height, cut_width)
+            if shrink < 1:
+                size = max(1, round(shrink * cut_width)), max(1, round(shrink * cut_height))
+                cut = cv2.resize(cut, size, interpolation=cv2.INTER_AREA)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            cv2.imwrite(str(path), cv2.cvtColor(cut, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, 95])
+        aspect = nearest_template(x1 - x0, y1 - y0)
+        is_frame = picture.frame_index is not None
+        crops.append(Crop(path, box, annotation.instance_id, picture.item_id, is_frame, aspect))
+    return crops
+
+
+class CropDataset(Dataset):
+    """Crops as uint8 [3, h, w] tensors of their template with a class number, augmented.
+
+    An index is (crop, template set): the batch sampler decides the size, so that a batch has one.
+    """
+
+    def __init__(self, crops: Sequence[Crop], *, jitter: float = 0.06) -> None:
+        self.crops = crops
+        self.jitter = jitter
+        names = sorted({(crop.item_id, crop.instance_id) for crop in crops})
+        self.identities = {name: number for number, name in enumerate(names)}
+        self.augment = augmentation()
+
+    @property
+    def num_identities(self) -> int:
+        return len(self.identities)
+
+    def __getitem__(self, index: tuple[int, str]) -> tuple[torch.Tensor, int]:
+        number, template_set = index
+        crop = self.crops[number]
+        size = TEMPLATES[template_set][crop.aspect]
+        pixels = read_crop(crop, size, np.array(crop.box) + self._shift(crop))
+        return self.augment(pixels), self.identities[crop.item_id, crop.instance_id]
+
+    def _shift(self, crop: Crop) -> np.ndarray:
+        x0, y0, x1, y1 = crop.box
+        reach = self.jitter * np.array([x1 - x0, y1 - y0, x1 - x0, y1 - y0])
+        return reach * (2 * torch.rand(4).numpy() - 1)
+
+
+def read_crop(crop: Crop, size: tuple[int, int], box: np.ndarray | None = None) -> torch.Tensor:
+    """Returns uint8 [3, h, w] RGB of `box` (shares of the cut; default: the crop's own) resized to (width, height)."""
+    cut = cv2.imread(str(crop.path), cv2.IMREAD_COLOR)
+    if cut is None:
+        raise ValueError(f"{crop.path}: not a readable image; delete the cache to cut it again")
+    height, width = cut.shape[:2]
+    x0, y0, x1, y1 = np.clip(crop.box if box is None else box, 0, 1) * (width, height, width, height)
+    x0, y0 = min(int(x0), width - 1), min(int(y0), height - 1)
+    part = cut[y0 : max(round(y1), y0 + 1), x0 : max(round(x1), x0 + 1)]
+    part = cv2.resize(part, size, interpolation=cv2.INTER_LINEAR)
+    return torch.from_numpy(cv2.cvtColor(part, cv2.COLOR_BGR2RGB)).permute(2, 0, 1).contiguous()
+
+
+class AspectBatches(Sampler):
+    """Batches of one aspect ratio; each draws its template set, so sizes vary ("multi-scale").
+
+    Reshuffled every epoch from (seed, epoch). What does not fill a batch at the end of a bucket is carried to the next
+    epoch's shuffle by chance, not padded.
+    """
+
+    def __init__(self, crops: Sequence[Crop], *, batch_size: int, template_sets: Sequence[str], seed: int) -> None:
+        self.aspects = np.array([crop.aspect for crop in crops])
+        self.batch_size = batch_size
+        self.template_sets = list(template_sets)
+        self.seed = seed
+        self.epoch = 0
+        if not len(self):
+            raise ValueError(
+                f"no aspect ratio has {batch_size} crops to fill a batch: {Counter(self.aspects.tolist())}"
+            )
+
+    def __len__(self) -> int:
+        return sum(count // self.batch_size for count in Counter(self.aspects.tolist()).values())
+
+    def __iter__(self) -> Iterator[list[tuple[int, str]]]:
+        rng = np.random.default_rng([self.seed, self.epoch])
+        batches = []
+        for aspect in np.unique(self.aspects):
+            members = rng.permutation(np.flatnonzero(self.aspects == aspect))
+            for start in range(0, len(members) - self.batch_size + 1, self.batch_size):
+                template_set = str(rng.choice(self.template_sets))
+                batches.append([(int(i), template_set) for i in members[start : start + self.batch_size]])
+        for place in rng.permutation(len(batches)):
+            yield batches[place]

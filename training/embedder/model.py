@@ -1,0 +1,127 @@
+"""The embedder network: EfficientNet features, generalised mean pooling, a projection to 512 dimensions, batch norm."""
+
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from torch import nn
+
+IMAGENET_MEAN = (123.675, 116.28, 103.53)
+IMAGENET_STD = (58.395, 57.12, 57.375)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EmbedderConfig:
+    """What rebuilds the network; saved as JSON beside its weights."""
+
+    backbone: str  # a timm model
+    backbone_options: dict[str, Any] = field(default_factory=dict)
+    embedding_size: int = 512
+    gem_p: float = 3.0
+    gem_learnable: bool = False
+    template: str = "SM"  # key of training.embedder.templates.TEMPLATES, used at test time
+    mean: tuple[float, float, float] = IMAGENET_MEAN  # RGB, of 0..255
+    std: tuple[float, float, float] = IMAGENET_STD
+
+    def save(self, path: Path) -> None:
+        path.write_text(json.dumps(asdict(self), indent=2) + "\n", encoding="utf-8")
+
+    @classmethod
+    def load(cls, path: Path) -> "EmbedderConfig":
+        values = json.loads(path.read_text(encoding="utf-8"))
+        for name in ("mean", "std"):
+            values[name] = tuple(values[name])
+        return cls(**values)
+
+
+PRODUCTION: dict[str, EmbedderConfig] = {
+    "b5a": EmbedderConfig(backbone="tf_efficientnet_b5"),
+    "b5b": EmbedderConfig(backbone="tf_efficientnet_b5"),
+    "b6": EmbedderConfig(backbone="tf_efficientnet_b6", gem_learnable=True),
+    "b7": EmbedderConfig(backbone="tf_efficientnet_b7"),
+}
+
+
+def _demo(channel_multiplier: float, *, gem_learnable: bool = False) -> EmbedderConfig:
+    """A small network with the same TF-style padding as the production ones."""
+    options = {"pad_type": "same", "channel_multiplier": channel_multiplier}
+    return EmbedderConfig(
+        backbone="test_efficientnet", backbone_options=options, gem_learnable=gem_learnable, template="XS"
+    )
+
+
+DEMO: dict[str, EmbedderConfig] = {
+    "b5a": _demo(1.25),
+    "b5b": _demo(1.25),
+    "b6": _demo(1.5, gem_learnable=True),
+    "b7": _demo(1.75),
+}
+
+
+class GeM(nn.Module):
+    """Generalised mean pooling (Radenović et al., "Fine-tuning CNN image retrieval with no human annotation", 2018)."""
+
+    def __init__(self, p: float, *, learnable: bool, eps: float = 1e-6) -> None:
+        super().__init__()
+        self.p = nn.Parameter(torch.tensor([p]), requires_grad=learnable)
+        self.eps = eps
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        """[n, C, h, w] to [n, C], always in float32: the cube of a feature above 40 overflows half precision."""
+        features = features.float().clamp(min=self.eps)
+        return features.pow(self.p).mean((-2, -1)).pow(1 / self.p)
+
+
+class Embedder(nn.Module):
+    """Pixels to an embedding; normalise it to unit length before comparing."""
+
+    def __init__(self, config: EmbedderConfig, *, pretrained: Path | bool = False) -> None:
+        """`pretrained` True lets timm download its weights; a path names a local file in timm's naming."""
+        super().__init__()
+        self.config = config
+        options = dict(config.backbone_options)
+        if isinstance(pretrained, Path):
+            options["pretrained_cfg_overlay"] = {"file": str(pretrained)}
+        self.backbone = timm.create_model(
+            config.backbone, pretrained=bool(pretrained), num_classes=0, global_pool="", **options
+        )
+        self.gem = GeM(config.gem_p, learnable=config.gem_learnable)
+        self.projection = nn.Linear(self.backbone.num_features, config.embedding_size, bias=False)
+        self.norm = nn.BatchNorm1d(config.embedding_size)
+
+    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+        """float32 [n, 3, h, w] RGB, normalised by the config's mean and std, to [n, embedding_size]."""
+        return self.norm(self.projection(self.gem(self.backbone(pixels))))
+
+
+def save_embedder(model: Embedder, checkpoint: Path) -> None:
+    """Writes the weights to `checkpoint` (.pth) and the config to the .json beside it."""
+    checkpoint.parent.mkdir(parents=True, exist_ok=True)
+    torch.save({"model": model.state_dict()}, checkpoint)
+    model.config.save(checkpoint.with_suffix(".json"))
+
+
+def load_embedder(checkpoint: Path) -> Embedder:
+    """Returns the network of a checkpoint in eval mode.
+
+    Raises:
+        FileNotFoundError: the checkpoint or its config is missing.
+        ValueError: keys are missing or unexpected, or a shape differs; the message lists them.
+    """
+    model = Embedder(EmbedderConfig.load(checkpoint.with_suffix(".json")))
+    state = torch.load(checkpoint, map_location="cpu", weights_only=True)["model"]
+    expected = model.state_dict()
+    faults = [f"missing {key}" for key in expected.keys() - state.keys()]
+    faults += [f"unexpected {key}" for key in state.keys() - expected.keys()]
+    faults += [
+        f"{key} is {tuple(state[key].shape)}, not {tuple(expected[key].shape)}"
+        for key in expected.keys() & state.keys()
+        if state[key].shape != expected[key].shape
+    ]
+    if faults:
+        raise ValueError(f"{checkpoint} does not fit its config: {'; '.join(sorted(faults))}")
+    model.load_state_dict(state)
+    return model.eval()

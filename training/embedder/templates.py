@@ -1,0 +1,82 @@
+"""The twelve crop sizes. A crop is resized to the template of the nearest aspect ratio, so batches have one shape."""
+
+from bisect import bisect_left
+from itertools import pairwise
+
+ASPECT_RATIOS: tuple[float, ...] = (
+    0.25,
+    0.335,
+    0.415,
+    0.5,
+    0.5721925,
+    0.66857143,
+    0.8,
+    1.0,
+    1.25,
+    1.4957264,
+    1.74766355,
+    2.0,
+)
+"""Width over height, ascending."""
+
+_SM = (
+    (100, 400),
+    (134, 400),
+    (166, 400),
+    (200, 400),
+    (214, 374),
+    (234, 350),
+    (256, 320),
+    (290, 290),
+    (320, 256),
+    (350, 234),
+    (374, 214),
+    (400, 200),
+)
+
+TEMPLATES: dict[str, tuple[tuple[int, int], ...]] = {
+    "XS": tuple((round(0.4 * width), round(0.4 * height)) for width, height in _SM),
+    "S": (
+        (80, 320),
+        (106, 320),
+        (134, 320),
+        (160, 320),
+        (170, 298),
+        (186, 280),
+        (214, 266),
+        (234, 234),
+        (266, 214),
+        (280, 186),
+        (298, 170),
+        (320, 160),
+    ),
+    "SM": _SM,
+    "M": (
+        (120, 480),
+        (160, 480),
+        (200, 480),
+        (240, 480),
+        (256, 448),
+        (280, 420),
+        (320, 400),
+        (352, 352),
+        (400, 320),
+        (420, 280),
+        (448, 256),
+        (480, 240),
+    ),
+}
+"""(width, height) in pixels per aspect ratio. SM serves at test time; S, SM and M in training; XS is the demo's."""
+
+_MIDDLES = tuple((a + b) / 2 for a, b in pairwise(ASPECT_RATIOS))
+
+
+def nearest_template(width: float, height: float) -> int:
+    """Returns the index of the aspect ratio nearest to width / height (the smaller one on a tie).
+
+    Raises:
+        ValueError: a side is not positive.
+    """
+    if not (width > 0 and height > 0):
+        raise ValueError(f"a crop of {width} × {height} pixels has no aspect ratio")
+    return bisect_left(_MIDDLES, width / height)
