@@ -124,7 +124,7 @@ def hanger_sprite() -> Sprite:
 
 
 def _silhouette(design: Design) -> tuple[np.ndarray, list[Points], Points | None]:
-    """Returns the mask uint8 [H, W] of the whole body frame, seam lines and the neckline's hollow (None: no neckline)."""
+    """Returns the mask uint8 [H, W] of the body frame, seam lines and the neckline's hollow (None: no neckline)."""
     mask = _canvas()
     if design.is_upper or design.is_dress:
         polygons, seams, hollow = _upper(design)

@@ -7,7 +7,9 @@ shows it 20 times, which is enough for training (annotations stand at every 40th
 """
 
 import argparse
+import hashlib
 import json
+import multiprocessing
 import os
 import shutil
 from collections.abc import Sequence
@@ -26,31 +28,48 @@ from training.demo.designs import item_designs
 from training.demo.photos import draw_photo
 from training.wab.dataset import Annotation
 
+STAMP = "world.json"
+"""Names what a world was made from; written last, so it also says that the world is whole."""
+
 
 def render_world(
     output: Path, *, seed: int, num_items: int, render_every: int = 1, num_workers: int | None = None
-) -> None:
-    """Writes `num_items` items to `output`, whose earlier world, if any, is removed first.
+) -> bool:
+    """Writes `num_items` items to `output`; returns False if the very same world is there already.
+
+    Another demo world at `output`, whole or not, is removed first.
 
     Raises:
-        ValueError: a number is out of range, or `output` holds something that is not a demo world.
+        ValueError: a number is out of range, or `output` holds something else than a demo world.
     """
     if num_items < 1:
         raise ValueError(f"num_items is {num_items}, but a world needs one item at least")
     if render_every < 1 or 40 % render_every:
         raise ValueError(f"render_every is {render_every}, which does not divide the 40 frames between annotations")
-    stamp = output / "world.json"
+    made_from = {"seed": seed, "num_items": num_items, "render_every": render_every, "source": _source_digest()}
+    stamp, folders = output / STAMP, ("image", "image_annotation", "video", "video_annotation")
+    if stamp.exists() and json.loads(stamp.read_text()) == made_from:
+        return False
+    foreign = [path.name for path in output.glob("*") if path.name not in (*folders, STAMP)]
+    if foreign:
+        raise ValueError(f"{output} is not a demo world: it holds {', '.join(sorted(foreign))}")
     if output.exists():
-        if any(output.iterdir()) and not stamp.exists():
-            raise ValueError(f"{output} is not empty and not a demo world")
         shutil.rmtree(output)
-    for folder in ("image", "image_annotation", "video", "video_annotation"):
+    for folder in folders:
         (output / folder).mkdir(parents=True)
-    stamp.write_text(json.dumps({"seed": seed, "num_items": num_items, "render_every": render_every}))
     render = partial(_render_item, output, seed, render_every)
-    with ProcessPoolExecutor(num_workers or os.cpu_count(), initializer=_one_thread) as pool:
+    spawn = multiprocessing.get_context("spawn")  # a fork of a process in which OpenCV has run threads hangs
+    with ProcessPoolExecutor(num_workers or os.cpu_count(), spawn, initializer=_one_thread) as pool:
         for _ in tqdm(pool.map(render, range(num_items)), total=num_items, desc="rendering", unit="item"):
             pass
+    stamp.write_text(json.dumps(made_from))
+    return True
+
+
+def _source_digest() -> str:
+    """Changes with the code that draws, so that an old world is not taken for a new one."""
+    sources = sorted(Path(__file__).parent.glob("*.py"))
+    return hashlib.sha256(b"".join(path.read_bytes() for path in sources)).hexdigest()[:12]
 
 
 def _one_thread() -> None:
@@ -102,7 +121,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--items", type=int, default=24)
     parser.add_argument("--render-every", type=int, default=1)
     arguments = parser.parse_args(argv)
-    render_world(arguments.output, seed=arguments.seed, num_items=arguments.items, render_every=arguments.render_every)
+    world = {"seed": arguments.seed, "num_items": arguments.items, "render_every": arguments.render_every}
+    if not render_world(arguments.output, **world):
+        print(f"{arguments.output} holds this world already")
     return 0
 
 

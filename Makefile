@@ -1,0 +1,53 @@
+# `make demo` runs the whole pipeline on a rendered world; `make test` runs the tests. Both build .venv first.
+PYTHON ?= python3
+SEED ?= 7
+ITEMS ?= 24
+DEMO := build/demo
+TRAIN := build/train-demo
+RUN := .venv/bin/python
+EMBEDDERS := b5a b5b b6 b7
+
+.PHONY: demo test check train-demo lock clean
+
+demo: .venv/.installed
+	$(RUN) -m training.demo.world --output $(DEMO)/world --seed $(SEED) --items $(ITEMS)
+	$(RUN) -m export.build --config demo --checkpoints training/demo/checkpoints --output $(DEMO)/model_repository
+	rm -rf $(DEMO)/features
+	.venv/bin/livematch run --repository $(DEMO)/model_repository --images $(DEMO)/world/image \
+		--videos $(DEMO)/world/video --truth $(DEMO)/world --output $(DEMO)
+
+test: .venv/.installed
+	$(RUN) -m pytest
+
+check: .venv/.installed
+	.venv/bin/ruff format --check .
+	.venv/bin/ruff check .
+	.venv/bin/mypy
+
+# Makes the checkpoints of the demo again, on a world that no demo shows. Needs detectron2 in .venv (see README).
+train-demo: .venv/.installed
+	$(RUN) -c "import detectron2"
+	$(RUN) -m training.demo.world --output $(TRAIN)/world --seed 101 --items 600 --render-every 20
+	$(RUN) -m training.detector.train --config demo --data $(TRAIN)/world --output $(TRAIN)
+	for name in $(EMBEDDERS); do \
+		$(RUN) -m training.embedder.train --config demo-$$name --data $(TRAIN)/world --output $(TRAIN) || exit 1; \
+	done
+	cp $(TRAIN)/detector.pth $(TRAIN)/detector.json $(TRAIN)/embedder_*.pth $(TRAIN)/embedder_*.json \
+		training/demo/checkpoints/
+
+# Pins every package again. pytriton asks for numpy < 2, but only its server binary is used, which does not care.
+lock: .venv/.installed
+	mkdir -p build
+	echo "numpy>=2" > build/override.txt
+	.venv/bin/uv pip compile pyproject.toml --quiet --extra server --extra export --extra training --extra dev \
+		--override build/override.txt --no-header --no-annotate --no-emit-index-url --output-file requirements.txt
+
+.venv/.installed: requirements.txt pyproject.toml
+	$(PYTHON) -m venv .venv
+	$(RUN) -m pip install --quiet --disable-pip-version-check uv
+	.venv/bin/uv pip install --quiet --python $(RUN) --no-deps --requirements requirements.txt
+	.venv/bin/uv pip install --quiet --python $(RUN) --no-deps --editable .
+	touch $@
+
+clean:
+	rm -rf .venv build client/livematch.egg-info

@@ -1,0 +1,114 @@
+from dataclasses import replace
+from itertools import chain
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+pytest.importorskip("detectron2", reason="detectron2 is not installed")
+
+from training.detector.data import Batches, bgr_tensor, plan_batches, resize, resized_size, usable_boxes
+from training.detector.recipe import demo
+from training.wab.dataset import Annotation, Picture
+
+pytestmark = pytest.mark.detectron2
+
+
+def annotation(*box: int) -> Annotation:
+    return Annotation("短裙", 0, 0, 7, box)
+
+
+@pytest.mark.parametrize(
+    ("size", "short_side", "max_side", "expected"),
+    [
+        ((960, 540), 256, 4000, (455, 256)),
+        ((960, 540), 608, 4000, (1081, 608)),
+        ((800, 800), 320, 4000, (320, 320)),
+        ((100, 1000), 200, 800, (80, 800)),
+    ],
+)
+def test_resized_size(size: tuple[int, int], short_side: int, max_side: int, expected: tuple[int, int]) -> None:
+    assert resized_size(*size, short_side, max_side) == expected
+
+
+def test_resized_size_is_detectron2s() -> None:
+    from detectron2.data.transforms import ResizeShortestEdge
+
+    rng = np.random.default_rng(0)
+    for height, width, short_side, max_side in rng.integers([20, 20, 200, 400], [2000, 2000, 800, 1400], (300, 4)):
+        expected = ResizeShortestEdge.get_output_shape(int(height), int(width), int(short_side), int(max_side))
+        assert resized_size(height, width, short_side, max_side) == expected
+
+
+def test_boxes_are_clipped_and_slivers_dropped() -> None:
+    boxes, num_dropped = usable_boxes(
+        [
+            annotation(-5, 10, 30, 300),
+            annotation(99, 0, 120, 50),
+            annotation(150, 0, 200, 50),
+            annotation(8, 8, 10, 10),
+        ],
+        height=200,
+        width=100,
+    )
+    assert boxes.tolist() == [[0, 10, 30, 200], [8, 8, 10, 10]]
+    assert boxes.dtype == np.float32
+    assert num_dropped == 2
+
+
+def test_no_annotations_are_no_boxes() -> None:
+    boxes, num_dropped = usable_boxes([], 10, 10)
+    assert boxes.shape == (0, 4)
+    assert num_dropped == 0
+
+
+def test_plan_keeps_kinds_apart_and_sees_everything_each_epoch() -> None:
+    kinds = [False] * 5 + [True] * 7
+    plan = plan_batches(kinds, batch_size=3, iterations=10, rng=np.random.default_rng(0))
+    assert len(plan) == 10
+    assert all(len({kinds[i] for i in batch}) == 1 for batch in plan)
+    assert sorted(chain(*plan[:5])) == list(range(12))
+    assert sorted(chain(*plan[5:])) == list(range(12))
+    assert plan == plan_batches(kinds, batch_size=3, iterations=10, rng=np.random.default_rng(0))
+
+
+def test_channels_are_blue_green_red() -> None:
+    assert bgr_tensor(np.array([[[1, 2, 3]]], np.uint8)).flatten().tolist() == [3, 2, 1]
+
+
+def test_resize_takes_height_and_width() -> None:
+    assert resize(np.zeros((10, 20, 3), np.uint8), (5, 40)).shape == (5, 40, 3)
+
+
+def test_boxes_follow_the_garment_through_scale_and_flip(tmp_path: Path) -> None:
+    import cv2
+
+    pixels = np.zeros((200, 100, 3), np.uint8)
+    pixels[40:120, 10:50] = 255
+    cv2.imwrite(str(tmp_path / "0.png"), pixels)
+    picture = Picture("1", "0", tmp_path / "0.png", None, (annotation(10, 40, 50, 120), annotation(0, 0, 1, 1)))
+    recipe = replace(demo(), iterations=8, batch_size=1)
+    batches = Batches([picture], recipe, seed=3)
+    sides = set()
+    for inputs, num_dropped in (batches[i] for i in range(8)):
+        image, instances = inputs[0]["image"], inputs[0]["instances"]
+        height, width = image.shape[1:]
+        assert num_dropped == 1
+        assert instances.image_size == (height, width)
+        x0, y0, x1, y1 = instances.gt_boxes.tensor[0].round().int().tolist()
+        assert image[:, y0 + 3 : y1 - 3, x0 + 3 : x1 - 3].min() == 255
+        assert image[:, :, : x0 - 3].max() == 0 and image[:, :, x1 + 3 :].max() == 0
+        assert image[:, : y0 - 3].max() == 0 and image[:, y1 + 3 :].max() == 0
+        sides.add(x0 < width / 4)
+    assert sides == {True, False}  # some were flipped, some not
+
+
+def test_a_batch_depends_on_seed_and_iteration_only(tmp_path: Path) -> None:
+    import cv2
+
+    cv2.imwrite(str(tmp_path / "0.png"), np.random.default_rng(0).integers(0, 255, (60, 50, 3)).astype(np.uint8))
+    picture = Picture("1", "0", tmp_path / "0.png", None, (annotation(5, 5, 40, 40),))
+    recipe = replace(demo(), iterations=4, batch_size=1)
+    first, again = Batches([picture], recipe, seed=1)[2][0][0], Batches([picture], recipe, seed=1)[2][0][0]
+    assert first["image"].equal(again["image"])
+    assert first["instances"].gt_boxes.tensor.equal(again["instances"].gt_boxes.tensor)

@@ -1,0 +1,133 @@
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from training.demo.world import render_world
+from training.embedder.augment import FILL, Cutout, augmentation
+from training.embedder.crops import FRAMES, AspectBatches, Crop, cut_crops, read_crop
+from training.embedder.evaluate import both_ways, embed_crops, retrieval
+from training.embedder.recipe import demo
+from training.embedder.train import Run, prepare_crops, warmup_cosine
+
+
+@pytest.fixture(scope="module")
+def crops(tmp_path_factory: pytest.TempPathFactory) -> list[Crop]:
+    folder = tmp_path_factory.mktemp("embedder")
+    render_world(folder / "world", seed=21, num_items=3, render_every=40)
+    return prepare_crops([folder / "world"], folder / "cache", max_side=240)
+
+
+def small_run(crops: list[Crop]) -> Run:
+    return Run(replace(demo("b6"), batch_size=4, num_epochs=3, memory_size=8), crops)
+
+
+def test_crops_are_of_garments_with_an_instance(crops: list[Crop]) -> None:
+    assert {crop.item_id for crop in crops} == {"000001", "000002", "000003"}
+    assert all(crop.instance_id > 0 for crop in crops)
+    assert any(crop.is_frame for crop in crops) and not all(crop.is_frame for crop in crops)
+    assert {int(crop.path.stem[1:].split("_")[0]) for crop in crops if crop.is_frame} <= set(FRAMES)
+
+
+def test_a_crop_without_jitter_is_its_box(crops: list[Crop]) -> None:
+    pixels = read_crop(crops[0], (60, 50))
+    assert pixels.dtype == torch.uint8 and pixels.shape == (3, 50, 60)
+    wider = read_crop(crops[0], (60, 50), np.array([0.0, 0.0, 1.0, 1.0]))
+    assert not torch.equal(pixels, wider)
+
+
+def test_box_outside_its_picture_is_an_error(tmp_path: Path) -> None:
+    import cv2
+
+    from training.wab.dataset import Annotation, Picture
+
+    cv2.imwrite(str(tmp_path / "0.jpg"), np.zeros((50, 40, 3), np.uint8))
+    picture = Picture("1", "0", tmp_path / "0.jpg", None, (Annotation("短裙", 0, 0, 5, (60, 0, 90, 20)),))
+    with pytest.raises(ValueError, match=r"box \(60, 0, 90, 20\) lies outside"):
+        cut_crops([picture], tmp_path / "cut", max_side=100)
+
+
+def test_a_batch_has_one_template(crops: list[Crop]) -> None:
+    batches = AspectBatches(crops, batch_size=3, template_sets=("S", "M"), seed=5)
+    epoch = list(batches)
+    assert len(epoch) == len(batches) > 0
+    for batch in epoch:
+        assert len({crops[number].aspect for number, _ in batch}) == 1
+        assert len({template_set for _, template_set in batch}) == 1
+    numbers = [number for batch in epoch for number, _ in batch]
+    assert len(numbers) == len(set(numbers))
+    assert epoch == list(batches)
+    batches.epoch = 1
+    assert epoch != list(batches)
+
+
+def test_too_large_a_batch_is_an_error(crops: list[Crop]) -> None:
+    with pytest.raises(ValueError, match="no aspect ratio has 1000 crops"):
+        AspectBatches(crops, batch_size=1000, template_sets=("S",), seed=0)
+
+
+def test_augmentation_keeps_shape_and_depends_on_the_seed() -> None:
+    image = torch.arange(3 * 40 * 30, dtype=torch.int64).remainder(256).to(torch.uint8).reshape(3, 40, 30)
+    transform = augmentation()
+    torch.manual_seed(3)
+    first = [transform(image) for _ in range(8)]
+    torch.manual_seed(3)
+    assert all(torch.equal(a, transform(image)) for a in first)
+    assert all(a.dtype == torch.uint8 and a.shape == image.shape for a in first)
+    assert len({a.numpy().tobytes() for a in first}) == 8
+
+
+def test_cutout_paints_one_rectangle() -> None:
+    torch.manual_seed(0)
+    holes = [(Cutout()(torch.zeros(3, 100, 100, dtype=torch.uint8)) == FILL).all(0) for _ in range(50)]
+    for hole in holes:
+        rows, columns = hole.any(1).sum(), hole.any(0).sum()
+        assert hole.sum() == rows * columns and rows < 63 and columns < 63
+    assert max(int(hole.any(1).sum()) for hole in holes) > 50
+
+
+def test_schedule() -> None:
+    factors = [warmup_cosine(step, 100, 0.05) for step in range(100)]
+    assert factors[:5] == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0])
+    assert factors[5] == 1.0 and warmup_cosine(100, 100, 0.05) == pytest.approx(0)
+    assert factors[5:] == sorted(factors[5:], reverse=True)
+
+
+def test_resumed_run_has_the_losses_of_an_unbroken_one(crops: list[Crop], tmp_path: Path) -> None:
+    unbroken = small_run(crops)
+    expected = [unbroken.train_epoch(0) for _ in range(3)]
+    broken = small_run(crops)
+    broken.train_epoch(0)
+    broken.save(tmp_path / "resume.pth")
+    resumed = small_run(crops)
+    resumed.load(tmp_path / "resume.pth")
+    for epoch in (1, 2):
+        losses = resumed.train_epoch(0)
+        assert losses["arcface"] == pytest.approx(expected[epoch]["arcface"], rel=1e-3)
+        assert losses["memory"] == pytest.approx(expected[epoch]["memory"], rel=1e-3)
+
+
+def test_loss_that_is_not_finite_stops_the_run(crops: list[Crop]) -> None:
+    run = small_run(crops)
+    torch.nn.init.constant_(run.model.projection.weight, float("nan"))
+    with pytest.raises(FloatingPointError, match="loss is nan"):
+        run.train_epoch(0)
+
+
+def test_training_lowers_the_loss_and_embeddings_are_unit_vectors(crops: list[Crop]) -> None:
+    run = Run(replace(demo("b5a"), batch_size=4, num_epochs=8), crops)
+    losses = [run.train_epoch(0)["arcface"] for _ in range(8)]
+    assert losses[-1] < 0.7 * losses[0]
+    embeddings = embed_crops(run.model.eval(), crops)
+    assert np.allclose(np.linalg.norm(embeddings, axis=1), 1, atol=1e-5)
+    assert both_ways(embeddings, crops)["item_to_video"]["r5"] > 0.3
+
+
+def test_retrieval_by_hand() -> None:
+    queries = np.array([[1.0, 0.0], [0.0, 1.0], [1.0, 0.0]])
+    gallery = np.array([[0.9, 0.1], [0.8, 0.2], [0.0, 1.0]])
+    result = retrieval(queries, np.array([5, 6, 9]), gallery, np.array([6, 5, 6]))
+    # query 5: ranks 6, 5 -> precision 1/2; query 6: ranks 6, 5, 6 -> (1 + 2/3) / 2; query 9 has no counterpart
+    assert result == {"r1": 0.5, "r5": 1.0, "map": round((0.5 + 5 / 6) / 2, 4)}

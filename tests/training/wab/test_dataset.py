@@ -1,0 +1,103 @@
+import json
+from pathlib import Path
+
+import av
+import cv2
+import numpy as np
+import pytest
+
+from training.wab.dataset import LABELS, Annotation, read_part
+from training.wab.frames import cache_frames, read_rgb
+
+ANNOTATION = {"label": "短裙", "viewpoint": 0, "display": 1, "instance_id": 20001301, "box": [10, 20, 90, 120]}
+
+
+def write_video(path: Path, num_frames: int) -> None:
+    """Frame i is uniformly gray at level 2 · i."""
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=25)
+        stream.width, stream.height, stream.pix_fmt = 64, 96, "yuv420p"
+        for index in range(num_frames):
+            frame = av.VideoFrame.from_ndarray(np.full((96, 64, 3), 2 * index, np.uint8), format="bgr24")
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+
+
+@pytest.fixture
+def part(tmp_path: Path) -> Path:
+    """Item 000013 with two photos, and its clip with annotations for frames 0 and 40."""
+    for name in ("image/000013", "image_annotation/000013", "video", "video_annotation"):
+        (tmp_path / name).mkdir(parents=True)
+    for index in (10, 2):
+        cv2.imwrite(str(tmp_path / f"image/000013/{index}.jpg"), np.full((130, 100, 3), (200, 20, 40), np.uint8))
+        record = {"item_id": "000013", "img_name": f"{index}.jpg", "annotations": [ANNOTATION]}
+        (tmp_path / f"image_annotation/000013/{index}.json").write_text(json.dumps(record), encoding="utf-8")
+    write_video(tmp_path / "video/000013.mp4", 60)
+    frames = [{"frame_index": 0, "annotations": []}, {"frame_index": 40, "annotations": [ANNOTATION, ANNOTATION]}]
+    (tmp_path / "video_annotation/000013.json").write_text(json.dumps({"video_id": "000013", "frames": frames}))
+    return tmp_path
+
+
+def test_there_are_23_labels() -> None:
+    assert len(set(LABELS)) == 23
+    assert LABELS[0] == "短袖上衣" and LABELS[22] == "背带裤"
+
+
+def test_photos_come_first_in_number_order_then_frames(part: Path) -> None:
+    pictures = read_part(part)
+    assert [(p.name, p.frame_index) for p in pictures] == [("2", None), ("10", None), ("f0", 0), ("f40", 40)]
+    assert pictures[0].annotations == (Annotation("短裙", 0, 1, 20001301, (10, 20, 90, 120)),)
+    assert [len(p.annotations) for p in pictures] == [1, 1, 0, 2]
+
+
+def test_frames_are_extracted_exactly_and_once(part: Path, tmp_path: Path) -> None:
+    cached = cache_frames(read_part(part), tmp_path / "cache")
+    assert cached[3].path == tmp_path / "cache/000013/40.jpg"
+    pixels = read_rgb(cached[3])
+    assert pixels.shape == (96, 64, 3)
+    assert abs(pixels.astype(int) - 80).max() <= 3
+    written = cached[3].path.stat().st_mtime_ns
+    cache_frames(read_part(part), tmp_path / "cache")
+    assert cached[3].path.stat().st_mtime_ns == written
+
+
+def test_photo_is_read_as_rgb(part: Path) -> None:
+    red, green, blue = read_rgb(read_part(part)[0])[50, 50].astype(int)
+    assert abs(red - 40) < 6 and abs(green - 20) < 6 and abs(blue - 200) < 6
+
+
+def test_clip_shorter_than_its_annotation_is_named(part: Path, tmp_path: Path) -> None:
+    write_video(part / "video/000013.mp4", 30)
+    with pytest.raises(ValueError, match=r"000013\.mp4: ends before frame 40"):
+        cache_frames(read_part(part), tmp_path / "cache")
+
+
+def test_unreadable_clip_is_named(part: Path, tmp_path: Path) -> None:
+    (part / "video/000013.mp4").write_bytes(b"")
+    with pytest.raises(ValueError, match=r"000013\.mp4"):
+        cache_frames(read_part(part), tmp_path / "cache")
+
+
+def test_missing_photo_is_named(part: Path) -> None:
+    (part / "image/000013/2.jpg").unlink()
+    with pytest.raises(FileNotFoundError, match=r"image/000013/2\.jpg is missing"):
+        read_part(part)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{", "2.json"),
+        ('{"item_id": "000013"}', "no field 'annotations'"),
+        (json.dumps({"annotations": [{**ANNOTATION, "box": [1, 2, 3]}]}), r"box is \[1, 2, 3\]"),
+    ],
+)
+def test_bad_annotation_is_named(part: Path, text: str, message: str) -> None:
+    (part / "image_annotation/000013/2.json").write_text(text)
+    with pytest.raises(ValueError, match=message):
+        read_part(part)
+
+
+def test_folder_that_is_no_part(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="no such folder"):
+        read_part(tmp_path)

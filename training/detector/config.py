@@ -1,0 +1,69 @@
+"""What the detector is made of. The JSON beside a checkpoint holds one `DetectorConfig`, so later stages rebuild it."""
+
+import json
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+
+LEVELS = (2, 3, 4, 5, 6)
+"""The pyramid levels P2..P6 of the proposals; level l has stride 2**l. Boxes are pooled from all but the last."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DetectorConfig:
+    """Architecture and test-time settings. The defaults are production's; sizes are pixels of the resized image."""
+
+    backbone: str = "ese_vovnet99b"
+    norm: str = "FrozenBN"  # of the backbone: "FrozenBN" to fine-tune, "BN" to train from scratch
+    fpn_channels: int = 256
+    box_head_dim: int = 1024
+    pooled_size: int = 7
+    anchor_sizes_px: tuple[float, ...] = (32.0, 64.0, 128.0, 256.0, 512.0)  # one per level: square root of the area
+    anchor_ratios: tuple[float, ...] = (0.5, 1.0, 2.0)  # height / width
+    box_weights: tuple[float, float, float, float] = (
+        10.0,
+        10.0,
+        5.0,
+        5.0,
+    )  # divide the box head's deltas
+    canonical_box_size_px: float = 224.0  # a box of this size is pooled from canonical_level
+    canonical_level: int = 4
+    pre_nms_top_k: int = 1000  # per level
+    post_nms_top_k: int = 1000
+    rpn_nms_iou: float = 0.7
+    score_threshold: float = 0.05
+    nms_iou: float = 0.5
+    max_detections: int = 100
+    pixel_mean_bgr: tuple[float, float, float] = (103.53, 116.28, 123.675)  # subtracted; nothing is divided
+
+    def __post_init__(self) -> None:
+        if self.norm not in ("FrozenBN", "BN"):
+            raise ValueError(f"norm is {self.norm!r}, not 'FrozenBN' or 'BN'")
+        if len(self.anchor_sizes_px) != len(LEVELS):
+            raise ValueError(f"{len(self.anchor_sizes_px)} anchor sizes for the {len(LEVELS)} levels P2..P6")
+
+    def save(self, path: Path) -> None:
+        path.write_text(json.dumps(asdict(self), indent=2) + "\n", encoding="utf-8")
+
+    @classmethod
+    def load(cls, path: Path) -> "DetectorConfig":
+        """Raises ValueError, naming the file, for unknown or missing fields."""
+        values = json.loads(path.read_text(encoding="utf-8"))
+        names = {field.name for field in fields(cls)}
+        if not isinstance(values, dict) or set(values) != names:
+            raise ValueError(f"{path}: not a detector config; fields that differ: {sorted(names ^ set(values))}")
+        return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
+
+
+PRODUCTION = DetectorConfig()
+
+DEMO = DetectorConfig(
+    backbone="vovnet_demo",
+    norm="BN",
+    fpn_channels=48,
+    box_head_dim=128,
+    anchor_sizes_px=(16.0, 32.0, 64.0, 128.0, 256.0),
+    canonical_box_size_px=96.0,
+    pre_nms_top_k=200,
+    post_nms_top_k=200,
+)
+"""The same detector in small, for short sides of about 256 (frames) and 320 (photos)."""

@@ -1,0 +1,106 @@
+"""Training batches of photos and video frames for the detector."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from detectron2.structures import Boxes, Instances
+from numpy.typing import NDArray
+from PIL import Image
+from torch.utils.data import Dataset
+
+from training.detector.recipe import Recipe
+from training.wab.dataset import Annotation, Picture
+from training.wab.frames import read_rgb
+
+MIN_BOX_SIDE_PX = 2  # in the stored picture, after clipping to it
+
+
+def plan_batches(
+    kinds: Sequence[bool], *, batch_size: int, iterations: int, rng: np.random.Generator
+) -> list[list[int]]:
+    """Returns `iterations` lists of indices into `kinds`, each list of one kind only, epoch after epoch reshuffled.
+
+    Photos and frames differ in shape, so a batch of one kind has less padding. A kind's last batch of an epoch may be
+    smaller.
+    """
+    groups = [group for kind in (False, True) if (group := [i for i, value in enumerate(kinds) if value == kind])]
+    batches: list[list[int]] = []
+    while len(batches) < iterations:
+        epoch = []
+        for group in groups:
+            order = rng.permutation(group).tolist()
+            epoch += [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+        batches += [epoch[i] for i in rng.permutation(len(epoch))]
+    return batches[:iterations]
+
+
+def resized_size(height: int, width: int, short_side: int, max_side: int) -> tuple[int, int]:
+    """Returns the (height, width) that detectron2's ResizeShortestEdge resizes an image of (height, width) to."""
+    scale = min(short_side / min(height, width), max_side / max(height, width))
+    return int(height * scale + 0.5), int(width * scale + 0.5)
+
+
+def resize(pixels: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.uint8]:
+    """Resizes uint8 [H, W, 3] to (height, width) as detectron2 does: Pillow's bilinear filter."""
+    return np.asarray(Image.fromarray(pixels).resize(size[::-1], Image.Resampling.BILINEAR))
+
+
+def bgr_tensor(rgb: NDArray[np.uint8]) -> torch.Tensor:
+    """Turns uint8 [H, W, 3] RGB into uint8 [3, H, W] BGR, the detector's input."""
+    return torch.from_numpy(np.ascontiguousarray(rgb[..., ::-1].transpose(2, 0, 1)))
+
+
+def usable_boxes(annotations: Sequence[Annotation], height: int, width: int) -> tuple[NDArray[np.float32], int]:
+    """Clips the boxes to the image of (height, width).
+
+    Returns:
+        float32 [n, 4] x0 y0 x1 y1, and how many were dropped because less than 2 pixels of a side were left.
+    """
+    boxes = np.array([annotation.box for annotation in annotations], np.float32).reshape(-1, 4)
+    boxes = np.clip(boxes, 0, np.array([width, height, width, height], np.float32))
+    usable = (boxes[:, 2:] - boxes[:, :2] >= MIN_BOX_SIDE_PX).all(axis=1)
+    return boxes[usable], int((~usable).sum())
+
+
+class Batches(Dataset[tuple[list[dict[str, Any]], int]]):
+    """Item i is the batch of iteration i, the same in every run with that seed: (detectron2 inputs, boxes dropped)."""
+
+    def __init__(self, pictures: Sequence[Picture], recipe: Recipe, seed: int) -> None:
+        self.pictures = pictures
+        self.recipe = recipe
+        self.seed = seed
+        self.plan = plan_batches(
+            [picture.frame_index is not None for picture in pictures],
+            batch_size=recipe.batch_size,
+            iterations=recipe.iterations,
+            rng=np.random.default_rng(seed),
+        )
+
+    def __len__(self) -> int:
+        return len(self.plan)
+
+    def __getitem__(self, iteration: int) -> tuple[list[dict[str, Any]], int]:
+        rng = np.random.default_rng((self.seed, iteration))
+        pictures = [self.pictures[index] for index in self.plan[iteration]]
+        is_frame = pictures[0].frame_index is not None
+        smallest, largest = self.recipe.frame_short_sides_px if is_frame else self.recipe.photo_short_sides_px
+        short_side = int(rng.integers(smallest, largest, endpoint=True))
+        inputs, num_dropped = [], 0
+        for picture in pictures:
+            rgb = read_rgb(picture)
+            height, width = rgb.shape[:2]
+            boxes, dropped = usable_boxes(picture.annotations, height, width)
+            size = resized_size(height, width, short_side, self.recipe.max_side_px)
+            rgb = resize(rgb, size)
+            boxes = boxes * np.array([size[1] / width, size[0] / height] * 2, np.float32)
+            if rng.random() < 0.5:
+                rgb = rgb[:, ::-1]
+                boxes = np.stack([size[1] - boxes[:, 2], boxes[:, 1], size[1] - boxes[:, 0], boxes[:, 3]], axis=1)
+            instances = Instances(size)
+            instances.gt_boxes = Boxes(torch.from_numpy(boxes))
+            instances.gt_classes = torch.zeros(len(boxes), dtype=torch.int64)
+            inputs.append({"image": bgr_tensor(rgb), "instances": instances})
+            num_dropped += dropped
+        return inputs, num_dropped

@@ -1,0 +1,103 @@
+"""The detector as detectron2's own modules, for training and as the reference the exported graph is held against."""
+
+import torch
+from detectron2.layers import ShapeSpec
+from detectron2.modeling import GeneralizedRCNN
+from detectron2.modeling.anchor_generator import DefaultAnchorGenerator
+from detectron2.modeling.backbone import FPN, Backbone
+from detectron2.modeling.backbone.fpn import LastLevelMaxPool
+from detectron2.modeling.box_regression import Box2BoxTransform
+from detectron2.modeling.matcher import Matcher
+from detectron2.modeling.poolers import ROIPooler
+from detectron2.modeling.proposal_generator import RPN
+from detectron2.modeling.proposal_generator.rpn import StandardRPNHead
+from detectron2.modeling.roi_heads import FastRCNNConvFCHead, FastRCNNOutputLayers, StandardROIHeads
+
+from training.detector.backbone import VoVNet
+from training.detector.config import LEVELS, DetectorConfig
+
+
+class VoVNetBackbone(VoVNet, Backbone):
+    """`VoVNet` behind detectron2's backbone interface; its outputs are called res2..res5."""
+
+    names = tuple(f"res{level}" for level in LEVELS[:-1])
+
+    def forward(self, pixels: torch.Tensor) -> dict[str, torch.Tensor]:
+        return dict(zip(self.names, self.extract(pixels), strict=True))
+
+    def output_shape(self) -> dict[str, ShapeSpec]:
+        return {
+            name: ShapeSpec(channels=channels, stride=2**level)
+            for name, channels, level in zip(self.names, self.channels, LEVELS[:-1], strict=True)
+        }
+
+
+def build_detector(
+    config: DetectorConfig,
+    *,
+    rpn_batch_size: int = 256,
+    roi_batch_size: int = 512,
+    train_pre_nms_top_k: int = 2000,
+    train_post_nms_top_k: int = 1000,
+) -> GeneralizedRCNN:
+    """Builds the detector with random weights; the keyword arguments matter in training only.
+
+    Its input is detectron2's: a list of {"image": BGR uint8 [3, H, W], "instances": …}; mean and padding are inside.
+    """
+    backbone = FPN(
+        bottom_up=VoVNetBackbone(config.backbone, config.norm),
+        in_features=VoVNetBackbone.names,
+        out_channels=config.fpn_channels,
+        top_block=LastLevelMaxPool(),
+    )
+    proposal_names = [f"p{level}" for level in LEVELS]
+    pooled_names = proposal_names[:-1]
+    rpn = RPN(
+        in_features=proposal_names,
+        head=StandardRPNHead(in_channels=config.fpn_channels, num_anchors=len(config.anchor_ratios)),
+        anchor_generator=DefaultAnchorGenerator(
+            sizes=[[size] for size in config.anchor_sizes_px],
+            aspect_ratios=list(config.anchor_ratios),
+            strides=[2**level for level in LEVELS],
+        ),
+        anchor_matcher=Matcher([0.3, 0.7], [0, -1, 1], allow_low_quality_matches=True),
+        box2box_transform=Box2BoxTransform(weights=(1.0, 1.0, 1.0, 1.0)),
+        batch_size_per_image=rpn_batch_size,
+        positive_fraction=0.5,
+        pre_nms_topk=(train_pre_nms_top_k, config.pre_nms_top_k),
+        post_nms_topk=(train_post_nms_top_k, config.post_nms_top_k),
+        nms_thresh=config.rpn_nms_iou,
+    )
+    pooled = ShapeSpec(channels=config.fpn_channels, height=config.pooled_size, width=config.pooled_size)
+    roi_heads = StandardROIHeads(
+        num_classes=1,
+        batch_size_per_image=roi_batch_size,
+        positive_fraction=0.25,
+        proposal_matcher=Matcher([0.5], [0, 1], allow_low_quality_matches=False),
+        box_in_features=pooled_names,
+        box_pooler=ROIPooler(
+            output_size=config.pooled_size,
+            scales=[1 / 2**level for level in LEVELS[:-1]],
+            sampling_ratio=0,
+            pooler_type="ROIAlignV2",
+            canonical_box_size=config.canonical_box_size_px,
+            canonical_level=config.canonical_level,
+        ),
+        box_head=FastRCNNConvFCHead(pooled, conv_dims=[], fc_dims=[config.box_head_dim] * 2),
+        box_predictor=FastRCNNOutputLayers(
+            ShapeSpec(channels=config.box_head_dim),
+            box2box_transform=Box2BoxTransform(weights=config.box_weights),
+            num_classes=1,
+            test_score_thresh=config.score_threshold,
+            test_nms_thresh=config.nms_iou,
+            test_topk_per_image=config.max_detections,
+        ),
+    )
+    return GeneralizedRCNN(
+        backbone=backbone,
+        proposal_generator=rpn,
+        roi_heads=roi_heads,
+        pixel_mean=config.pixel_mean_bgr,
+        pixel_std=(1.0, 1.0, 1.0),
+        input_format="BGR",
+    )

@@ -1,0 +1,107 @@
+"""How the detector is trained. A run is a function here that returns a `Recipe`."""
+
+from dataclasses import dataclass
+
+from training.detector.config import DEMO, PRODUCTION, DetectorConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """One training run. Short sides are pixels, training ones drawn uniformly from (smallest, largest) per batch."""
+
+    model: DetectorConfig
+    iterations: int
+    batch_size: int
+    optimizer: str  # "sgd" (momentum 0.9) or "adamw"
+    learning_rate: float
+    weight_decay: float
+    schedule: str  # after the warm-up: "constant" or "cosine" (to zero)
+    warmup_iterations: int
+    max_gradient_norm: float | None
+    photo_short_sides_px: tuple[int, int]
+    frame_short_sides_px: tuple[int, int]
+    max_side_px: int
+    photo_test_short_side_px: int = 800
+    frame_test_short_side_px: int = 608
+    test_max_side_px: int = 4000
+    rpn_batch_size: int = 256  # anchors per image in the loss
+    roi_batch_size: int = 512  # proposals per image in the loss
+    train_pre_nms_top_k: int = 2000
+    train_post_nms_top_k: int = 1000
+    checkpoint_every: int = 5000
+    num_workers: int = 4
+
+
+def stage1() -> Recipe:
+    """From ImageNet weights, small images."""
+    return _production(
+        iterations=60_000, batch_size=4, learning_rate=0.003, schedule="constant", short_sides=(414, 576), max_side=800
+    )
+
+
+def stage2() -> Recipe:
+    """From stage 1's weights, images of nearly test size."""
+    return _production(
+        iterations=60_000, batch_size=2, learning_rate=0.003, schedule="cosine", short_sides=(540, 800), max_side=1100
+    )
+
+
+def stage3() -> Recipe:
+    """From stage 2's weights, a tenth of the learning rate."""
+    return _production(
+        iterations=125_000, batch_size=2, learning_rate=0.0003, schedule="cosine", short_sides=(540, 800), max_side=1100
+    )
+
+
+def demo() -> Recipe:
+    """From scratch on the rendered world, about 20 minutes on two CPU cores."""
+    return Recipe(
+        model=DEMO,
+        iterations=2000,
+        batch_size=8,
+        optimizer="adamw",
+        learning_rate=0.001,
+        weight_decay=0.01,
+        schedule="cosine",
+        warmup_iterations=100,
+        max_gradient_norm=5.0,
+        photo_short_sides_px=(272, 352),
+        frame_short_sides_px=(224, 288),
+        max_side_px=640,
+        photo_test_short_side_px=320,
+        frame_test_short_side_px=256,
+        rpn_batch_size=128,
+        roi_batch_size=64,
+        train_pre_nms_top_k=400,
+        train_post_nms_top_k=200,
+        checkpoint_every=200,
+        num_workers=1,
+    )
+
+
+RECIPES = {"demo": demo, "stage1": stage1, "stage2": stage2, "stage3": stage3}
+
+
+def _production(
+    *,
+    iterations: int,
+    batch_size: int,
+    learning_rate: float,
+    schedule: str,
+    short_sides: tuple[int, int],
+    max_side: int,
+) -> Recipe:
+    return Recipe(
+        model=PRODUCTION,
+        iterations=iterations,
+        batch_size=batch_size,
+        optimizer="sgd",
+        learning_rate=learning_rate,
+        weight_decay=1e-4,
+        schedule=schedule,
+        warmup_iterations=1000,
+        max_gradient_norm=None,
+        photo_short_sides_px=short_sides,
+        frame_short_sides_px=short_sides,
+        max_side_px=max_side,
+    )
