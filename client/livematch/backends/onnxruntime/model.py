@@ -1,0 +1,77 @@
+"""Triton's `onnxruntime` backend in Python, for servers that lack the native one.
+
+It serves `<version>/model.onnx` of any model whose config says `backend: "onnxruntime"` and reads the same parameters
+(`intra_op_thread_count`, `inter_op_thread_count`, `execution_mode`) as the native backend. CPU only.
+"""
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnxruntime
+import triton_python_backend_utils as pb_utils
+from onnxruntime.capi.onnxruntime_pybind11_state import InvalidArgument
+
+
+class TritonPythonModel:
+    def initialize(self, args: dict[str, str]) -> None:
+        config = json.loads(args["model_config"])
+        self.name = args["model_name"]
+        self.is_batched = config["max_batch_size"] > 0
+        self.inputs = {
+            tensor["name"]: pb_utils.triton_string_to_numpy(tensor["data_type"]) for tensor in config["input"]
+        }
+        self.outputs = [tensor["name"] for tensor in config["output"]]
+        path = Path(args["model_repository"], args["model_version"], config["default_model_filename"] or "model.onnx")
+        self.session = onnxruntime.InferenceSession(path, _session_options(config), providers=["CPUExecutionProvider"])
+        self._check("input", self.inputs, self.session.get_inputs())
+        self._check("output", self.outputs, self.session.get_outputs())
+
+    def execute(self, requests: list[Any]) -> list[Any]:
+        """One run for all requests if the model is batched, otherwise one run each."""
+        groups = [requests] if self.is_batched else [[request] for request in requests]
+        return [response for group in groups for response in self._run(group)]
+
+    def _run(self, requests: list[Any]) -> list[Any]:
+        feeds = [
+            {name: pb_utils.get_input_tensor_by_name(request, name).as_numpy() for name in self.inputs}
+            for request in requests
+        ]
+        try:
+            if len(feeds) == 1:
+                return [self._response(self.session.run(self.outputs, feeds[0]))]
+            stacked = {name: np.concatenate([feed[name] for feed in feeds]) for name in self.inputs}
+            ends = np.cumsum([len(next(iter(feed.values()))) for feed in feeds])[:-1]
+            parts = [np.split(output, ends) for output in self.session.run(self.outputs, stacked)]
+        except Exception as error:  # every request needs an answer, whatever onnxruntime raises
+            shapes = ", ".join(f"{name} {list(tensor.shape)}" for name, tensor in feeds[0].items())
+            is_input = isinstance(error, InvalidArgument)
+            code = pb_utils.TritonError.INVALID_ARG if is_input else pb_utils.TritonError.INTERNAL
+            message = f"{self.name}: {error} (inputs: {shapes})"
+            # One error object each: the stub frees it with its response, and a shared one twice.
+            return [pb_utils.InferenceResponse(error=pb_utils.TritonError(message, code)) for _ in requests]
+        return [self._response([part[i] for part in parts]) for i in range(len(requests))]
+
+    def _response(self, outputs: list[npt.NDArray[Any]]) -> object:
+        tensors = [pb_utils.Tensor(name, output) for name, output in zip(self.outputs, outputs, strict=True)]
+        return pb_utils.InferenceResponse(output_tensors=tensors)
+
+    def _check(self, kind: str, configured: Iterable[str], in_graph: list[Any]) -> None:
+        names = {tensor.name for tensor in in_graph}
+        if names != set(configured):
+            raise pb_utils.TritonModelException(
+                f"{self.name}: the config's {kind}s {sorted(configured)} are not model.onnx's {sorted(names)}"
+            )
+
+
+def _session_options(config: dict[str, Any]) -> onnxruntime.SessionOptions:
+    parameters = {name: int(value["string_value"]) for name, value in config["parameters"].items()}
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = parameters.get("intra_op_thread_count", 0)
+    options.inter_op_num_threads = parameters.get("inter_op_thread_count", 0)
+    if parameters.get("execution_mode", 0) == 1:
+        options.execution_mode = onnxruntime.ExecutionMode.ORT_PARALLEL
+    return options

@@ -1,0 +1,211 @@
+"""The gRPC client of the two ensembles: RGB pixels in, boxes with scores and embeddings out."""
+
+import logging
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, Self, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+import tritonclient.grpc as triton
+from tritonclient.utils import InferenceServerException
+
+from livematch.errors import ContractError, InputError, RequestError, UnavailableError
+
+EMBEDDING_SIZE = 2048
+IMAGE_MODEL = "recognize_image"
+FRAME_MODEL = "recognize_frame"
+IDENTITY_MODEL = "crop_and_embed"  # its config carries the parameter `model_identity`
+
+INPUTS = {"image": ("UINT8", (-1, -1, -1, 3))}
+OUTPUTS = {
+    "boxes": ("FP32", (-1, -1, 4)),
+    "scores": ("FP32", (-1, -1)),
+    "embeddings": ("FP32", (-1, -1, EMBEDDING_SIZE)),
+    "num_detections": ("INT32", (-1, 1)),
+}
+
+# UNAVAILABLE: nothing listens, the server is shutting down, or a model's queue is full.
+_RETRIED_STATUSES = {"StatusCode.UNAVAILABLE", "StatusCode.DEADLINE_EXCEEDED"}
+# Without the first, gRPC waits up to two minutes before it looks whether a restarted server is back.
+_CHANNEL_OPTIONS = [
+    ("grpc.max_reconnect_backoff_ms", 1000),
+    ("grpc.max_send_message_length", -1),
+    ("grpc.max_receive_message_length", -1),
+]
+
+_log = logging.getLogger(__name__)
+_T = TypeVar("_T")
+
+
+@dataclass(frozen=True)
+class Recognition:
+    """The n garments found in one picture, n >= 0, highest score first.
+
+    boxes: float32 [n,4], x0 y0 x1 y1 in pixels of the picture.
+    scores: float32 [n], 0..1.
+    embeddings: float32 [n,2048], unit length.
+    """
+
+    boxes: npt.NDArray[np.float32]
+    scores: npt.NDArray[np.float32]
+    embeddings: npt.NDArray[np.float32]
+
+    def __len__(self) -> int:
+        return len(self.scores)
+
+
+class Client:
+    """Connects to a Triton server, checks its models' tensors once, and sends it pictures.
+
+    One client may be used by many threads at once. A request that finds the server down or overloaded is tried
+    `max_tries` times, with pauses of 0.5, 1, 2, ... s between.
+
+    Args:
+        url: gRPC address, "host:port".
+        max_tries: how often a request is sent before `UnavailableError`.
+        timeout_s: how long one try may take.
+
+    Raises:
+        UnavailableError: nobody answers at `url`.
+        ContractError: the server has no such models, or their tensors are others than this client expects.
+    """
+
+    def __init__(self, url: str, *, max_tries: int = 6, first_pause_s: float = 0.5, timeout_s: float = 120.0) -> None:
+        if max_tries < 1:
+            raise InputError(f"max_tries must be at least 1, got {max_tries}")
+        self.url = url
+        self._max_tries = max_tries
+        self._first_pause_s = first_pause_s
+        self._timeout_s = timeout_s
+        self._closed = threading.Event()
+        self._has_warned = True  # not before the first answer: a server that never answers is an error, not an outage
+        self._connection = triton.InferenceServerClient(url, channel_args=_CHANNEL_OPTIONS)
+        try:
+            for model in (IMAGE_MODEL, FRAME_MODEL):
+                self._check_contract(model)
+            self.model_identity = self._read_identity()
+        except BaseException:
+            self.close()
+            raise
+
+    model_identity: str | None
+    """Names the weights behind the embeddings; None if the server's repository does not say."""
+
+    def recognize_image(self, image: npt.NDArray[np.uint8]) -> Recognition:
+        """Find and embed the garments of a product photo.
+
+        Args:
+            image: uint8 [H,W,3], RGB, upright.
+
+        Raises:
+            InputError: `image` has another dtype or shape.
+            RequestError: the server refused this image.
+            UnavailableError: the server is down or overloaded after all tries, or this client was closed.
+        """
+        return self._recognize(IMAGE_MODEL, image)
+
+    def recognize_frame(self, frame: npt.NDArray[np.uint8]) -> Recognition:
+        """Find and embed the garments of a video frame; see `recognize_image`."""
+        return self._recognize(FRAME_MODEL, frame)
+
+    def close(self) -> None:
+        """End the connection; requests that wait for another try in other threads end with UnavailableError."""
+        self._closed.set()
+        self._connection.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _recognize(self, model: str, pixels: npt.NDArray[np.uint8]) -> Recognition:
+        if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3 or pixels.size == 0:
+            raise InputError(f"expected uint8 pixels [H,W,3], got {pixels.dtype} {list(pixels.shape)}")
+        batch = np.ascontiguousarray(pixels[np.newaxis])
+        tensor = triton.InferInput("image", batch.shape, "UINT8")
+        tensor.set_data_from_numpy(batch)
+        outputs = [triton.InferRequestedOutput(name) for name in OUTPUTS]
+        response = self._call(
+            lambda: self._connection.infer(model, [tensor], outputs=outputs, client_timeout=self._timeout_s)
+        )
+        num_detections = int(response.as_numpy("num_detections")[0, 0])
+        boxes, scores, embeddings = (
+            response.as_numpy(name)[0, :num_detections] for name in ("boxes", "scores", "embeddings")
+        )
+        return Recognition(boxes, scores, embeddings)
+
+    def _check_contract(self, model: str) -> None:
+        try:
+            metadata = self._call(
+                lambda: self._connection.get_model_metadata(model, as_json=True, client_timeout=self._timeout_s)
+            )
+        except RequestError as error:
+            raise ContractError(f"the server at {self.url} does not serve {model}: {error}") from error
+        for direction, expected in (("inputs", INPUTS), ("outputs", OUTPUTS)):
+            found = {t["name"]: (t["datatype"], tuple(map(int, t["shape"]))) for t in metadata.get(direction, [])}
+            if found != expected:
+                raise ContractError(
+                    f"{model} at {self.url} has other {direction} than this client expects: "
+                    f"{_describe(found)} instead of {_describe(expected)}"
+                )
+
+    def _read_identity(self) -> str | None:
+        try:
+            config = self._call(
+                lambda: self._connection.get_model_config(IDENTITY_MODEL, as_json=True, client_timeout=self._timeout_s)
+            )
+        except RequestError:
+            return None  # an ensemble of another make may lack this model; the features then carry no identity
+        parameter: dict[str, str] = config["config"].get("parameters", {}).get("model_identity", {})
+        return parameter.get("string_value")
+
+    def _call(self, request: Callable[[], _T]) -> _T:
+        """Send a request, again after a pause while the server is down or overloaded."""
+        pause_s = self._first_pause_s
+        for try_number in range(1, self._max_tries + 1):
+            if self._closed.is_set():
+                raise UnavailableError(f"the connection to {self.url} was closed")
+            try:
+                answer = request()
+            except InferenceServerException as error:
+                reason = _reason(error)
+                if error.status() not in _RETRIED_STATUSES and self._is_server_ready():
+                    raise RequestError(reason) from error
+                if try_number == self._max_tries:
+                    raise UnavailableError(
+                        f"no answer from the server at {self.url} in {try_number} tries: {reason}"
+                    ) from error
+            except ValueError as error:
+                if self._closed.is_set():  # gRPC's answer to a call on a channel that was closed meanwhile
+                    raise UnavailableError(f"the connection to {self.url} was closed") from error
+                raise
+            else:
+                self._has_warned = False
+                return answer
+            if not self._has_warned:
+                self._has_warned = True
+                _log.warning("no answer from %s, trying again: %s", self.url, reason)
+            self._closed.wait(pause_s)
+            pause_s *= 2
+        raise AssertionError("the last try returns or raises")
+
+    def _is_server_ready(self) -> bool:
+        """Tells a refusal from what a server says while it stops: unknown models, failed steps of the ensemble."""
+        try:
+            return bool(self._connection.is_server_ready(client_timeout=self._timeout_s))
+        except InferenceServerException:
+            return False
+
+
+def _describe(tensors: dict[str, tuple[Any, ...]]) -> str:
+    return ", ".join(f"{name} {datatype} {list(shape)}" for name, (datatype, shape) in sorted(tensors.items()))
+
+
+def _reason(error: InferenceServerException) -> str:
+    return " ".join((error.message() or str(error)).split())

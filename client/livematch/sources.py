@@ -1,0 +1,79 @@
+"""The files of a run: `DIR/<item_id>/<k>.jpg` and `DIR/<video_id>.mp4`, whatever their format."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from livematch.errors import InputError
+
+
+@dataclass(frozen=True)
+class Source:
+    """One image or video file. `source` is the item or video id, `name` the image's name, empty for a video."""
+
+    kind: Literal["image", "video"]
+    source: str
+    name: str
+    path: Path
+
+    @property
+    def key(self) -> tuple[str, str]:
+        return self.source, self.name
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A source that gave no features, and why. An item folder without any file has an empty name."""
+
+    kind: Literal["image", "video"]
+    source: str
+    name: str
+    reason: str
+
+
+def list_images(directory: Path) -> tuple[list[Source], list[Failure]]:
+    """All files in the item folders of `directory`, numbers in numeric order; hidden files are left out.
+
+    What the extension says does not matter: a file that is no image fails when it is decoded. An empty folder, and a
+    file whose name without extension occurs twice in its folder, are failures already here.
+
+    Raises:
+        InputError: `directory` is no folder.
+    """
+    sources: list[Source] = []
+    failures: list[Failure] = []
+    for folder in _visible(directory):
+        if not folder.is_dir():
+            continue
+        names: set[str] = set()
+        for path in _visible(folder):
+            if path.stem in names:
+                failures.append(Failure("image", folder.name, path.stem, f"{path}: another file has the same name"))
+            elif not path.is_dir():
+                names.add(path.stem)
+                sources.append(Source("image", folder.name, path.stem, path))
+        if not names:
+            failures.append(Failure("image", folder.name, "", f"{folder}: the item has no images"))
+    return sources, failures
+
+
+def list_videos(directory: Path) -> tuple[list[Source], list[Failure]]:
+    """All files in `directory`, like `list_images`."""
+    sources: list[Source] = []
+    failures: list[Failure] = []
+    names: set[str] = set()
+    for path in _visible(directory):
+        if path.stem in names:
+            failures.append(Failure("video", path.stem, "", f"{path}: another file has the same name"))
+        elif not path.is_dir():
+            names.add(path.stem)
+            sources.append(Source("video", path.stem, "", path))
+    return sources, failures
+
+
+def _visible(directory: Path) -> Iterator[Path]:
+    if not directory.is_dir():
+        raise InputError(f"no such folder: {directory}")
+    paths = (path for path in directory.iterdir() if not path.name.startswith("."))
+    yield from sorted(paths, key=lambda path: (len(path.stem) if path.stem.isdecimal() else 0, path.name))

@@ -1,0 +1,155 @@
+import logging
+import threading
+import time
+
+import grpc
+import numpy as np
+import pytest
+
+from livematch import Client, ContractError, InputError, RequestError, UnavailableError
+
+UNAVAILABLE = grpc.StatusCode.UNAVAILABLE
+
+
+def quick_client(server, **options) -> Client:
+    return Client(server.url, **({"first_pause_s": 0.01, "max_tries": 3} | options))
+
+
+@pytest.fixture
+def picture(drawing):
+    return drawing.draw((64, 48), (10, 5, 30, 40), (200, 30, 30))
+
+
+def test_recognition_has_only_the_counted_rows(loopback_server, picture, drawing):
+    with quick_client(loopback_server) as client:
+        found = client.recognize_image(picture)
+        nothing = client.recognize_frame(np.full((8, 8, 3), 255, np.uint8))
+    boxes, scores, embeddings = drawing.recognize(picture)
+    assert found.boxes.tolist() == [[10, 5, 30, 40]]
+    assert found.scores == pytest.approx(scores)
+    assert np.array_equal(found.embeddings, embeddings)
+    assert (found.boxes.dtype, found.scores.dtype, found.embeddings.dtype) == (np.float32,) * 3
+    assert len(boxes) == len(found) == 1
+    assert len(nothing) == 0
+    assert (nothing.boxes.shape, nothing.embeddings.shape) == ((0, 4), (0, 2048))
+    assert loopback_server.num_requests == {"recognize_image": 1, "recognize_frame": 1}
+
+
+def test_views_are_sent_as_they_look(loopback_server, picture):
+    with quick_client(loopback_server) as client:
+        mirrored = client.recognize_image(picture[:, ::-1])
+    assert mirrored.boxes.tolist() == [[34, 5, 54, 40]]
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        np.zeros((4, 4, 3), np.float32),
+        np.zeros((4, 4), np.uint8),
+        np.zeros((4, 4, 4), np.uint8),
+        np.zeros((1, 4, 4, 3), np.uint8),
+        np.zeros((0, 4, 3), np.uint8),
+    ],
+)
+def test_other_arrays_are_refused_before_they_are_sent(loopback_server, wrong):
+    with quick_client(loopback_server) as client, pytest.raises(InputError, match=r"uint8 pixels \[H,W,3\]"):
+        client.recognize_image(wrong)
+    assert loopback_server.num_requests["recognize_image"] == 0
+
+
+def test_identity_is_read_from_the_config(loopback_server):
+    with quick_client(loopback_server) as client:
+        assert client.model_identity == "loopback-1"
+    loopback_server.identity = None
+    with quick_client(loopback_server) as client:
+        assert client.model_identity is None
+
+
+def test_overload_is_retried(loopback_server, picture, caplog):
+    with quick_client(loopback_server) as client, caplog.at_level(logging.WARNING):
+        loopback_server.faults = [UNAVAILABLE, UNAVAILABLE]
+        assert len(client.recognize_image(picture)) == 1
+    assert caplog.text.count("trying again: a fault: UNAVAILABLE") == 1  # one line for the whole outage
+
+
+def test_retries_are_bounded(loopback_server, picture):
+    with quick_client(loopback_server) as client:
+        loopback_server.faults = [UNAVAILABLE] * 9
+        with pytest.raises(UnavailableError, match=r"in 3 tries: a fault: UNAVAILABLE"):
+            client.recognize_image(picture)
+        assert len(loopback_server.faults) == 6
+
+
+def test_a_refused_request_is_not_retried(loopback_server, picture):
+    with quick_client(loopback_server) as client:
+        loopback_server.faults = [grpc.StatusCode.INVALID_ARGUMENT]
+        with pytest.raises(RequestError, match="a fault: INVALID_ARGUMENT"):
+            client.recognize_image(picture)
+        assert len(client.recognize_image(picture)) == 1
+    assert loopback_server.num_requests["recognize_image"] == 2
+
+
+def test_what_a_stopping_server_says_is_no_refusal(loopback_server, picture):
+    with quick_client(loopback_server) as client:
+        loopback_server.is_ready = False
+        loopback_server.faults = [grpc.StatusCode.NOT_FOUND, grpc.StatusCode.INTERNAL]
+        assert len(client.recognize_image(picture)) == 1
+        loopback_server.faults = [grpc.StatusCode.NOT_FOUND] * 3
+        with pytest.raises(UnavailableError, match="in 3 tries: a fault: NOT_FOUND"):
+            client.recognize_image(picture)
+
+
+def test_a_restarted_server_is_found_again(loopback_server, picture):
+    with quick_client(loopback_server, first_pause_s=0.2, max_tries=8) as client:
+        client.recognize_image(picture)
+        loopback_server.stop()
+        restart = threading.Timer(0.7, loopback_server.start)
+        restart.start()
+        assert len(client.recognize_image(picture)) == 1
+        restart.join()
+
+
+def test_nobody_listening(loopback_server):
+    loopback_server.stop()
+    with pytest.raises(UnavailableError, match=rf"no answer from the server at {loopback_server.url} in 2 tries"):
+        quick_client(loopback_server, max_tries=2)
+
+
+def test_a_slow_answer_counts_as_none(loopback_server, picture):
+    with quick_client(loopback_server, timeout_s=0.2, max_tries=1) as client:
+        loopback_server.delay_s = 1.0
+        with pytest.raises(UnavailableError, match="in 1 tries"):
+            client.recognize_image(picture)
+
+
+def test_closing_ends_a_wait_in_another_thread(loopback_server, picture):
+    client = quick_client(loopback_server, first_pause_s=60)
+    loopback_server.faults = [UNAVAILABLE] * 3
+    errors: list[Exception] = []
+
+    def ask():
+        try:
+            client.recognize_image(picture)
+        except UnavailableError as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=ask)
+    thread.start()
+    while len(loopback_server.faults) == 3:
+        time.sleep(0.01)
+    client.close()
+    thread.join(10)
+    assert not thread.is_alive()
+    assert "closed" in str(errors[0])
+
+
+def test_other_tensors_are_named(loopback_server):
+    loopback_server.shapes["embeddings"] = ("FP32", [-1, -1, 512])
+    with pytest.raises(ContractError, match=r"recognize_image.*embeddings FP32 \[-1, -1, 512\].*\[-1, -1, 2048\]"):
+        quick_client(loopback_server)
+
+
+def test_a_server_without_the_models_is_named(loopback_server):
+    del loopback_server.num_requests["recognize_frame"]
+    with pytest.raises(ContractError, match="does not serve recognize_frame"):
+        quick_client(loopback_server)

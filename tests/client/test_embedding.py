@@ -1,0 +1,159 @@
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import grpc
+import numpy as np
+import pytest
+from PIL import Image
+
+from livematch import Client, DecodeError, InputError, RequestError, UnavailableError, read_features
+from livematch.embedding import embed_images, embed_videos
+
+
+@pytest.fixture
+def client(loopback_server):
+    with Client(loopback_server.url, first_pause_s=0.01, max_tries=3) as client:
+        yield client
+
+
+def test_images(client, part, tmp_path, drawing, loopback_server):
+    done = embed_images(client, part / "image", tmp_path / "f.parquet")
+    assert (done.num_stored, done.num_resumed, done.num_boxes, done.failures) == (12, 0, 12, [])
+    found = read_features(tmp_path / "f.parquet")
+    assert found.sources == ["000013"] * 4 + ["000021"] * 4 + ["000034"] * 4
+    assert found.names == ["0", "1", "2", "3"] * 3
+    assert (found.frame_indices == -1).all()
+    assert np.abs(found.boxes - (20, 10, 60, 70)).max() <= 1
+    with Image.open(part / "image" / "000021" / "2.jpg") as image:
+        assert np.array_equal(found.embeddings[6], drawing.recognize(np.asarray(image))[2][0])
+    assert found.model_identity == "loopback-1"
+    assert loopback_server.num_requests == {"recognize_image": 12, "recognize_frame": 0}
+
+
+def test_videos(client, part, tmp_path, loopback_server):
+    done = embed_videos(client, part / "video", tmp_path / "f.parquet")
+    assert (done.num_stored, done.num_boxes) == (3, 42)  # the garment is not yet there in frames 80 and 100
+    found = read_features(tmp_path / "f.parquet")
+    assert found.sources == ["000013"] * 14 + ["000021"] * 14 + ["000034"] * 14
+    assert found.names == [""] * 42
+    assert found.frame_indices.tolist() == [*range(120, 400, 20)] * 3
+    assert loopback_server.num_requests == {"recognize_image": 0, "recognize_frame": 48}
+
+
+def test_a_finished_run_asks_for_nothing(client, part, tmp_path, loopback_server):
+    for number in range(2):
+        done = embed_videos(client, part / "video", tmp_path / "f.parquet", frames=range(0, 80, 40))
+        assert (done.num_stored, done.num_resumed, done.num_boxes) == (3, 3 * number, 0)
+    assert loopback_server.num_requests["recognize_frame"] == 6
+
+
+def test_requests_overlap(client, part, tmp_path, loopback_server):
+    loopback_server.delay_s = 0.05
+    embed_images(client, part / "image", tmp_path / "one.parquet", num_in_flight=1)
+    assert loopback_server.max_num_parallel == 1
+    embed_images(client, part / "image", tmp_path / "f.parquet", num_in_flight=3)
+    assert loopback_server.max_num_parallel == 3
+    assert (tmp_path / "one.parquet").read_bytes() == (tmp_path / "f.parquet").read_bytes()
+
+
+@pytest.fixture
+def damaged(tmp_path, drawing):
+    """A part with four sources that fail, among others of every kind that must not."""
+    drawing.write_part(tmp_path)
+    item = tmp_path / "image" / "000013"
+    for name, mode in (("gray.png", "L"), ("ink.jpg", "CMYK"), ("list.png", "P")):
+        Image.fromarray(drawing.draw((96, 80), (20, 10, 60, 70), (40, 40, 40))).convert(mode).save(item / name)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(drawing.draw((80, 96), (10, 20, 70, 60), (200, 40, 40))).save(item / "turned.jpg", exif=exif)
+    jpeg = (item / "0.jpg").read_bytes()
+    (item / "1.jpg").write_bytes(jpeg[: len(jpeg) // 2])
+    (item / "2.jpg").write_bytes(b"")
+    (tmp_path / "video" / "000021.mp4").write_bytes(b"")
+    drawing.write_clip(tmp_path / "video" / "000034.mp4", [np.zeros((48, 64, 3), np.uint8)] * 100)
+    return tmp_path
+
+
+def test_damaged_sources_are_listed_and_the_others_go_on(client, damaged):
+    done = embed_images(client, damaged / "image", damaged / "images.parquet")
+    assert [(f.kind, f.source, f.name) for f in done.failures] == [("image", "000013", "1"), ("image", "000013", "2")]
+    assert "truncated" in done.failures[0].reason
+    assert "empty" in done.failures[1].reason
+    names = read_features(damaged / "images.parquet").names
+    assert names[:6] == ["gray", "ink", "list", "turned", "0", "3"]
+    boxes = read_features(damaged / "images.parquet").boxes
+    assert np.abs(boxes[3] - (36, 10, 76, 70)).max() <= 1  # in the upright picture
+
+    done = embed_videos(client, damaged / "video", damaged / "videos.parquet")
+    assert [(f.kind, f.source) for f in done.failures] == [("video", "000021"), ("video", "000034")]
+    assert "has 100 frames" in done.failures[1].reason
+    assert set(read_features(damaged / "videos.parquet").sources) == {"000013"}
+
+
+def test_failures_are_tried_again_and_only_they(client, damaged, loopback_server):
+    embed_images(client, damaged / "image", damaged / "images.parquet")
+    loopback_server.num_requests["recognize_image"] = 0
+    (damaged / "image" / "000013" / "1.jpg").write_bytes((damaged / "image" / "000013" / "0.jpg").read_bytes())
+    done = embed_images(client, damaged / "image", damaged / "images.parquet")
+    assert [f.name for f in done.failures] == ["2"]
+    assert loopback_server.num_requests["recognize_image"] == 1
+
+
+def test_strict_stops_at_the_first(client, damaged):
+    with pytest.raises(DecodeError, match=r"1\.jpg"):
+        embed_images(client, damaged / "image", damaged / "images.parquet", strict=True)
+    with pytest.raises(DecodeError, match="the item has no images"):
+        (damaged / "image" / "000001").mkdir()
+        embed_images(client, damaged / "image", damaged / "images.parquet", strict=True)
+
+
+def test_a_refused_picture_is_a_failure(client, part, tmp_path, loopback_server):
+    loopback_server.faults = [grpc.StatusCode.INVALID_ARGUMENT]
+    done = embed_images(client, part / "image", tmp_path / "f.parquet", num_in_flight=1)
+    assert [(f.source, f.name) for f in done.failures] == [("000013", "0")]
+    assert done.failures[0].reason.endswith("0.jpg: a fault: INVALID_ARGUMENT")
+    loopback_server.faults = [grpc.StatusCode.INVALID_ARGUMENT]
+    with pytest.raises(RequestError, match=r"0\.jpg: a fault"):
+        embed_images(client, part / "image", tmp_path / "f.parquet", strict=True)
+
+
+def test_a_server_that_goes_away_leaves_what_is_stored(client, part, tmp_path, loopback_server):
+    path = tmp_path / "f.parquet"
+    loopback_server.faults_from = 6
+    with pytest.raises(UnavailableError, match=r"in 3 tries: .*; 5 sources are stored, the same command goes on"):
+        embed_images(client, part / "image", path, num_in_flight=1)
+    loopback_server.faults_from = None
+    done = embed_images(client, part / "image", path)
+    assert (done.num_stored, done.num_resumed) == (12, 5)
+    assert read_features(path).names == ["0", "1", "2", "3"] * 3
+
+
+def test_a_killed_run_goes_on(part, tmp_path, loopback_server):
+    loopback_server.delay_s = 0.1
+    path = tmp_path / "f.parquet"
+    command = ["embed", "--images", str(part / "image"), "-o", str(path), "--url", loopback_server.url]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "livematch.cli", *command, "--in-flight", "1"], stderr=subprocess.DEVNULL
+    )
+    while loopback_server.num_requests["recognize_image"] < 6:
+        assert process.poll() is None
+        time.sleep(0.01)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    assert not path.exists()
+    loopback_server.num_requests["recognize_image"] = 0
+    loopback_server.delay_s = 0
+    with Client(loopback_server.url) as client:
+        done = embed_images(client, part / "image", path)
+    assert done.num_resumed >= 4
+    assert loopback_server.num_requests["recognize_image"] == 12 - done.num_resumed
+    assert read_features(path).names == ["0", "1", "2", "3"] * 3
+
+
+@pytest.mark.parametrize("wrong", [{"num_in_flight": 0}, {"frames": range(0)}, {"frames": range(-20, 100, 20)}])
+def test_options_out_of_range_are_refused(client, part, tmp_path, wrong):
+    with pytest.raises(InputError, match=next(iter(wrong))):
+        embed_videos(client, part / "video", tmp_path / "f.parquet", **wrong)

@@ -1,0 +1,49 @@
+import pytest
+
+from livematch import InputError
+from livematch.sources import list_images, list_videos
+
+
+def touch(directory, *names):
+    for name in names:
+        path = directory / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+
+
+def test_images_in_numeric_order(tmp_path):
+    touch(tmp_path, "000021/10.jpg", "000021/2.png", "000021/b.webp", "000013/0.JPEG", "000013/.hidden", "loose.jpg")
+    sources, failures = list_images(tmp_path)
+    assert [source.key for source in sources] == [("000013", "0"), ("000021", "b"), ("000021", "2"), ("000021", "10")]
+    assert failures == []
+
+
+def test_videos(tmp_path):
+    touch(tmp_path, "000013.mp4", "000021.mov", ".DS_Store", "folder/000034.mp4")
+    sources, failures = list_videos(tmp_path)
+    assert [source.key for source in sources] == [("000013", ""), ("000021", "")]
+    assert sources[0].path == tmp_path / "000013.mp4"
+    assert failures == []
+
+
+def test_names_that_occur_twice_fail(tmp_path):
+    touch(tmp_path / "image", "a/0.jpg", "a/0.png")
+    touch(tmp_path / "video", "a.mov", "a.mp4")
+    for list_sources, folder, lost in ((list_images, "image", "0.png"), (list_videos, "video", "a.mp4")):
+        sources, failures = list_sources(tmp_path / folder)
+        assert len(sources) == 1
+        assert [lost in failure.reason for failure in failures] == [True]
+
+
+def test_an_empty_item_fails(tmp_path):
+    touch(tmp_path, "b/0.jpg")
+    (tmp_path / "a").mkdir()
+    sources, failures = list_images(tmp_path)
+    assert [source.key for source in sources] == [("b", "0")]
+    assert [(failure.source, failure.name) for failure in failures] == [("a", "")]
+
+
+@pytest.mark.parametrize("list_sources", [list_images, list_videos])
+def test_a_missing_folder_is_named(tmp_path, list_sources):
+    with pytest.raises(InputError, match=r"no such folder: .*nowhere"):
+        list_sources(tmp_path / "nowhere")
