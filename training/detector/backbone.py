@@ -3,7 +3,7 @@
 Lee and Park, CenterMask: Real-Time Anchor-Free Instance Segmentation (arXiv:1911.06667).
 """
 
-from timm.layers import freeze_batch_norm_2d
+from timm.layers import create_attn, freeze_batch_norm_2d
 from timm.models.vovnet import VovNet, model_cfgs
 from torch import Tensor, nn
 
@@ -30,6 +30,11 @@ class VoVNet(nn.Module):
             raise ValueError(f"backbone is {architecture!r}, not one of {sorted(ARCHITECTURES)}")
         super().__init__()
         network = VovNet(ARCHITECTURES[architecture], num_classes=0, global_pool="")
+        # timm attends in a stage's last block only; the authors' networks, so also the public weights, in every block.
+        for stage, channels in zip(network.stages, ARCHITECTURES[architecture]["stage_out_chs"], strict=True):
+            for block in stage.blocks:
+                if block.attn is None:
+                    block.attn = create_attn("ese", channels)
         if norm == "FrozenBN":
             network = freeze_batch_norm_2d(network)
         self.stem = network.stem

@@ -18,6 +18,7 @@ class DetectorConfig:
     box_head_dim: int = 1024
     pooled_size: int = 7
     anchor_sizes_px: tuple[float, ...] = (32.0, 64.0, 128.0, 256.0, 512.0)  # one per level: square root of the area
+    anchor_offset: float = 0.0  # of a level's stride: from a place's corner to the centre of its anchors
     anchor_ratios: tuple[float, ...] = (0.5, 1.0, 2.0)  # height / width
     box_weights: tuple[float, float, float, float] = (
         10.0,
@@ -62,6 +63,7 @@ DEMO = DetectorConfig(
     fpn_channels=48,
     box_head_dim=128,
     anchor_sizes_px=(16.0, 32.0, 64.0, 128.0, 256.0),
+    anchor_offset=0.5,
     canonical_box_size_px=96.0,
     pre_nms_top_k=200,
     post_nms_top_k=200,

@@ -59,6 +59,7 @@ def build_detector(
             sizes=[[size] for size in config.anchor_sizes_px],
             aspect_ratios=list(config.anchor_ratios),
             strides=[2**level for level in LEVELS],
+            offset=config.anchor_offset,
         ),
         anchor_matcher=Matcher([0.3, 0.7], [0, -1, 1], allow_low_quality_matches=True),
         box2box_transform=Box2BoxTransform(weights=(1.0, 1.0, 1.0, 1.0)),

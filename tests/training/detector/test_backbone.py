@@ -23,6 +23,14 @@ def test_frozen_norms_are_not_trained_and_share_their_names() -> None:
     assert set(frozen.state_dict()) == trained_names
 
 
+def test_every_block_of_v99_attends_as_in_the_authors_network() -> None:
+    with torch.device("meta"):
+        network = VoVNet("ese_vovnet99b", "FrozenBN")
+    blocks = [block for stage in network.stages for block in stage.blocks]
+    assert len(blocks) == 16
+    assert all(block.attn.fc.weight.shape[0] == block.conv_concat.conv.weight.shape[0] for block in blocks)
+
+
 def test_unknown_backbone_is_refused() -> None:
     with pytest.raises(ValueError, match="resnet50"):
         VoVNet("resnet50", "BN")

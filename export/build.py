@@ -1,0 +1,159 @@
+"""Builds a complete model repository: configs, Python models and an ONNX file for every graph and network.
+
+python -m export.build --config demo --checkpoints training/demo/checkpoints --output build/demo
+python -m export.build --config production --random-weights 0 --output build/production
+
+Every ONNX file is compared with PyTorch before it counts as built. A stamp beside it says what it was made of, so that
+a second run keeps whatever is up to date.
+"""
+
+import argparse
+import hashlib
+import importlib.metadata
+import json
+import shutil
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import onnx
+
+from export import parity
+from export.config import CONFIGS, PipelineConfig
+from export.crop import build_crop
+from export.detector import export_detector
+from export.embedder import export_embedder
+from export.prepare import build_prepare
+from export.signature import EMBEDDERS, KINDS, MODELS
+from export.triton_config import REPOSITORY, write_files
+
+_ROOT = Path(__file__).parents[1]
+_PACKAGES = ("torch", "torchvision", "timm", "onnx", "onnxscript", "onnxruntime")
+_DETECTOR_SOURCES = ("export/detector.py", "export/detector_graph.py", "training/detector/backbone.py")
+_EMBEDDER_SOURCES = ("export/embedder.py", "training/embedder/model.py")
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """One ONNX file."""
+
+    model: str
+    write: Callable[[Path], None]
+    check: Callable[[Path], parity.Report]
+    inputs: tuple[bytes, ...]  # what it is made from: a checkpoint's files, or the graph itself
+    sources: tuple[str, ...] = ()  # the code it is made by, besides export/parity.py
+
+    def stamp(self) -> str:
+        """Changes whenever the file has to be made again."""
+        versions = [f"{package} {importlib.metadata.version(package)}" for package in _PACKAGES]
+        code = [(_ROOT / source).read_bytes() for source in (*self.sources, "export/parity.py")]
+        return _digest([*self.inputs, *code, *(version.encode() for version in versions)])
+
+
+def build(
+    config: PipelineConfig, output: Path, *, checkpoints: Path | None = None, random_seed: int | None = None
+) -> str:
+    """Writes the repository to `output` and returns its model identity.
+
+    Raises ValueError for checkpoints that do not fit, parity.ParityError for a file that computes something else.
+    """
+    if (checkpoints is None) == (random_seed is None):
+        raise ValueError("either a folder of checkpoints or a random seed")
+    write_files(config, output)
+    copy_python_models(output)
+    artifacts = [*_graphs(config), *_networks(config, checkpoints, random_seed)]
+    for artifact in artifacts:
+        _bring_up_to_date(artifact, output / artifact.model / "1" / "model.onnx")
+    files = [output / artifact.model / "1" / "model.onnx" for artifact in artifacts]
+    identity = f"{config.name}-{_digest(file.read_bytes() for file in files)[:12]}"
+    write_files(config, output, model_identity=identity)
+    return identity
+
+
+def copy_python_models(output: Path) -> None:
+    """Copies what is not generated: the code of the models that are written in Python."""
+    for model in (name for name, signature in MODELS.items() if signature.kind == "python"):
+        for source in (REPOSITORY / model / "1").glob("*.py"):
+            shutil.copyfile(source, output / model / "1" / source.name)
+
+
+def _graphs(config: PipelineConfig) -> Iterator[Artifact]:
+    graphs = {f"prepare_{kind}": build_prepare(config, kind) for kind in KINDS} | {"crop": build_crop()}
+    checks = {f"prepare_{kind}": partial(parity.check_prepare, config=config, kind=kind) for kind in KINDS}
+    for model, graph in graphs.items():
+        yield Artifact(
+            model,
+            write=partial(onnx.save, graph),
+            check=checks.get(model, parity.check_crop),
+            inputs=(graph.SerializeToString(deterministic=True),),
+        )
+
+
+def _networks(config: PipelineConfig, checkpoints: Path | None, random_seed: int | None) -> Iterator[Artifact]:
+    networks = {"detector": config.detector, **{name: config.embedder(name) for name in EMBEDDERS}}
+    for position, (model, network) in enumerate(networks.items()):
+        if checkpoints is None:
+            weights = {"checkpoint": None, "config": network, "random_seed": random_seed + position}
+            inputs = (repr(weights).encode(),)
+        else:
+            weights = {"checkpoint": checkpoints / f"{model}.pth"}
+            inputs = tuple((checkpoints / f"{model}{suffix}").read_bytes() for suffix in (".pth", ".json"))
+        if model == "detector":
+            write, check, sources = export_detector, parity.check_detector, _DETECTOR_SOURCES
+        else:
+            write, sources = export_embedder, _EMBEDDER_SOURCES
+            check = partial(parity.check_embedder, sizes=config.crop_sizes)
+        yield Artifact(
+            model,
+            write=lambda path, write=write, weights=weights: write(output=path, **weights),
+            check=partial(check, **weights),
+            inputs=inputs,
+            sources=sources,
+        )
+
+
+def _bring_up_to_date(artifact: Artifact, path: Path) -> None:
+    stamp_path = path.with_name(f"{path.name}.stamp")
+    stamp = artifact.stamp()
+    if path.exists() and stamp_path.exists() and stamp_path.read_text() == stamp:
+        return
+    stamp_path.unlink(missing_ok=True)
+    artifact.write(path)
+    report = artifact.check(path)
+    stamp_path.write_text(stamp)
+    print(json.dumps({"model": artifact.model, "size_bytes": path.stat().st_size, **report}), flush=True)
+
+
+def _digest(contents: Iterable[bytes]) -> str:
+    digest = hashlib.sha256()
+    for content in contents:
+        digest.update(hashlib.sha256(content).digest())
+    return digest.hexdigest()
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--config", choices=sorted(CONFIGS), required=True)
+    weights = parser.add_mutually_exclusive_group(required=True)
+    weights.add_argument("--checkpoints", type=Path, metavar="DIR", help="detector.pth, embedder_b5a.pth, …")
+    weights.add_argument("--random-weights", type=int, metavar="SEED")
+    parser.add_argument("--output", type=Path, required=True, metavar="DIR")
+    arguments = parser.parse_args(argv)
+    try:
+        identity = build(
+            CONFIGS[arguments.config](),
+            arguments.output,
+            checkpoints=arguments.checkpoints,
+            random_seed=arguments.random_weights,
+        )
+    except (ValueError, FileNotFoundError) as error:
+        print(f"export.build: {error}", file=sys.stderr)
+        return 1
+    print(json.dumps({"model_identity": identity, "output": str(arguments.output)}))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

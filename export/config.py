@@ -1,0 +1,104 @@
+"""What a model repository is built from: `production()` and `demo()` differ in numbers only."""
+
+from dataclasses import dataclass
+
+from training.detector import config as detector_config
+from training.detector.config import DetectorConfig
+from training.embedder import model as embedder_model
+from training.embedder.model import EmbedderConfig
+from training.embedder.templates import ASPECT_RATIOS, TEMPLATES
+
+
+@dataclass(frozen=True, kw_only=True)
+class KindConfig:
+    """What sets shop images and video frames apart."""
+
+    short_side_px: int  # of the resized image
+    min_score: float  # detections need more than this
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServingConfig:
+    """How Triton runs one model."""
+
+    max_batch: int = 0  # 0: the model is not batched
+    num_instances: int = 1
+    is_on_gpu: bool = False
+    num_threads: int = 1  # of one ONNX Runtime session on CPU
+    max_queue_delay_us: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class PipelineConfig:
+    name: str
+    image: KindConfig
+    frame: KindConfig
+    max_side_px: int = 4000  # of the resized image; wins over the short side
+    max_image_side_px: int = 8192  # of an image sent; larger ones are refused
+    template_set: str
+    detector: DetectorConfig
+    embedders: dict[str, EmbedderConfig]  # by "b5a", "b5b", "b6", "b7"
+    serving: dict[str, ServingConfig]  # by model, or by "embedder", "prepare" for all of a family
+
+    @property
+    def templates(self) -> dict[float, tuple[int, int]]:
+        """Width and height in pixels of the crop for each aspect ratio (width / height)."""
+        return dict(zip(ASPECT_RATIOS, TEMPLATES[self.template_set], strict=True))
+
+    @property
+    def crop_sizes(self) -> list[tuple[int, int]]:
+        """Height and width in pixels of every template."""
+        return [(height, width) for width, height in self.templates.values()]
+
+    def kind(self, name: str) -> KindConfig:
+        return {"image": self.image, "frame": self.frame}[name]
+
+    def embedder(self, model: str) -> EmbedderConfig:
+        """Of a model's name, e.g. "embedder_b5a"."""
+        return self.embedders[model.removeprefix("embedder_")]
+
+    def serving_of(self, model: str) -> ServingConfig:
+        return self.serving[model] if model in self.serving else self.serving[model.split("_")[0]]
+
+
+def production() -> PipelineConfig:
+    """The seventh-place solution's sizes and thresholds, on one GPU of 24 GB or more."""
+    return PipelineConfig(
+        name="production",
+        image=KindConfig(short_side_px=800, min_score=0.9),
+        frame=KindConfig(short_side_px=608, min_score=0.95),
+        template_set="SM",
+        detector=detector_config.PRODUCTION,
+        embedders=embedder_model.PRODUCTION,
+        serving={
+            "recognize": ServingConfig(max_batch=8),
+            "prepare": ServingConfig(max_batch=8, num_instances=4, num_threads=2),
+            "detector": ServingConfig(max_batch=8, is_on_gpu=True, num_threads=0, max_queue_delay_us=2000),
+            "crop_and_embed": ServingConfig(max_batch=8, num_instances=4, max_queue_delay_us=1000),
+            "crop": ServingConfig(num_instances=4),
+            "embedder": ServingConfig(max_batch=32, is_on_gpu=True, num_threads=0),
+        },
+    )
+
+
+def demo() -> PipelineConfig:
+    """The same pipeline with small networks, sized for two CPU cores."""
+    return PipelineConfig(
+        name="demo",
+        image=KindConfig(short_side_px=320, min_score=0.9),
+        frame=KindConfig(short_side_px=256, min_score=0.95),
+        template_set="XS",
+        detector=detector_config.DEMO,
+        embedders=embedder_model.DEMO,
+        serving={
+            "recognize": ServingConfig(max_batch=8),
+            "prepare": ServingConfig(max_batch=8),
+            "detector": ServingConfig(max_batch=8, num_instances=2),  # 11.6 frames/s; one with two threads 6.7
+            "crop_and_embed": ServingConfig(max_batch=8, num_instances=2),
+            "crop": ServingConfig(),
+            "embedder": ServingConfig(max_batch=32),
+        },
+    )
+
+
+CONFIGS = {"production": production, "demo": demo}

@@ -1,0 +1,114 @@
+"""An embedder as ONNX: uint8 crops → unit vectors, with batch, height and width left open.
+
+python -m export.embedder --checkpoint embedder_b6.pth --output model.onnx
+"""
+
+import argparse
+import copy
+import sys
+from pathlib import Path
+
+import torch
+from timm.layers import Conv2dSame
+from torch import Tensor, nn
+from torch.nn import functional
+
+from training.embedder.model import Embedder, EmbedderConfig, load_embedder
+
+OPSET = 18
+
+
+class ServedEmbedder(nn.Module):
+    """crops uint8 [n, h, w, 3] RGB → embedding float32 [n, 512] of unit length."""
+
+    def __init__(self, embedder: Embedder) -> None:
+        super().__init__()
+        self.embedder = _with_parity_padding(copy.deepcopy(embedder)).eval()
+        self.register_buffer("mean", torch.tensor(embedder.config.mean).view(3, 1, 1))
+        self.register_buffer("std", torch.tensor(embedder.config.std).view(3, 1, 1))
+
+    def forward(self, crops: Tensor) -> Tensor:
+        pixels = (crops.permute(0, 3, 1, 2).float() - self.mean) / self.std
+        return functional.normalize(self.embedder(pixels))
+
+
+class ParityPaddedConv(nn.Module):
+    """TF's "SAME" padding for stride 2 and an odd kernel k, as arithmetic an exporter can keep symbolic.
+
+    With a = k // 2 the padding is (a - 1 + size mod 2, a) for each axis, which equals timm's ceil formula at every size
+    and needs no branch.
+    """
+
+    def __init__(self, conv: nn.Conv2d) -> None:
+        super().__init__()
+        if conv.stride != (2, 2) or conv.dilation != (1, 1) or any(size % 2 == 0 for size in conv.kernel_size):
+            raise ValueError(f"not a stride-2 convolution with an odd kernel: {conv}")
+        self.conv = nn.Conv2d(
+            conv.in_channels,
+            conv.out_channels,
+            conv.kernel_size,
+            stride=2,
+            groups=conv.groups,
+            bias=conv.bias is not None,
+        )
+        self.conv.weight = conv.weight
+        self.conv.bias = conv.bias
+
+    def forward(self, x: Tensor) -> Tensor:
+        half_h, half_w = (size // 2 for size in self.conv.kernel_size)
+        height, width = x.shape[-2:]
+        return self.conv(functional.pad(x, (half_w - 1 + width % 2, half_w, half_h - 1 + height % 2, half_h)))
+
+
+def _with_parity_padding(embedder: Embedder) -> Embedder:
+    for name, module in list(embedder.named_modules()):
+        if isinstance(module, Conv2dSame):
+            embedder.set_submodule(name, ParityPaddedConv(module))
+    return embedder
+
+
+def export_embedder(
+    checkpoint: Path | None, output: Path, *, config: EmbedderConfig | None = None, random_seed: int | None = None
+) -> None:
+    """Writes the ONNX file of a checkpoint, or of random weights for a config."""
+    served = ServedEmbedder(build_embedder(checkpoint, config=config, random_seed=random_seed)).eval()
+    # Sizes 0 and 1 are special to the exporter, and equal sizes would be taken for one symbol.
+    example = torch.zeros(2, 97, 66, 3, dtype=torch.uint8)
+    program = torch.onnx.export(
+        served,
+        (example,),
+        dynamo=True,
+        opset_version=OPSET,
+        input_names=["crops"],
+        output_names=["embedding"],
+        dynamic_shapes={"crops": {0: torch.export.Dim("n"), 1: torch.export.Dim("h"), 2: torch.export.Dim("w")}},
+        external_data=False,
+        verbose=False,
+    )
+    program.save(output, external_data=False)
+
+
+def build_embedder(
+    checkpoint: Path | None, *, config: EmbedderConfig | None = None, random_seed: int | None = None
+) -> Embedder:
+    """The checkpoint's network or, for a config and a seed, one with random weights; in eval mode."""
+    if checkpoint is not None:
+        return load_embedder(checkpoint)
+    if config is None or random_seed is None:
+        raise ValueError("either a checkpoint, or a config and a random seed")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(random_seed)
+        return Embedder(config).eval()
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--checkpoint", type=Path, required=True)
+    parser.add_argument("--output", type=Path, required=True)
+    arguments = parser.parse_args(argv)
+    export_embedder(arguments.checkpoint, arguments.output)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

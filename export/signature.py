@@ -1,0 +1,78 @@
+"""The tensors of every model in the repository: names, dtypes, shapes. Nothing else in the project writes them down.
+
+Shape letters: B images in a request, H × W the image, H' × W' the resized and padded image, N boxes (the largest count
+in the request), n crops, h × w the template's size.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+Dimension = int | str  # a letter stands for a size known only at run time
+
+EMBEDDERS = ("embedder_b5a", "embedder_b5b", "embedder_b6", "embedder_b7")  # in the order they are concatenated
+KINDS = ("image", "frame")
+EMBEDDING_SIZE = 512  # of one embedder
+MAX_DETECTIONS = 100
+PADDING_MULTIPLE = 32
+
+
+@dataclass(frozen=True)
+class Tensor:
+    name: str
+    dtype: str  # as Triton names it: UINT8, INT32, INT64, FP32
+    shape: tuple[Dimension, ...]  # with the batch dimension, where there is one
+
+    @property
+    def dims(self) -> tuple[int, ...]:
+        """The shape as a config.pbtxt has it: -1 for what is known only at run time."""
+        return tuple(-1 if isinstance(dimension, str) else dimension for dimension in self.shape)
+
+
+@dataclass(frozen=True)
+class Signature:
+    inputs: tuple[Tensor, ...]
+    outputs: tuple[Tensor, ...]
+    kind: Literal["ensemble", "graph", "network", "python"]  # a graph has no weights, a network has
+    is_batched: bool = True  # the first dimension of every tensor is Triton's batch
+
+
+_IMAGE = Tensor("image", "UINT8", ("B", "H", "W", 3))  # RGB
+_PIXELS = Tensor("pixels", "FP32", ("B", 3, "H'", "W'"))  # BGR, mean-subtracted, zero-padded
+_IMAGE_SIZE = Tensor("image_size", "FP32", ("B", 2))  # height, width of the resized image inside its padding
+_SCALE = Tensor("scale", "FP32", ("B", 2))  # resized / original; height, width
+_MIN_SCORE = Tensor("min_score", "FP32", ("B", 1))
+_NUM_DETECTIONS = Tensor("num_detections", "INT32", ("B", 1))
+_DETECTED = (  # boxes x0 y0 x1 y1 in resized pixels, sorted by score, zero-padded
+    Tensor("boxes", "FP32", ("B", MAX_DETECTIONS, 4)),
+    Tensor("scores", "FP32", ("B", MAX_DETECTIONS)),
+    _NUM_DETECTIONS,
+)
+_RECOGNIZED = (  # boxes x0 y0 x1 y1 in pixels of `image`; rows past num_detections are zero
+    Tensor("boxes", "FP32", ("B", "N", 4)),
+    Tensor("scores", "FP32", ("B", "N")),
+    Tensor("embeddings", "FP32", ("B", "N", EMBEDDING_SIZE * len(EMBEDDERS))),  # unit length
+    _NUM_DETECTIONS,
+)
+_CROPS = Tensor("crops", "UINT8", ("n", "h", "w", 3))  # RGB
+
+_RECOGNIZE = Signature((_IMAGE,), _RECOGNIZED, "ensemble")
+_PREPARE = Signature((_IMAGE,), (_PIXELS, _IMAGE_SIZE, _SCALE, _MIN_SCORE), "graph")
+_EMBEDDER = Signature((_CROPS,), (Tensor("embedding", "FP32", ("n", EMBEDDING_SIZE)),), "network")  # unit length
+
+MODELS: dict[str, Signature] = {
+    **{f"recognize_{kind}": _RECOGNIZE for kind in KINDS},
+    **{f"prepare_{kind}": _PREPARE for kind in KINDS},
+    "detector": Signature((_PIXELS, _IMAGE_SIZE), _DETECTED, "network"),
+    "crop": Signature(
+        (
+            Tensor("image", "UINT8", (1, "H", "W", 3)),
+            Tensor("boxes", "INT32", ("n", 4)),  # x0 y0 x1 y1 inside the image, x1 and y1 exclusive
+            Tensor("size", "INT64", (2,)),  # width, height
+        ),
+        (_CROPS,),
+        "graph",
+        is_batched=False,
+    ),
+    **{name: _EMBEDDER for name in EMBEDDERS},
+    "crop_and_embed": Signature((_IMAGE, *_DETECTED, _SCALE, _MIN_SCORE), _RECOGNIZED, "python"),
+}

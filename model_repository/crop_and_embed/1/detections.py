@@ -1,0 +1,56 @@
+"""What happens to detections between the detector and the embedders: numpy only, and nothing of Triton.
+
+Boxes are x0 y0 x1 y1, the second corner exclusive.
+"""
+
+from collections.abc import Iterator
+
+import numpy as np
+
+
+def select(
+    boxes: np.ndarray, scores: np.ndarray, num_detections: int, scale: np.ndarray, min_score: float, image: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """The detections of one image that score more than `min_score`, in pixels of that image.
+
+    boxes [100, 4] in resized pixels, scores [100], of which the first `num_detections` count; scale [2] is resized /
+    original for height and width; image [H, W, 3]. Returns boxes FP32 [k, 4], clipped to the image, and scores [k].
+    """
+    is_kept = scores[:num_detections] > min_score
+    height, width = image.shape[:2]
+    original = boxes[:num_detections][is_kept] / scale[[1, 0, 1, 0]]
+    limits = np.array([width, height, width, height], np.float32)
+    return np.clip(original, 0, limits).astype(np.float32), scores[:num_detections][is_kept]
+
+
+def to_pixels(boxes: np.ndarray, image: np.ndarray) -> np.ndarray:
+    """Truncates boxes [k, 4] to INT32: inside the image [H, W, 3] and at least one pixel wide and high."""
+    height, width = image.shape[:2]
+    start = np.minimum(boxes[:, :2].astype(np.int32), [width - 1, height - 1])
+    end = np.clip(boxes[:, 2:].astype(np.int32), start + 1, [width, height])
+    return np.concatenate([start, end], axis=1).astype(np.int32)
+
+
+def nearest_templates(boxes: np.ndarray, aspect_ratios: np.ndarray) -> np.ndarray:
+    """Index into aspect_ratios (width / height) of the nearest one to each box [k, 4]; on a tie the first."""
+    width, height = (boxes[:, 2:] - boxes[:, :2]).T
+    return np.abs((width / height)[:, None] - aspect_ratios).argmin(axis=1)
+
+
+def chunks(num_rows: int, max_rows: int) -> Iterator[slice]:
+    """Slices of at most `max_rows` that cover `num_rows` rows in order."""
+    return (slice(start, min(start + max_rows, num_rows)) for start in range(0, num_rows, max_rows))
+
+
+def to_unit_length(vectors: np.ndarray) -> np.ndarray:
+    """vectors [k, d], none of them zero."""
+    return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+
+
+def pad_rows(arrays: list[np.ndarray]) -> np.ndarray:
+    """Stacks arrays [k_i, …] to [B, N, …] where N is the largest k_i; missing rows are zero."""
+    num_rows = max(len(array) for array in arrays)
+    padded = np.zeros((len(arrays), num_rows, *arrays[0].shape[1:]), arrays[0].dtype)
+    for row, array in zip(padded, arrays, strict=True):
+        row[: len(array)] = array
+    return padded

@@ -1,0 +1,132 @@
+"""crop_and_embed: detections and the image they were found in → boxes in its pixels with an embedding each.
+
+Takes all requests that Triton has at once, whatever their image sizes: crops are collected per template over all of
+them, so that the embedders see batches as large as the traffic allows. Needs numpy only.
+"""
+
+import asyncio
+import json
+from dataclasses import dataclass
+
+import numpy as np
+import triton_python_backend_utils as pb_utils
+from detections import chunks, nearest_templates, pad_rows, select, to_pixels, to_unit_length
+
+EMBEDDING_SIZE = 512  # of one embedder
+
+
+class CallError(Exception):
+    """A model called from here has failed; `args` are the message, which names it, and Triton's error code."""
+
+
+@dataclass
+class Image:
+    """One image of a request, and what was detected in it."""
+
+    request: int  # index of the request it came with
+    pixels: np.ndarray  # UINT8 [H, W, 3]
+    boxes: np.ndarray  # FP32 [k, 4] in pixels, unrounded
+    scores: np.ndarray  # FP32 [k]
+    crop_boxes: np.ndarray  # INT32 [k, 4]
+    templates: np.ndarray  # INT [k], index of the template each box is cropped to
+    embeddings: np.ndarray  # FP32 [k, 512 per embedder], filled in as they arrive
+
+
+class TritonPythonModel:
+    def initialize(self, args: dict[str, str]) -> None:
+        parameters = json.loads(args["model_config"])["parameters"]
+        self.embedders = parameters["embedders"]["string_value"].split()
+        self.max_crops = int(parameters["max_crops"]["string_value"])
+        templates = [template.split(":") for template in parameters["templates"]["string_value"].split()]
+        self.aspect_ratios = np.array([float(ratio) for ratio, _ in templates])
+        self.sizes = np.array([[int(side) for side in size.split("x")] for _, size in templates])  # width, height
+
+    async def execute(self, requests: list) -> list:
+        images = [image for index, request in enumerate(requests) for image in self._read(index, request)]
+        errors: dict[int, tuple[str, int]] = {}  # message and code by request
+        templates = np.unique(np.concatenate([image.templates for image in images]))
+        await asyncio.gather(*(self._embed(template, images, errors) for template in templates))
+        return [
+            pb_utils.InferenceResponse(error=pb_utils.TritonError(*errors[index]))
+            if index in errors
+            else _respond([image for image in images if image.request == index])
+            for index in range(len(requests))
+        ]
+
+    def _read(self, index: int, request: object) -> list[Image]:
+        names = ("image", "boxes", "scores", "num_detections", "scale", "min_score")
+        tensors = [pb_utils.get_input_tensor_by_name(request, name).as_numpy() for name in names]
+        images = []
+        for pixels, boxes, scores, num_detections, scale, min_score in zip(*tensors, strict=True):
+            boxes, scores = select(boxes, scores, num_detections[0], scale, min_score[0], pixels)
+            crop_boxes = to_pixels(boxes, pixels)
+            templates = nearest_templates(crop_boxes, self.aspect_ratios)
+            embeddings = np.empty((len(boxes), EMBEDDING_SIZE * len(self.embedders)), np.float32)
+            images.append(Image(index, pixels, boxes, scores, crop_boxes, templates, embeddings))
+        return images
+
+    async def _embed(self, template: int, images: list[Image], errors: dict[int, tuple[str, int]]) -> None:
+        """Fills in the embeddings of all boxes of one template; a failure goes to the requests it concerns."""
+        crops = []
+        targets: list[tuple[Image, int]] = []  # the image and row of each crop
+        concerned = [image for image in images if template in image.templates]
+        parts = await asyncio.gather(*(self._crop(image, template) for image in concerned), return_exceptions=True)
+        for image, part in zip(concerned, parts, strict=True):
+            if isinstance(part, CallError):
+                errors[image.request] = part.args
+            elif isinstance(part, BaseException):
+                raise part
+            else:
+                crops.append(part)
+                targets.extend((image, row) for row in np.flatnonzero(image.templates == template))
+        if not crops:
+            return
+        stacked = np.concatenate(crops)
+
+        async def embed_chunk(chunk: slice, position: int) -> None:
+            try:
+                vectors = await _call(self.embedders[position], {"crops": stacked[chunk]}, "embedding")
+            except CallError as error:
+                errors.update((image.request, error.args) for image, _ in targets[chunk])
+                return
+            columns = slice(position * EMBEDDING_SIZE, (position + 1) * EMBEDDING_SIZE)
+            for (image, row), vector in zip(targets[chunk], vectors, strict=True):
+                image.embeddings[row, columns] = vector
+
+        await asyncio.gather(
+            *(
+                embed_chunk(chunk, position)
+                for chunk in chunks(len(stacked), self.max_crops)
+                for position in range(len(self.embedders))
+            )
+        )
+
+    async def _crop(self, image: Image, template: int) -> np.ndarray:
+        boxes = image.crop_boxes[image.templates == template]
+        inputs = {"image": image.pixels[None], "boxes": boxes, "size": self.sizes[template]}
+        return await _call("crop", inputs, "crops")
+
+
+def _respond(images: list[Image]) -> object:
+    outputs = {
+        "boxes": pad_rows([image.boxes for image in images]),
+        "scores": pad_rows([image.scores for image in images]),
+        "embeddings": pad_rows([to_unit_length(image.embeddings) for image in images]),
+        "num_detections": np.array([[len(image.boxes)] for image in images], np.int32),
+    }
+    return pb_utils.InferenceResponse([pb_utils.Tensor(name, value) for name, value in outputs.items()])
+
+
+async def _call(model: str, inputs: dict[str, np.ndarray], output: str) -> np.ndarray:
+    """One output of a model of this server; raises CallError."""
+    request = pb_utils.InferenceRequest(
+        model_name=model,
+        inputs=[pb_utils.Tensor(name, array) for name, array in inputs.items()],
+        requested_output_names=[output],
+        preferred_memory=pb_utils.PreferredMemory(pb_utils.TRITONSERVER_MEMORY_CPU),
+    )
+    response = await request.async_exec()
+    if response.has_error():
+        error = response.error()
+        raise CallError(f"crop_and_embed: {output} of {model}: {error.message()}", error.code())
+    return pb_utils.get_output_tensor_by_name(response, output).as_numpy()

@@ -1,0 +1,37 @@
+"""The demo's model repository, a server on it and a small world, each made once for all tests that ask for it."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from livematch.server import LocalServer
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="session")
+def demo_repository() -> Path:
+    """The committed checkpoints, exported; kept in build/ between runs and rebuilt when anything it is made of changes."""
+    from export.build import build
+    from export.config import demo
+
+    output = ROOT / "build" / "tests" / "model_repository"
+    build(demo(), output, checkpoints=ROOT / "training" / "demo" / "checkpoints")
+    return output
+
+
+@pytest.fixture(scope="session")
+def triton_server(demo_repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalServer]:
+    with LocalServer(demo_repository, log_path=tmp_path_factory.mktemp("triton") / "server.log") as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def demo_world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Six items, that is two families of lookalikes, of a seed that nothing was tuned on."""
+    from training.demo.world import render_world
+
+    path = tmp_path_factory.mktemp("demo") / "world"
+    render_world(path, seed=4242, num_items=6, render_every=20)
+    return path

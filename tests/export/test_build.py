@@ -1,0 +1,100 @@
+"""The demo repository with random weights: built, kept, rebuilt, and served."""
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from torch.nn import functional
+from torchvision.ops import box_iou
+
+import livematch
+from export import parity
+from export.build import build, main
+from export.config import demo
+from export.detector import build_detector_graph
+from export.embedder import build_embedder
+from export.signature import EMBEDDERS, MODELS
+from export.triton_config import stale_files
+from livematch.server import LocalServer
+from training.embedder.templates import nearest_template
+
+pytestmark = pytest.mark.slow
+
+SEED = 5
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    folder = tmp_path_factory.mktemp("built") / "model_repository"
+    return folder, build(demo(), folder, random_seed=SEED)
+
+
+def test_repository_is_complete(built: tuple[Path, str]) -> None:
+    folder, identity = built
+    for model, signature in MODELS.items():
+        assert (folder / model / "config.pbtxt").exists()
+        if signature.kind in ("graph", "network"):
+            parity.check_signature(folder / model / "1" / "model.onnx", model)
+    assert identity.startswith("demo-") and len(identity) == len("demo-") + 12
+    assert identity in (folder / "crop_and_embed" / "config.pbtxt").read_text()
+    assert stale_files(demo(), folder) == ["crop_and_embed/config.pbtxt"]  # it has the identity
+
+
+def test_only_what_is_stale_is_built_again(built: tuple[Path, str]) -> None:
+    folder, identity = built
+    files = {model: folder / model / "1" / "model.onnx" for model in ("crop", "prepare_image", "embedder_b7")}
+    onnx.save(onnx.load(files["crop"]), files["crop"])
+    times = {model: path.stat().st_mtime_ns for model, path in files.items()}
+    (folder / "prepare_image" / "1" / "model.onnx.stamp").write_text("of another version")
+    assert build(demo(), folder, random_seed=SEED) == identity
+    changed = {model for model, path in files.items() if path.stat().st_mtime_ns != times[model]}
+    assert changed == {"prepare_image"}
+
+
+def test_command_line_wants_checkpoints_that_exist(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["--config", "demo", "--checkpoints", str(tmp_path / "none"), "--output", str(tmp_path / "out")]
+    assert main(arguments) == 1
+    assert "detector.pth" in capsys.readouterr().err
+
+
+@pytest.mark.triton
+def test_served_answers_are_pytorchs(built: tuple[Path, str]) -> None:
+    """The whole ensemble against the same networks in PyTorch, joined by this test's own few lines."""
+    pytest.importorskip("pytriton", reason="needs nvidia-pytriton")
+    folder, identity = built
+    config = demo()
+    blocks = np.random.default_rng(2).integers(0, 256, (9, 6, 3), np.uint8)
+    image = np.ascontiguousarray(blocks.repeat(50, axis=0).repeat(50, axis=1))
+    with LocalServer(folder) as server, livematch.Client(server.url) as client:
+        assert client.model_identity == identity
+        found = client.recognize_image(image)
+
+    prepared = parity.prepare(image[None], config, "image")
+    detector = build_detector_graph(None, config=config.detector, random_seed=SEED)
+    with torch.inference_mode():
+        boxes, scores, _ = detector(torch.from_numpy(prepared["pixels"]), torch.from_numpy(prepared["image_size"]))
+    is_kept = scores[0] > config.image.min_score
+    expected_boxes = boxes[0, is_kept] / torch.from_numpy(prepared["scale"][0, [1, 0, 1, 0]])
+    assert len(found) > 0
+    assert len(found) == len(expected_boxes)
+    overlaps, order = box_iou(torch.from_numpy(found.boxes.copy()), expected_boxes).max(dim=1)
+    assert overlaps.min() > 0.98
+    np.testing.assert_allclose(found.scores, scores[0, is_kept][order], atol=5e-3)
+
+    embedders = [
+        build_embedder(None, config=config.embedder(name), random_seed=SEED + position)
+        for position, name in enumerate(EMBEDDERS, start=1)
+    ]
+    for box, embedding in zip(found.boxes, found.embeddings, strict=True):
+        pixel_box = box.astype(np.int32)
+        width, height = pixel_box[2] - pixel_box[0], pixel_box[3] - pixel_box[1]
+        size = np.array(list(config.templates.values())[nearest_template(width, height)])
+        crops = parity.crop(image[None], pixel_box[None], size).astype(np.float32)
+        parts = []
+        for embedder in embedders:
+            pixels = (crops - np.float32(embedder.config.mean)) / np.float32(embedder.config.std)
+            with torch.inference_mode():
+                parts.append(functional.normalize(embedder(torch.from_numpy(pixels).permute(0, 3, 1, 2))))
+        assert float(torch.from_numpy(embedding.copy()) @ torch.cat(parts, dim=1)[0] / 2) > 0.9999

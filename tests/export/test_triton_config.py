@@ -1,0 +1,77 @@
+from pathlib import Path
+
+import pytest
+from google.protobuf import text_format
+from tritonclient.grpc import model_config_pb2 as proto
+
+from export.config import PipelineConfig, demo, production
+from export.signature import EMBEDDERS, MODELS
+from export.triton_config import REPOSITORY, main, repository_files, stale_files, write_files
+
+
+def parse(text: str) -> proto.ModelConfig:
+    return text_format.Parse(text, proto.ModelConfig())
+
+
+def test_committed_repository_is_production_and_not_stale() -> None:
+    assert stale_files(production(), REPOSITORY) == []
+    assert main([]) == 0
+    assert "model_identity" not in (REPOSITORY / "crop_and_embed" / "config.pbtxt").read_text()
+    assert all((REPOSITORY / model / "1").is_dir() for model in MODELS)
+
+
+def test_stale_files_are_listed(tmp_path: Path) -> None:
+    write_files(demo(), tmp_path)
+    assert stale_files(demo(), tmp_path) == []
+    (tmp_path / "detector" / "config.pbtxt").write_text('name: "detector"')
+    (tmp_path / "crop" / "config.pbtxt").unlink()
+    (tmp_path / "crop" / "old.pbtxt").write_text("")
+    assert stale_files(demo(), tmp_path) == ["crop/config.pbtxt", "crop/old.pbtxt", "detector/config.pbtxt"]
+
+
+@pytest.mark.parametrize("config", [production(), demo()], ids=lambda config: config.name)
+def test_ensembles_connect_tensors_of_the_same_type(config: PipelineConfig) -> None:
+    files = repository_files(config)
+    for ensemble in ("recognize_image", "recognize_frame"):
+        message = parse(files[f"{ensemble}/config.pbtxt"])
+        known = {tensor.name: tensor for tensor in MODELS[ensemble].inputs}
+        for step in message.ensemble_scheduling.step:
+            signature = MODELS[step.model_name]
+            assert set(step.input_map) == {tensor.name for tensor in signature.inputs}
+            for tensor in signature.inputs:
+                source = known[step.input_map[tensor.name]]
+                assert (source.dtype, source.dims) == (tensor.dtype, tensor.dims)
+            known |= {step.output_map[tensor.name]: tensor for tensor in signature.outputs}
+            assert message.max_batch_size <= config.serving_of(step.model_name).max_batch
+        for tensor in MODELS[ensemble].outputs:
+            assert (known[tensor.name].dtype, known[tensor.name].dims) == (tensor.dtype, tensor.dims)
+
+
+def test_networks_have_an_engine_by_default_and_onnx_by_name() -> None:
+    files = repository_files(production())
+    for model in ("detector", *EMBEDDERS):
+        engine, graph = parse(files[f"{model}/config.pbtxt"]), parse(files[f"{model}/configs/onnx.pbtxt"])
+        assert engine.platform == "tensorrt_plan" and graph.backend == "onnxruntime"
+        assert engine.input == graph.input and engine.output == graph.output
+        assert engine.model_warmup
+
+
+def test_every_queue_is_bounded_and_every_instance_count_explicit() -> None:
+    for path, text in repository_files(production()).items():
+        message = parse(text)
+        if message.platform == "ensemble":
+            continue
+        assert message.instance_group[0].count > 0, path
+        if message.max_batch_size > 0:
+            policy = message.dynamic_batching.default_queue_policy
+            assert policy.max_queue_size > 0 and policy.default_timeout_microseconds > 0, path
+
+
+def test_crop_and_embed_knows_its_templates() -> None:
+    files = repository_files(production(), model_identity="production-0123456789ab")
+    message = parse(files["crop_and_embed/config.pbtxt"])
+    templates = message.parameters["templates"].string_value.split()
+    assert len(templates) == 12
+    assert templates[0] == "0.25:100x400" and templates[5] == "0.66857143:234x350"
+    assert message.parameters["model_identity"].string_value == "production-0123456789ab"
+    assert message.input[0].name == "image" and message.input[0].allow_ragged_batch

@@ -1,0 +1,77 @@
+from types import ModuleType
+
+import numpy as np
+import pytest
+
+from training.embedder.templates import ASPECT_RATIOS, nearest_template
+
+IMAGE = np.zeros((400, 300, 3), np.uint8)  # height 400, width 300
+
+
+def test_select_scales_each_axis_by_its_own_factor_and_clips(detections: ModuleType) -> None:
+    boxes = np.array([[10, 20, 30, 40], [-5, 0, 700, 900], [1, 1, 2, 2]], np.float32)
+    scores = np.array([0.99, 0.98, 0.97], np.float32)
+    scale = np.array([2.0, 0.5], np.float32)  # height, width
+    kept, kept_scores = detections.select(boxes, scores, 2, scale, np.float32(0.9), IMAGE)
+    np.testing.assert_array_equal(kept, [[20, 10, 60, 20], [0, 0, 300, 400]])
+    np.testing.assert_array_equal(kept_scores, scores[:2])
+    assert kept.dtype == kept_scores.dtype == np.float32
+
+
+def test_select_wants_more_than_the_minimum_score(detections: ModuleType) -> None:
+    minimum = np.float32(0.9)
+    scores = np.array([np.nextafter(minimum, np.float32(1)), minimum, 0.5], np.float32)
+    boxes = np.tile(np.float32([1, 1, 9, 9]), (3, 1))
+    kept, _ = detections.select(boxes, scores, 3, np.ones(2, np.float32), minimum, IMAGE)
+    assert len(kept) == 1
+
+
+def test_select_ignores_rows_past_the_count(detections: ModuleType) -> None:
+    kept, scores = detections.select(np.ones((100, 4)), np.ones(100), 0, np.ones(2), 0.9, IMAGE)
+    assert kept.shape == (0, 4) and scores.shape == (0,)
+
+
+@pytest.mark.parametrize(
+    ("box", "pixels"),
+    [
+        ([10.9, 20.9, 30.9, 40.9], [10, 20, 30, 40]),
+        ([5.2, 5.2, 5.8, 5.9], [5, 5, 6, 6]),
+        ([300.0, 400.0, 300.0, 400.0], [299, 399, 300, 400]),
+        ([0.0, 0.0, 300.0, 400.0], [0, 0, 300, 400]),
+    ],
+)
+def test_to_pixels_truncates_and_keeps_a_pixel(detections: ModuleType, box: list[float], pixels: list[int]) -> None:
+    found = detections.to_pixels(np.array([box], np.float32), IMAGE)
+    np.testing.assert_array_equal(found, [pixels])
+    assert found.dtype == np.int32
+
+
+def test_to_pixels_of_nothing(detections: ModuleType) -> None:
+    assert detections.to_pixels(np.empty((0, 4), np.float32), IMAGE).shape == (0, 4)
+
+
+def test_templates_are_those_of_training(detections: ModuleType) -> None:
+    random = np.random.default_rng(3)
+    sides = random.integers(1, 1000, (500, 2))
+    boxes = np.concatenate([np.zeros_like(sides), sides], axis=1).astype(np.int32)
+    found = detections.nearest_templates(boxes, np.array(ASPECT_RATIOS))
+    assert found.tolist() == [nearest_template(width, height) for width, height in sides]
+
+
+def test_template_of_a_tie_is_the_narrower(detections: ModuleType) -> None:
+    assert detections.nearest_templates(np.array([[0, 0, 9, 8]]), np.array([1.0, 1.25])).tolist() == [0]  # 1.125
+
+
+def test_chunks_cover_everything_once(detections: ModuleType) -> None:
+    assert list(detections.chunks(5, 2)) == [slice(0, 2), slice(2, 4), slice(4, 5)]
+    assert list(detections.chunks(0, 2)) == []
+
+
+def test_pad_rows(detections: ModuleType) -> None:
+    padded = detections.pad_rows([np.ones((1, 2), np.float32), np.empty((0, 2), np.float32), np.full((2, 2), 3.0)])
+    np.testing.assert_array_equal(padded, [[[1, 1], [0, 0]], [[0, 0], [0, 0]], [[3, 3], [3, 3]]])
+    assert detections.pad_rows([np.empty((0, 4), np.float32)]).shape == (1, 0, 4)
+
+
+def test_to_unit_length(detections: ModuleType) -> None:
+    np.testing.assert_allclose(detections.to_unit_length(np.array([[3.0, 4.0]])), [[0.6, 0.8]])

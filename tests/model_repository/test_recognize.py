@@ -1,0 +1,161 @@
+"""The ensembles on a real server, with the networks of handmade.py: every number of an answer is worked out here."""
+
+import shutil
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import cv2
+import numpy as np
+import onnx
+import pytest
+import tritonclient.grpc as triton
+from tritonclient.utils import InferenceServerException
+
+import livematch
+from export.config import PipelineConfig
+from livematch.server import LocalServer
+from tests.model_repository import handmade
+from tests.model_repository.conftest import Infer
+from training.embedder.templates import nearest_template
+
+pytestmark = pytest.mark.triton
+
+
+def make_image(num_detections: int, height: int = 320, width: int = 240, seed: int = 0) -> np.ndarray:
+    """uint8 [1, H, W, 3]: coloured blocks of 16 pixels; the blue of the first says how many detections there are."""
+    blocks = np.random.default_rng(seed).integers(0, 256, (height // 16 + 1, width // 16 + 1, 3), np.uint8)
+    blocks[0, 0, 2] = num_detections
+    return blocks.repeat(16, axis=0).repeat(16, axis=1)[None, :height, :width]
+
+
+def expected_embedding(image: np.ndarray, box: np.ndarray, config: PipelineConfig) -> np.ndarray:
+    """2048 numbers for a box x0 y0 x1 y1, by cv2 and handmade.py's definition of the embedders."""
+    height, width = image.shape[1:3]
+    x0, y0 = min(int(box[0]), width - 1), min(int(box[1]), height - 1)
+    x1, y1 = max(int(box[2]), x0 + 1), max(int(box[3]), y0 + 1)
+    template = list(config.templates.values())[nearest_template(x1 - x0, y1 - y0)]
+    crop = cv2.resize(image[0, y0:y1, x0:x1], template, interpolation=cv2.INTER_LINEAR)
+    parts = []
+    for position in range(4):
+        part = np.zeros(512)
+        part[:6] = [*crop.mean(axis=(0, 1)), template[1], template[0], 100 * (position + 1)]
+        parts.append(part / np.linalg.norm(part))
+    return np.concatenate(parts) / 2
+
+
+def check(
+    answer: dict[str, np.ndarray], row: int, image: np.ndarray, num_detections: int, config: PipelineConfig
+) -> None:
+    """Compares row `row` of an answer with what `image` has to give."""
+    height, width = image.shape[1:3]
+    boxes = handmade.unit_boxes()[:num_detections] * [width, height, width, height]
+    assert answer["num_detections"][row].tolist() == [num_detections]
+    found = answer["boxes"][row, :num_detections]
+    np.testing.assert_allclose(found, boxes, atol=1e-3)
+    np.testing.assert_allclose(answer["scores"][row, :num_detections], handmade.scores()[:num_detections])
+    for box, embedding in zip(found, answer["embeddings"][row], strict=False):
+        np.testing.assert_allclose(embedding, expected_embedding(image, box, config), atol=3e-3)
+    for name in ("boxes", "scores", "embeddings"):
+        assert not answer[name][row, num_detections:].any()
+
+
+@pytest.mark.parametrize("num_detections", [0, 1, 3, 95])
+@pytest.mark.parametrize("model", ["recognize_image", "recognize_frame"])
+def test_counts(infer: Infer, config: PipelineConfig, model: str, num_detections: int) -> None:
+    image = make_image(num_detections, seed=num_detections)
+    answer = infer(model, image=image)
+    assert answer["boxes"].shape == (1, num_detections, 4)
+    assert answer["embeddings"].shape == (1, num_detections, 2048)
+    check(answer, 0, image, num_detections, config)
+
+
+def test_no_detections_call_no_embedder(infer: Infer, handmade_server: LocalServer) -> None:
+    with triton.InferenceServerClient(handmade_server.url) as client:
+
+        def num_inferences() -> int:
+            statistics = client.get_inference_statistics("embedder_b5a")
+            return statistics.model_stats[0].inference_count
+
+        before = num_inferences()
+        infer("recognize_image", image=make_image(0))
+        assert num_inferences() == before
+        infer("recognize_image", image=make_image(2))
+        assert num_inferences() == before + 2
+
+
+def test_images_of_one_request_are_padded_to_the_largest_count(infer: Infer, config: PipelineConfig) -> None:
+    images = [make_image(count, seed=count) for count in (2, 0, 5)]
+    answer = infer("recognize_frame", image=np.concatenate(images))
+    assert answer["boxes"].shape == (3, 5, 4)
+    for row, (image, count) in enumerate(zip(images, (2, 0, 5), strict=True)):
+        check(answer, row, image, count, config)
+
+
+@pytest.mark.parametrize(("height", "width"), [(7, 300), (640, 33), (1, 1), (1000, 1504)])
+def test_unusual_sizes(infer: Infer, config: PipelineConfig, height: int, width: int) -> None:
+    image = make_image(4, height, width)
+    check(infer("recognize_image", image=image), 0, image, 4, config)
+
+
+def test_clients_at_once_get_their_own_answers(infer: Infer, config: PipelineConfig) -> None:
+    images = [make_image(seed % 5, 100 + 37 * seed, 400 - 23 * seed, seed) for seed in range(12)]
+    with ThreadPoolExecutor(4) as pool:
+        answers = list(pool.map(lambda image: infer("recognize_frame", image=image), images))
+    for seed, (image, answer) in enumerate(zip(images, answers, strict=True)):
+        check(answer, 0, image, seed % 5, config)
+
+
+@pytest.mark.parametrize(
+    ("image", "message"),
+    [
+        (np.zeros((1, 8, 8, 3), np.float32), "'image' data-type is 'FP32'.* expects 'UINT8'"),
+        (np.zeros((8, 8, 3), np.uint8), "unexpected shape for input 'image'"),
+        (np.zeros((1, 8, 8, 4), np.uint8), "unexpected shape for input 'image'"),
+        (np.zeros((9, 8, 8, 3), np.uint8), "batch-size must be <= 8"),
+        (np.zeros((1, 0, 0, 3), np.uint8), r"image sides must be 1 to 8192 pixels.*image \[1, 0, 0, 3\]"),
+        (np.zeros((1, 8193, 2, 3), np.uint8), r"image sides must be 1 to 8192 pixels.*image \[1, 8193, 2, 3\]"),
+    ],
+    ids=["dtype", "rank", "channels", "batch", "empty", "too large"],
+)
+def test_bad_image_is_refused_and_the_next_one_served(
+    infer: Infer, config: PipelineConfig, image: np.ndarray, message: str
+) -> None:
+    with pytest.raises(InferenceServerException, match=message) as refusal:
+        infer("recognize_image", image=image)
+    assert refusal.value.status() == "StatusCode.INVALID_ARGUMENT"
+    good = make_image(1)
+    check(infer("recognize_image", image=good), 0, good, 1, config)
+
+
+def test_a_refused_image_leaves_its_neighbours_alone(infer: Infer, config: PipelineConfig) -> None:
+    good, bad = make_image(3), np.zeros((1, 9000, 2, 3), np.uint8)
+
+    def ask(image: np.ndarray) -> dict[str, np.ndarray] | InferenceServerException:
+        try:
+            return infer("recognize_image", image=image)
+        except InferenceServerException as error:
+            return error
+
+    with ThreadPoolExecutor(6) as pool:
+        answers = list(pool.map(ask, [good, bad] * 6))
+    for answer in answers[::2]:
+        check(answer, 0, good, 3, config)
+    assert all("9000" in str(answer) for answer in answers[1::2])
+
+
+def test_a_failing_embedder_is_named_and_spares_images_without_detections(
+    handmade_repository: Path, tmp_path: Path
+) -> None:
+    repository = shutil.copytree(handmade_repository, tmp_path / "repository")
+    onnx.save(handmade.build_failing_embedder(), repository / "embedder_b6" / "1" / "model.onnx")
+    with LocalServer(repository) as server, livematch.Client(server.url) as client:
+        assert client.model_identity == "handmade-0"
+        with ThreadPoolExecutor(4) as pool:
+            empty = [pool.submit(client.recognize_image, make_image(0)[0]) for _ in range(4)]
+            full = [pool.submit(client.recognize_image, make_image(2)[0]) for _ in range(4)]
+        assert [len(answer.result()) for answer in empty] == [0] * 4
+        for answer in full:
+            with pytest.raises(
+                livematch.RequestError, match=r"crop_and_embed: embedding of embedder_b6: .*out of order"
+            ):
+                answer.result()
