@@ -35,7 +35,7 @@ train-demo: .venv/.installed
 	cp $(TRAIN)/detector.pth $(TRAIN)/detector.json $(TRAIN)/embedder_*.pth $(TRAIN)/embedder_*.json \
 		training/demo/checkpoints/
 
-# Pins every package again. pytriton asks for numpy < 2, but only its server binary is used, which does not care.
+# Pins every package again. pytriton asks for numpy < 2; the local server makes its Python backend work with numpy 2.
 lock: .venv/.installed
 	mkdir -p build
 	echo "numpy>=2" > build/override.txt

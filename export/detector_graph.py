@@ -38,6 +38,7 @@ class DetectorGraph(nn.Module):
                 f"max_detections {config.max_detections} <= post_nms_top_k {config.post_nms_top_k} <= "
                 f"{len(LEVELS)} levels x pre_nms_top_k {config.pre_nms_top_k} does not hold"
             )
+        self.config = config
         self.backbone = Pyramid(config)
         self.proposal_generator = ProposalGenerator(config)
         self.roi_heads = RoiHeads(config)

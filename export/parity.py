@@ -21,6 +21,8 @@ from export.config import CONFIGS, PipelineConfig
 from export.detector import build_detector_graph
 from export.embedder import build_embedder
 from export.signature import MODELS, PADDING_MULTIPLE
+from training.demo.designs import item_designs
+from training.demo.photos import draw_photo
 from training.detector.config import DetectorConfig
 from training.embedder.model import EmbedderConfig
 
@@ -151,14 +153,21 @@ def check_embedder(
 def check_detector(
     path: Path, checkpoint: Path | None, *, config: DetectorConfig | None = None, random_seed: int | None = None
 ) -> Report:
-    """Counts the detections that both sides have: same score and same box, within rounding."""
+    """Counts the detections that both sides have: same score and same box, within rounding.
+
+    On photos of the demo world and on noise, in batches of different true sizes. A network that detects nothing there
+    cannot be compared, which is an error too.
+    """
     check_signature(path, "detector")
     graph = build_detector_graph(checkpoint, config=config, random_seed=random_seed)
     num_matched = num_all = 0
-    for seed, (num_images, height, width) in enumerate(((1, 256, 160), (2, 128, 320))):
-        noise = torch.rand(num_images, 3, 12, 9, generator=torch.Generator().manual_seed(seed)) * 255 - 110
-        pixels = functional.interpolate(noise, (height, width), mode="bicubic")
+    for pictures, height, width in ((_noise(1), 256, 160), (_photos(2), 320, 320), (_photos(3), 288, 352)):
+        num_images = len(pictures)
         image_size = torch.tensor([[height, width], [height - 5, width - 31]], dtype=torch.float32)[:num_images]
+        pixels = torch.zeros(num_images, 3, height, width)
+        for target, picture, (rows, columns) in zip(pixels, pictures, image_size.int().tolist(), strict=True):
+            resized = functional.interpolate(picture[None].float(), (rows, columns), mode="bilinear", antialias=True)
+            target[:, :rows, :columns] = resized[0] - torch.tensor(graph.config.pixel_mean_bgr).view(3, 1, 1)
         found = run_onnx(path, {"pixels": pixels.numpy(), "image_size": image_size.numpy()})
         with torch.inference_mode():
             boxes, scores, num_detections = (output.numpy() for output in graph(pixels, image_size))
@@ -169,9 +178,25 @@ def check_detector(
             is_same = (score_gap <= MAX_SCORE_DIFFERENCE) & (box_gap <= MAX_BOX_DIFFERENCE_PX)
             num_matched += int(is_same.any(axis=1).sum())
             num_all += max(count, found_count)
-    share = num_matched / num_all if num_all else 1.0
+    if not num_all:
+        raise ParityError(f"{path}: nothing was detected in the pictures to compare on")
+    share = num_matched / num_all
     _limit(path, "share of detections not matched", 1 - share, 1 - MIN_MATCHED_DETECTIONS)
     return {"num_detections": num_all, "matched_share": share}
+
+
+def _noise(seed: int) -> torch.Tensor:
+    """Smooth noise, float32 [1, 3, 240, 180] BGR."""
+    noise = torch.rand(1, 3, 12, 9, generator=torch.Generator().manual_seed(seed)) * 255
+    return functional.interpolate(noise, (240, 180), mode="bicubic")
+
+
+def _photos(seed: int) -> torch.Tensor:
+    """Two photos of the demo world, uint8 [2, 3, 800, 800] BGR."""
+    rng = np.random.default_rng(seed)
+    designs = item_designs(seed, 0)
+    photos = [draw_photo(designs, range(1, 1 + len(designs)), index, rng)[0] for index in (0, 2)]
+    return torch.from_numpy(np.stack(photos)).permute(0, 3, 1, 2)
 
 
 def _images() -> list[np.ndarray]:

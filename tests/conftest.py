@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[1]
 
 @pytest.fixture(scope="session")
 def demo_repository() -> Path:
-    """The committed checkpoints, exported; kept in build/ between runs and rebuilt when anything it is made of changes."""
+    """The committed checkpoints, exported; kept in build/ between runs, made again when its sources change."""
     from export.build import build
     from export.config import demo
 

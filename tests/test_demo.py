@@ -15,7 +15,7 @@ pytestmark = pytest.mark.triton
 
 @pytest.fixture(scope="module")
 def outcome(demo_repository: Path, demo_world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What `livematch run` leaves for the demo world plus one of each: CMYK, gray, turned, corrupt photo; empty clip."""
+    """What `livematch run` leaves of the demo world with odd and broken files among it."""
     folder = tmp_path_factory.mktemp("run")
     shutil.copytree(demo_world / "image", folder / "image")
     shutil.copytree(demo_world / "video", folder / "video")

@@ -315,7 +315,8 @@ def _ending(return_code: int) -> str:
 def _reason(log_path: Path) -> str:
     """The first errors in a tritonserver log, without time stamps and source positions, as one line."""
     lines = log_path.read_text(errors="replace").splitlines()
-    # What depends on a failed model fails too, and a machine without a GPU logs errors that mean nothing.
+    lines = [line for line in lines if "CudaDriverHelper" not in line]  # logged as an error wherever there is no GPU
+    # What depends on a failed model fails too.
     causes = [line for line in lines if re.match(r"E\d{4} ", line) and "failed to load" in line]
     causes = causes or [line for line in lines if re.match(r"error: |E\d{4} |.*unrecognized option", line)]
     causes = causes or [line for line in lines if line.strip()][-1:]
