@@ -16,8 +16,12 @@ SIDE_PX = 800
 def garment_layers(
     designs: Sequence[Design], ids: Sequence[int], rng: np.random.Generator, *, worn: bool
 ) -> list[Layer]:
-    """Returns the garments in drawing order (what hangs from the waist first), with folds of their own."""
-    pairs = sorted(zip(designs, ids, strict=True), key=lambda pair: pair[0].is_upper or pair[0].is_dress)
+    """Returns the garments, with folds of their own, in drawing order.
+
+    What hangs from the waist comes first, but the clothes that are not for sale come before all that is: their hem is
+    tucked in, so that they do not hide what is shown.
+    """
+    pairs = sorted(zip(designs, ids, strict=True), key=lambda pair: (pair[1] > 0, pair[0].is_upper or pair[0].is_dress))
     return [
         Layer(garment_sprite(design, int(rng.integers(1 << 31)), worn=worn), design.kind, instance_id, int(worn))
         for design, instance_id in pairs
