@@ -67,7 +67,9 @@ class Clip:
         self.roll = Wave.random(rng, 0.0, rng.uniform(0.01, 0.05))
         self.held_x = Wave.random(rng, rng.uniform(-30, 30), rng.uniform(15, 50))
         self.held_y = Wave.random(rng, rng.uniform(-60, 10), rng.uniform(5, 25))
-        self.held_scale = rng.uniform(0.85, 1.1) * min(1.0, 620 / self.flat[id(self.held)].height)
+        height = self.flat[id(self.held)].height
+        nearer = min(1.5, max(1.0, 300 / height))  # small garments are held up to the camera
+        self.held_scale = rng.uniform(0.85, 1.1) * nearer * min(1.0, 620 / height)
         self.light = light_table(rng, 0.2)
         grain = rng.standard_normal((HEIGHT_PX + 64, WIDTH_PX + 64, 3), np.float32)
         self.noise = (NOISE_LEVEL + rng.uniform(1, 3) * grain).astype(np.uint8)

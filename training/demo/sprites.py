@@ -195,7 +195,7 @@ def _upper(design: Design) -> tuple[list[Points], list[Points], Points]:
 def _lower(design: Design) -> list[Points]:
     loose = 26 * design.width
     if design.kind in ("短裙", "中等半身裙", "长半身裙"):
-        start = {"短裙": 510, "中等半身裙": 640, "长半身裙": 780}[design.kind]
+        start = {"短裙": 535, "中等半身裙": 640, "长半身裙": 780}[design.kind]
         hem_y, hem = start + 70 * design.length, 96 + loose + 80 * design.flare
         return [
             [

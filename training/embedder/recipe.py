@@ -10,7 +10,8 @@ class Recipe:
     """One training run. Adam without weight decay, cosine schedule with warm-up, per step."""
 
     model: EmbedderConfig
-    num_epochs: int
+    num_epochs: int  # of the first cosine
+    restart_epochs: int = 0  # then a second one from half the learning rate
     batch_size: int
     seed: int
     memory_size: int = 0  # embeddings of past batches; 0: no cross-batch memory
@@ -40,6 +41,7 @@ def demo(name: str) -> Recipe:
     return Recipe(
         model=DEMO[name],
         num_epochs=12,
+        restart_epochs=6,
         batch_size=32,
         memory_size=memory_size,
         memory_weight=0.5,

@@ -54,14 +54,18 @@ class Run:
         self.memory = CrossBatchMemory(recipe.memory_size, size).to(self.device)
         trained = [p for p in (*self.model.parameters(), *self.arcface.parameters()) if p.requires_grad]
         self.optimizer = torch.optim.Adam(trained, lr=recipe.learning_rate)
-        num_steps = recipe.num_epochs * len(self.batches)
-        self.schedule = torch.optim.lr_scheduler.LambdaLR(
-            self.optimizer, lambda step: warmup_cosine(step, num_steps, recipe.warmup_share)
-        )
+        self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimizer, self._factor)
         dtype = torch.float16 if self.device.type == "cuda" else torch.bfloat16
         self.autocast = torch.autocast(self.device.type, dtype)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=dtype is torch.float16)
         self.epoch = 0
+
+    def _factor(self, step: int) -> float:
+        """Factor of the learning rate at a step, counted over both cosines."""
+        first = self.recipe.num_epochs * len(self.batches)
+        if step < first or not self.recipe.restart_epochs:
+            return warmup_cosine(step, first, self.recipe.warmup_share)
+        return 0.5 * warmup_cosine(step - first, self.recipe.restart_epochs * len(self.batches), 0.0)
 
     def train_epoch(self, num_workers: int) -> dict[str, float]:
         """Runs one epoch; returns mean losses and speed. Raises FloatingPointError if a loss is not finite."""
@@ -147,7 +151,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments.resume:
         run.load(resume)
     print(json.dumps({"crops": len(crops), "identities": run.dataset.num_identities, "batches": len(run.batches)}))
-    while run.epoch < recipe.num_epochs:
+    while run.epoch < recipe.num_epochs + recipe.restart_epochs:
         print(json.dumps(run.train_epoch(arguments.num_workers)), flush=True)
         run.save(resume)
     save_embedder(run.model.float().cpu(), arguments.output / f"embedder_{name}.pth")
