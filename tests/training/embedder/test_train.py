@@ -95,6 +95,14 @@ def test_schedule() -> None:
     assert factors[5:] == sorted(factors[5:], reverse=True)
 
 
+def test_second_cosine_starts_at_half_the_rate(crops: list[Crop]) -> None:
+    run = Run(replace(demo("b5a"), batch_size=4, num_epochs=2, restart_epochs=1), crops)
+    steps = len(run.batches)
+    assert run._factor(2 * steps - 1) < 0.1
+    assert run._factor(2 * steps) == 0.5
+    assert run._factor(3 * steps) == pytest.approx(0)
+
+
 def test_resumed_run_has_the_losses_of_an_unbroken_one(crops: list[Crop], tmp_path: Path) -> None:
     unbroken = small_run(crops)
     expected = [unbroken.train_epoch(0) for _ in range(3)]
@@ -117,8 +125,8 @@ def test_loss_that_is_not_finite_stops_the_run(crops: list[Crop]) -> None:
 
 
 def test_training_lowers_the_loss_and_embeddings_are_unit_vectors(crops: list[Crop]) -> None:
-    run = Run(replace(demo("b5a"), batch_size=4, num_epochs=8), crops)
-    losses = [run.train_epoch(0)["arcface"] for _ in range(8)]
+    run = Run(replace(demo("b5a"), batch_size=4, num_epochs=30), crops)
+    losses = [run.train_epoch(0)["arcface"] for _ in range(30)]
     assert losses[-1] < 0.7 * losses[0]
     embeddings = embed_crops(run.model.eval(), crops)
     assert np.allclose(np.linalg.norm(embeddings, axis=1), 1, atol=1e-5)
