@@ -15,20 +15,16 @@ TROUSERS = ("短裤", "中裤", "长裤")
 KINDS = TOPS + DRESSES + SKIRTS + TROUSERS
 
 PATTERNS = ("plain", "stripes", "bars", "checks", "dots", "gradient", "blocks", "diamonds", "camouflage", "marl")
-PRINTS = (
-    "disc",
-    "ring",
-    "star",
-    "triangle",
-    "heart",
-    "cross",
-    "bolt",
-    "letters",
-    "flower",
-    "crescent",
-    "arrow",
-    "grid",
+PRINT_FAMILIES = (
+    ("disc", "heart", "triangle"),
+    ("ring", "crescent"),
+    ("star", "cross", "flower"),
+    ("bolt", "arrow"),
+    ("letters", "grid"),
 )
+"""Motifs by outline; a lookalike's print is of another family, so that it can be told in a small picture too."""
+
+PRINTS = tuple(name for family in PRINT_FAMILIES for name in family)
 NECKLINES = ("crew", "vee", "square", "boat")
 
 OTHER_KINDS: dict[str, tuple[str, ...]] = {
@@ -92,7 +88,7 @@ def random_design(rng: np.random.Generator, kinds: tuple[str, ...] = KINDS) -> D
 
 def with_other_print(design: Design, rng: np.random.Generator) -> Design:
     """Returns the design with another motif; cut, colours and pattern stay."""
-    others = [name for name in PRINTS if name != design.print]
+    others = [name for family in PRINT_FAMILIES if design.print not in family for name in family]
     return replace(design, print=str(rng.choice(others)), print_seed=int(rng.integers(1 << 31)))
 
 
