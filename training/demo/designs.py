@@ -1,7 +1,7 @@
 """What a garment is before it is drawn: kind, cut, colours, pattern and print.
 
 Items come in families of three: a design, the same design with another print, and the same design in another cut.
-Colours say nothing inside a family, so a colour histogram cannot tell its members apart.
+Colours say nothing inside a family, and two families share them, so a colour histogram cannot tell six items apart.
 """
 
 from dataclasses import dataclass, replace
@@ -107,18 +107,19 @@ def with_other_cut(design: Design, rng: np.random.Generator) -> Design:
 def item_designs(seed: int, item: int) -> tuple[Design, ...]:
     """Returns the one garment, or the two of a set, of an item; three items in a row make a family."""
     family, member = divmod(item, 3)
+    colors = _palette(np.random.default_rng([seed, family // 2, 4]))
     rng = np.random.default_rng([seed, family, 1])
     if rng.uniform() < 0.2:
-        upper = random_design(rng, TOPS)
+        upper = replace(random_design(rng, TOPS), colors=colors)
         lower = replace(
             random_design(rng, SKIRTS + TROUSERS),
-            colors=upper.colors,
+            colors=colors,
             pattern=upper.pattern,
             pattern_seed=upper.pattern_seed,
         )
         designs = (upper, lower)
     else:
-        designs = (random_design(rng),)
+        designs = (replace(random_design(rng), colors=colors),)
     rng = np.random.default_rng([seed, family, 2, member])
     if member == 1:
         return tuple(with_other_print(design, rng) for design in designs)
