@@ -28,7 +28,8 @@ check: .venv/.installed
 train-demo: .venv/.installed
 	$(RUN) -c "import detectron2"
 	$(RUN) -m training.demo.world --output $(TRAIN)/world --seed 101 --items 600 --render-every 20
-	$(RUN) -m training.detector.train --config demo --data $(TRAIN)/world --output $(TRAIN)
+	$(RUN) -m training.detector.train --config demo --data $(TRAIN)/world --output $(TRAIN) \
+		--frame-cache $(TRAIN)/cache/world/frames
 	for name in $(EMBEDDERS); do \
 		$(RUN) -m training.embedder.train --config demo-$$name --data $(TRAIN)/world --output $(TRAIN) || exit 1; \
 	done

@@ -31,7 +31,12 @@ from export.triton_config import REPOSITORY, write_files
 
 _ROOT = Path(__file__).parents[1]
 _PACKAGES = ("torch", "torchvision", "timm", "onnx", "onnxscript", "onnxruntime")
-_DETECTOR_SOURCES = ("export/detector.py", "export/detector_graph.py", "training/detector/backbone.py")
+_DETECTOR_SOURCES = (
+    "export/detector.py",
+    "export/detector_graph.py",
+    "training/detector/backbone.py",
+    "training/detector/config.py",
+)
 _EMBEDDER_SOURCES = ("export/embedder.py", "training/embedder/model.py")
 
 

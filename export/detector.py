@@ -30,7 +30,6 @@ def export_detector(
     *,
     config: DetectorConfig | None = None,
     random_seed: int | None = None,
-    precision: str = "fp32",
 ) -> None:
     """Writes one ONNX file, weights inside.
 
@@ -39,13 +38,10 @@ def export_detector(
         output: the file to write; its folder is made.
         config: with random weights, the architecture.
         random_seed: with random weights, their seed.
-        precision: "fp32" is the only one there is.
 
     Raises:
         ValueError: the checkpoint's keys or shapes are not the config's, or the arguments do not fit together.
     """
-    if precision != "fp32":
-        raise ValueError(f"precision is {precision!r}; the detector is exported as 'fp32' only")
     graph = build_detector_graph(checkpoint, config=config, random_seed=random_seed)
     output.parent.mkdir(parents=True, exist_ok=True)
     batch, height, width = (torch.export.Dim(name, min=1) for name in ("B", "H", "W"))

@@ -94,5 +94,5 @@ def test_checkpoint_gives_the_graph_back(tmp_path: Path) -> None:
 def test_arguments_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="checkpoint"):
         export_detector(None, tmp_path / "model.onnx", config=DEMO)
-    with pytest.raises(ValueError, match="int8"):
-        export_detector(None, tmp_path / "model.onnx", config=DEMO, random_seed=0, precision="int8")
+    with pytest.raises(ValueError, match="checkpoint"):
+        export_detector(None, tmp_path / "model.onnx", random_seed=0)

@@ -15,7 +15,7 @@ import numpy as np
 from training.demo.designs import Design, random_design
 from training.demo.photos import dressed_layers, garment_layers, random_outfit, random_skin
 from training.demo.scene import Layer, Pose, Scene, light_table, place, room
-from training.demo.sprites import Sprite, flatten, hands_sprite, hanger_sprite, paint
+from training.demo.sprites import SCALE, Sprite, flatten, hands_sprite, hanger_sprite, paint
 from training.wab.dataset import Annotation
 
 WIDTH_PX, HEIGHT_PX = 540, 960
@@ -157,7 +157,7 @@ def _studio(rng: np.random.Generator) -> Scene:
         for x in rng.choice([30, 100, 440, 510], int(rng.integers(1, 4)), replace=False):
             design = random_design(rng)
             layers = garment_layers([design], [0], rng, worn=False)
-            top = layers[0].sprite.top / 1.5
+            top = layers[0].sprite.top / SCALE
             scene.draw(layers, Pose(x=float(x), y=float(y), scale=rng.uniform(0.36, 0.5), pivot=(240.0, top - 12)))
     return scene
 

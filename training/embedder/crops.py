@@ -123,8 +123,7 @@ def read_crop(crop: Crop, size: tuple[int, int], box: np.ndarray | None = None) 
 class AspectBatches(Sampler):
     """Batches of one aspect ratio; each draws its template set, so sizes vary ("multi-scale").
 
-    Reshuffled every epoch from (seed, epoch). What does not fill a batch at the end of a bucket is carried to the next
-    epoch's shuffle by chance, not padded.
+    Reshuffled every epoch from (seed, epoch). What does not fill a batch at a bucket's end is left out of the epoch.
     """
 
     def __init__(self, crops: Sequence[Crop], *, batch_size: int, template_sets: Sequence[str], seed: int) -> None:
