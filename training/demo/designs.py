@@ -107,7 +107,7 @@ def with_other_cut(design: Design, rng: np.random.Generator) -> Design:
 def item_designs(seed: int, item: int) -> tuple[Design, ...]:
     """Returns the one garment, or the two of a set, of an item; three items in a row make a family."""
     family, member = divmod(item, 3)
-    colors = _palette(np.random.default_rng([seed, family // 2, 4]))
+    colors = _palette(np.random.default_rng([seed, family // 3, 4]))
     rng = np.random.default_rng([seed, family, 1])
     if rng.uniform() < 0.2:
         upper = replace(random_design(rng, TOPS), colors=colors)

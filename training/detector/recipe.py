@@ -54,10 +54,10 @@ def stage3() -> Recipe:
 
 
 def demo() -> Recipe:
-    """From scratch on the rendered world, about 20 minutes on two CPU cores."""
+    """From scratch on the rendered world."""
     return Recipe(
         model=DEMO,
-        iterations=2000,
+        iterations=3000,
         batch_size=8,
         optimizer="adamw",
         learning_rate=0.001,

@@ -1,5 +1,11 @@
-"""Garment crops for training: cut once with a margin into a cache, then jittered, resized and augmented per epoch."""
+"""Garment crops for training: cut once with a margin into a cache, then jittered, resized and augmented per epoch.
 
+    python -m training.embedder.crops --data PART [PART …] --cache DIR --max-side 600
+
+fills the cache before several trainings share it.
+"""
+
+import argparse
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -14,8 +20,8 @@ from tqdm import tqdm
 
 from training.embedder.augment import augmentation
 from training.embedder.templates import TEMPLATES, nearest_template
-from training.wab.dataset import NO_INSTANCE, Picture
-from training.wab.frames import read_rgb
+from training.wab.dataset import NO_INSTANCE, Picture, read_part
+from training.wab.frames import cache_frames, read_rgb
 
 FRAMES = range(80, 361, 40)
 """Annotated frames used for training."""
@@ -34,6 +40,17 @@ class Crop:
     item_id: str
     is_frame: bool
     aspect: int  # index of its template
+
+
+def prepare_crops(parts: Sequence[Path], cache_directory: Path, *, max_side: int) -> list[Crop]:
+    """Extracts frames and cuts crops of every part into a cache; instances of different parts stay apart."""
+    crops = []
+    for part in parts:
+        pictures = read_part(part)
+        cache = cache_directory / part.resolve().name
+        pictures = cache_frames(pictures, cache / "frames")
+        crops += cut_crops(pictures, cache / f"crops_{max_side}", max_side=max_side)
+    return crops
 
 
 def cut_crops(pictures: Sequence[Picture], cache_directory: Path, *, max_side: int, num_workers: int = 2) -> list[Crop]:
@@ -150,3 +167,18 @@ class AspectBatches(Sampler):
                 batches.append([(int(i), template_set) for i in members[start : start + self.batch_size]])
         for place in rng.permutation(len(batches)):
             yield batches[place]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, nargs="+", required=True, help="parts of the data set")
+    parser.add_argument("--cache", type=Path, required=True)
+    parser.add_argument("--max-side", type=int, default=600, help="the recipe's max_crop_side, pixels")
+    arguments = parser.parse_args(argv)
+    crops = prepare_crops(arguments.data, arguments.cache, max_side=arguments.max_side)
+    print(f"{len(crops)} crops in {arguments.cache}")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

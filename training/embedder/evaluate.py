@@ -16,11 +16,10 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from training.embedder.crops import Crop, read_crop
+from training.embedder.crops import Crop, prepare_crops, read_crop
 from training.embedder.model import Embedder, load_embedder
 from training.embedder.recipe import RECIPES
 from training.embedder.templates import TEMPLATES
-from training.embedder.train import prepare_crops
 
 BATCH_SIZE = 64
 

@@ -16,23 +16,10 @@ from pathlib import Path
 import torch
 from torch.utils.data import DataLoader
 
-from training.embedder.crops import AspectBatches, Crop, CropDataset, cut_crops
+from training.embedder.crops import AspectBatches, Crop, CropDataset, prepare_crops
 from training.embedder.losses import ArcFace, CrossBatchMemory
 from training.embedder.model import Embedder, save_embedder
 from training.embedder.recipe import RECIPES, Recipe
-from training.wab.dataset import read_part
-from training.wab.frames import cache_frames
-
-
-def prepare_crops(parts: Sequence[Path], cache_directory: Path, *, max_side: int) -> list[Crop]:
-    """Extracts frames and cuts crops of every part into a cache; instances of different parts stay apart."""
-    crops = []
-    for part in parts:
-        pictures = read_part(part)
-        cache = cache_directory / part.resolve().name
-        pictures = cache_frames(pictures, cache / "frames")
-        crops += cut_crops(pictures, cache / f"crops_{max_side}", max_side=max_side)
-    return crops
 
 
 class Run:
@@ -136,7 +123,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--cache", type=Path, help="frames and crops (default: OUTPUT/cache)")
     parser.add_argument("--pretrained", type=Path, help="backbone weights in timm's naming")
-    parser.add_argument("--resume", action="store_true")
+    parser.add_argument("--resume", action="store_true", help="go on from OUTPUT/NAME.resume.pth if it is there")
     parser.add_argument("--num-workers", type=int, default=0)
     parser.add_argument("--num-threads", type=int, help="CPU threads of PyTorch")
     arguments = parser.parse_args(argv)
@@ -148,7 +135,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     crops = prepare_crops(arguments.data, cache, max_side=recipe.max_crop_side)
     run = Run(recipe, crops, pretrained=arguments.pretrained or False)
     resume = arguments.output / f"{name}.resume.pth"
-    if arguments.resume:
+    if arguments.resume and resume.exists():
         run.load(resume)
     print(json.dumps({"crops": len(crops), "identities": run.dataset.num_identities, "batches": len(run.batches)}))
     while run.epoch < recipe.num_epochs + recipe.restart_epochs:

@@ -7,10 +7,10 @@ import torch
 
 from training.demo.world import render_world
 from training.embedder.augment import FILL, Cutout, augmentation
-from training.embedder.crops import FRAMES, AspectBatches, Crop, cut_crops, read_crop
+from training.embedder.crops import FRAMES, AspectBatches, Crop, cut_crops, prepare_crops, read_crop
 from training.embedder.evaluate import both_ways, embed_crops, retrieval
 from training.embedder.recipe import demo
-from training.embedder.train import Run, prepare_crops, warmup_cosine
+from training.embedder.train import Run, warmup_cosine
 
 
 @pytest.fixture(scope="module")
