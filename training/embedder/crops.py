@@ -141,9 +141,22 @@ class AspectBatches(Sampler):
     """Batches of one aspect ratio; each draws its template set, so sizes vary ("multi-scale").
 
     Reshuffled every epoch from (seed, epoch). What does not fill a batch at a bucket's end is left out of the epoch.
+    `share` is this process's number and the number of processes, which split each batch evenly.
     """
 
-    def __init__(self, crops: Sequence[Crop], *, batch_size: int, template_sets: Sequence[str], seed: int) -> None:
+    def __init__(
+        self,
+        crops: Sequence[Crop],
+        *,
+        batch_size: int,
+        template_sets: Sequence[str],
+        seed: int,
+        share: tuple[int, int] = (0, 1),
+    ) -> None:
+        rank, num_processes = share
+        if batch_size % num_processes:
+            raise ValueError(f"a batch of {batch_size} cannot be split evenly over {num_processes} processes")
+        self.share = slice(rank * batch_size // num_processes, (rank + 1) * batch_size // num_processes)
         self.aspects = np.array([crop.aspect for crop in crops])
         self.batch_size = batch_size
         self.template_sets = list(template_sets)
@@ -166,7 +179,7 @@ class AspectBatches(Sampler):
                 template_set = str(rng.choice(self.template_sets))
                 batches.append([(int(i), template_set) for i in members[start : start + self.batch_size]])
         for place in rng.permutation(len(batches)):
-            yield batches[place]
+            yield batches[place][self.share]
 
 
 def main(argv: Sequence[str] | None = None) -> int:

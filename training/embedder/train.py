@@ -1,9 +1,11 @@
 """Trains one embedder on parts of Watch and Buy (or demo worlds).
 
     python -m training.embedder.train --config b5a --data PART [PART …] --output DIR [--pretrained F] [--resume]
+    torchrun --nproc-per-node 4 -m training.embedder.train …
 
-Writes DIR/embedder_<name>.pth and .json, and after each epoch DIR/<name>.resume.pth, from which --resume continues
-the same schedule.
+Several processes share each batch: the recipe's batch size is that of all of them together, and so is the loss, so a
+recipe means the same on one GPU and on eight. Writes DIR/embedder_<name>.pth and .json, and after each epoch
+DIR/<name>.resume.pth, from which --resume continues the same schedule.
 """
 
 import argparse
@@ -14,37 +16,65 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+import torch.distributed as dist
+from timm.layers import convert_sync_batchnorm
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 
+from training.embedder import distributed
 from training.embedder.crops import AspectBatches, Crop, CropDataset, prepare_crops
 from training.embedder.losses import ArcFace, CrossBatchMemory
 from training.embedder.model import Embedder, save_embedder
 from training.embedder.recipe import RECIPES, Recipe
 
+CPU = torch.device("cpu")
+MIN_SCALE = 1.0
+"""Of the loss in half precision. GradScaler halves it at every overflow; below this the gradients are what is wrong."""
+
 
 class Run:
     """A training run: networks, optimizer, schedule and where it stands."""
 
-    def __init__(self, recipe: Recipe, crops: Sequence[Crop], *, pretrained: Path | bool = False) -> None:
+    def __init__(
+        self,
+        recipe: Recipe,
+        crops: Sequence[Crop],
+        *,
+        pretrained: Path | bool = False,
+        device: torch.device = CPU,
+    ) -> None:
         torch.manual_seed(recipe.seed)
         self.recipe = recipe
-        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.rank, num_processes = distributed.rank_and_size()
+        self.device = device
         self.dataset = CropDataset(crops)
         self.batches = AspectBatches(
-            crops, batch_size=recipe.batch_size, template_sets=recipe.template_sets, seed=recipe.seed
+            crops,
+            batch_size=recipe.batch_size,
+            template_sets=recipe.template_sets,
+            seed=recipe.seed,
+            share=(self.rank, num_processes),
         )
         model = Embedder(recipe.model, pretrained=pretrained)
-        self.model = model.to(self.device, memory_format=torch.channels_last)
+        if num_processes > 1 and device.type == "cuda":
+            model = convert_sync_batchnorm(model)
+        self.model = model.to(device, memory_format=torch.channels_last)
         size = recipe.model.embedding_size
         self.arcface = ArcFace(size, self.dataset.num_identities, scale=recipe.scale, margin=recipe.margin)
-        self.arcface.to(self.device)
-        self.memory = CrossBatchMemory(recipe.memory_size, size).to(self.device)
-        trained = [p for p in (*self.model.parameters(), *self.arcface.parameters()) if p.requires_grad]
-        self.optimizer = torch.optim.Adam(trained, lr=recipe.learning_rate)
+        self.arcface.to(device)
+        self.memory = CrossBatchMemory(recipe.memory_size, size).to(device)
+        self.embed: nn.Module = self.model
+        self.classify: nn.Module = self.arcface
+        if num_processes > 1:
+            self.embed = DistributedDataParallel(self.model)
+            self.classify = DistributedDataParallel(self.arcface)  # the same on all; this keeps it so
+        self.trained = [p for p in (*self.model.parameters(), *self.arcface.parameters()) if p.requires_grad]
+        self.optimizer = torch.optim.Adam(self.trained, lr=recipe.learning_rate)
         self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimizer, self._factor)
-        dtype = torch.float16 if self.device.type == "cuda" else torch.bfloat16
-        self.autocast = torch.autocast(self.device.type, dtype)
-        self.scaler = torch.amp.GradScaler(self.device.type, enabled=dtype is torch.float16)
+        dtype = torch.float16 if device.type == "cuda" else torch.bfloat16
+        self.autocast = torch.autocast(device.type, dtype)
+        self.scaler = torch.amp.GradScaler(device.type, enabled=dtype is torch.float16)
         self.epoch = 0
 
     def _factor(self, step: int) -> float:
@@ -55,9 +85,13 @@ class Run:
         return 0.5 * warmup_cosine(step - first, self.recipe.restart_epochs * len(self.batches), 0.0)
 
     def train_epoch(self, num_workers: int) -> dict[str, float]:
-        """Runs one epoch; returns mean losses and speed. Raises FloatingPointError if a loss is not finite."""
+        """Runs one epoch; returns mean losses and speed.
+
+        Raises FloatingPointError if a loss or, at full precision or a scale below 1, a gradient is not finite.
+        """
         self.batches.epoch = self.epoch
-        torch.manual_seed(self.recipe.seed * 1000 + self.epoch)  # for augmentation, so that resuming changes nothing
+        # For augmentation: other for every process, and so that resuming changes nothing.
+        torch.manual_seed(self.recipe.seed * 1000 + self.epoch + 1_000_000 * self.rank)
         self.model.train()
         loader = DataLoader(self.dataset, batch_sampler=self.batches, num_workers=num_workers)
         start = time.perf_counter()
@@ -72,13 +106,17 @@ class Run:
         return {"epoch": self.epoch, **means, "crops_per_s": round(crops_per_s, 1)}
 
     def step(self, pixels: torch.Tensor, identities: torch.Tensor) -> dict[str, float]:
-        """One optimizer step on uint8 [n, 3, h, w] pixels and int64 [n] identities; returns the two losses."""
+        """One optimizer step on this process's uint8 [n, 3, h, w] pixels and int64 [n] identities.
+
+        Returns the two losses of the whole batch.
+        """
         mean = torch.tensor(self.recipe.model.mean, device=self.device)[:, None, None]
         std = torch.tensor(self.recipe.model.std, device=self.device)[:, None, None]
         pixels = ((pixels.float() - mean) / std).contiguous(memory_format=torch.channels_last)
         with self.autocast:
-            embeddings = self.model(pixels)
-        losses = {"arcface": self.arcface(embeddings, identities)}
+            embeddings = self.embed(pixels)
+        embeddings, identities = distributed.gather_batch(embeddings, identities)
+        losses = {"arcface": self.classify(embeddings, identities)}
         if self.recipe.memory_size:
             losses["memory"] = self.recipe.memory_weight * self.memory.loss(embeddings, identities)
         total = torch.stack(list(losses.values())).sum()
@@ -86,6 +124,10 @@ class Run:
             raise FloatingPointError(f"loss is {total.item()} in epoch {self.epoch + 1}; the run stops here")
         self.optimizer.zero_grad(set_to_none=True)
         self.scaler.scale(total).backward()
+        self.scaler.unscale_(self.optimizer)
+        norm = nn.utils.get_total_norm([p.grad for p in self.trained if p.grad is not None])
+        if not torch.isfinite(norm) and not (self.scaler.is_enabled() and self.scaler.get_scale() >= MIN_SCALE):
+            raise FloatingPointError(f"norm of the gradients is {norm.item()} in epoch {self.epoch + 1}; the run stops")
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.schedule.step()
@@ -129,20 +171,38 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     if arguments.num_threads:
         torch.set_num_threads(arguments.num_threads)
+    device = distributed.start()
+    try:
+        train(arguments, device)
+    finally:
+        if dist.is_initialized():
+            dist.destroy_process_group()
+    return 0
+
+
+def train(arguments: argparse.Namespace, device: torch.device) -> None:
     recipe = RECIPES[arguments.config]
     name = arguments.config.removeprefix("demo-")
     cache = arguments.cache or arguments.output / "cache"
+    rank, num_processes = distributed.rank_and_size()
+    if num_processes > 1 and rank > 0:
+        dist.barrier()  # the first process fills the cache
     crops = prepare_crops(arguments.data, cache, max_side=recipe.max_crop_side)
-    run = Run(recipe, crops, pretrained=arguments.pretrained or False)
+    if num_processes > 1 and rank == 0:
+        dist.barrier()
+    run = Run(recipe, crops, pretrained=arguments.pretrained or False, device=device)
     resume = arguments.output / f"{name}.resume.pth"
     if arguments.resume and resume.exists():
         run.load(resume)
-    print(json.dumps({"crops": len(crops), "identities": run.dataset.num_identities, "batches": len(run.batches)}))
+    if rank == 0:
+        print(json.dumps({"crops": len(crops), "identities": run.dataset.num_identities, "batches": len(run.batches)}))
     while run.epoch < recipe.num_epochs + recipe.restart_epochs:
-        print(json.dumps(run.train_epoch(arguments.num_workers)), flush=True)
-        run.save(resume)
-    save_embedder(run.model.float().cpu(), arguments.output / f"embedder_{name}.pth")
-    return 0
+        metrics = run.train_epoch(arguments.num_workers)
+        if rank == 0:
+            print(json.dumps(metrics), flush=True)
+            run.save(resume)
+    if rank == 0:
+        save_embedder(run.model.float().cpu(), arguments.output / f"embedder_{name}.pth")
 
 
 if __name__ == "__main__":

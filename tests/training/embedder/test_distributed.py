@@ -1,0 +1,85 @@
+"""Two processes that share each batch, against one that has all of it."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from training.embedder.crops import AspectBatches, Crop
+from training.embedder.losses import ArcFace, CrossBatchMemory
+
+PROGRAM = """
+import sys, torch
+import torch.distributed as dist
+from torch.nn.parallel import DistributedDataParallel
+from training.embedder import distributed
+from training.embedder.losses import ArcFace, CrossBatchMemory
+
+distributed.start()
+rank, size = distributed.rank_and_size()
+inputs, network, arcface, memory = torch.load(sys.argv[1], weights_only=False)
+network, arcface = DistributedDataParallel(network), DistributedDataParallel(arcface)
+losses = []
+for pixels, identities in inputs:
+    share = slice(rank * len(pixels) // size, (rank + 1) * len(pixels) // size)
+    embeddings, identities = distributed.gather_batch(network(pixels[share]), identities[share])
+    loss = arcface(embeddings, identities) + memory.loss(embeddings, identities)
+    loss.backward()
+    losses.append(loss.item())
+gradients = [p.grad for p in (*network.parameters(), *arcface.parameters())]
+torch.save((losses, gradients, memory.state_dict()), f"{sys.argv[1]}.{rank}")
+dist.destroy_process_group()
+"""
+
+
+def torchrun(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", *arguments]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[3])}
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+
+
+def test_losses_gradients_and_memory_are_those_of_one_process(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    network, arcface, memory = torch.nn.Linear(6, 4), ArcFace(4, 5), CrossBatchMemory(12, 4)
+    inputs = [(torch.randn(8, 6), torch.randint(0, 5, (8,))) for _ in range(3)]
+    torch.save((inputs, network, arcface, memory), tmp_path / "case")
+    (tmp_path / "program.py").write_text(PROGRAM)
+    finished = torchrun(str(tmp_path / "program.py"), str(tmp_path / "case"))
+    assert finished.returncode == 0, finished.stderr[-2000:]
+    expected = []
+    for pixels, identities in inputs:
+        embeddings = network(pixels)
+        loss = arcface(embeddings, identities) + memory.loss(embeddings, identities)
+        loss.backward()
+        expected.append(loss.item())
+    for rank in (0, 1):
+        losses, gradients, state = torch.load(tmp_path / f"case.{rank}")
+        assert losses == pytest.approx(expected, rel=1e-5)
+        for gradient, parameter in zip(gradients, (*network.parameters(), *arcface.parameters()), strict=True):
+            torch.testing.assert_close(gradient, parameter.grad)
+        torch.testing.assert_close(state, memory.state_dict())
+
+
+def test_processes_split_every_batch() -> None:
+    crops = [Crop(Path(), (0, 0, 1, 1), 1, "1", False, number % 2) for number in range(20)]
+    options = {"batch_size": 4, "template_sets": ("S", "M"), "seed": 1}
+    whole = list(AspectBatches(crops, **options))
+    shares = [list(AspectBatches(crops, **options, share=(rank, 2))) for rank in (0, 1)]
+    assert [first + second for first, second in zip(*shares, strict=True)] == whole
+    with pytest.raises(ValueError, match="a batch of 4 cannot be split evenly over 3 processes"):
+        AspectBatches(crops, **options, share=(0, 3))
+
+
+def test_torchrun_trains(demo_world: Path, tmp_path: Path) -> None:
+    """The command line itself on two processes."""
+    command = ["-m", "training.embedder.train", "--config", "demo-b6", "--data", str(demo_world), "--num-threads", "1"]
+    finished = torchrun(*command, "--output", str(tmp_path))
+    assert finished.returncode == 0, finished.stderr[-2000:]
+    lines = [json.loads(line) for line in finished.stdout.splitlines()]
+    assert [line["epoch"] for line in lines[1:]] == list(range(1, 19))
+    assert lines[-1]["arcface"] < lines[1]["arcface"]
+    assert (tmp_path / "embedder_b6.pth").exists() and (tmp_path / "b6.resume.pth").exists()
