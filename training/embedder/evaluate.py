@@ -1,27 +1,40 @@
-"""Retrieval quality of embedders, alone and fused, on ground-truth boxes.
+"""Retrieval quality of embedders: each alone, every pair, and all fused, on ground-truth boxes or on detected ones.
 
     python -m training.embedder.evaluate --checkpoints DIR [DIR/embedder_b5a.pth …] --data PART [PART …] --cache DIR
+        [--detections images.parquet videos.parquet]
 
 A query counts as answered by what shows the same instance on the other side: crops of clips for crops of photos
-(item to video) and the other way round. Prints one JSON line per embedder and one for the fusion.
+(item to video) and the other way round. Prints one JSON line per combination.
+
+Detected boxes are those of `livematch embed`, so they are what the served detector finds. A detection stands for the
+garment that it overlaps most, if IoU > 0.5; each garment has its best detection only, and one that was not found is
+missing among queries and gallery alike. `found` is the share of garments that were found.
 """
 
 import argparse
+import hashlib
 import json
 from collections import defaultdict
 from collections.abc import Sequence
+from dataclasses import replace
+from itertools import combinations
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import torch
 import torch.nn.functional as F
+from torchvision.ops import box_iou
 
-from training.embedder.crops import Crop, prepare_crops, read_crop
+from training.embedder.crops import FRAMES, Crop, cut_crops, prepare_crops, read_crop
 from training.embedder.model import Embedder, load_embedder
 from training.embedder.recipe import RECIPES
 from training.embedder.templates import TEMPLATES
+from training.wab.dataset import NO_INSTANCE, Picture, read_part
+from training.wab.frames import cache_frames
 
 BATCH_SIZE = 64
+MIN_IOU = 0.5
 
 
 @torch.inference_mode()
@@ -63,6 +76,59 @@ def retrieval(
     }
 
 
+def fuse(parts: Sequence[np.ndarray]) -> np.ndarray:
+    """Joins unit vectors [n, D] of several embedders to unit vectors [n, D · parts]."""
+    return np.concatenate(parts, 1) / np.sqrt(np.float32(len(parts)))
+
+
+def read_detections(files: Sequence[Path]) -> dict[tuple[str, str], np.ndarray]:
+    """Returns the boxes float32 [n, 4] of features files by item id and picture name, frames being named f<index>."""
+    boxes = defaultdict(list)
+    for file in files:
+        for row in pq.read_table(file, columns=["source", "name", "frame_index", "box"]).to_pylist():
+            name = row["name"] if row["frame_index"] < 0 else f"f{row['frame_index']}"
+            boxes[row["source"], name].append(row["box"])
+    return {picture: np.array(found, np.float32) for picture, found in boxes.items()}
+
+
+def with_detected_boxes(picture: Picture, boxes: np.ndarray) -> Picture:
+    """Returns the picture with each garment's box replaced by the detection that shows it; without one it is gone."""
+    found = []
+    if len(boxes) and picture.annotations:
+        overlaps = box_iou(
+            torch.from_numpy(boxes), torch.tensor([a.box for a in picture.annotations], dtype=torch.float32)
+        )
+        shown = overlaps.argmax(1)  # by each detection
+        for place, annotation in enumerate(picture.annotations):
+            candidates = torch.where(shown == place, overlaps[:, place], 0)
+            best = int(candidates.argmax())
+            if candidates[best] > MIN_IOU:
+                x0, y0, x1, y1 = boxes[best].astype(int).tolist()  # truncated, as the served crop is
+                found.append(replace(annotation, box=(x0, y0, x1, y1)))
+    return replace(picture, annotations=tuple(found))
+
+
+def detected_crops(
+    parts: Sequence[Path], cache_directory: Path, files: Sequence[Path], *, max_side: int
+) -> tuple[list[Crop], float]:
+    """Cuts the detections of features files that show a garment; returns them and the share of garments found."""
+    detections = read_detections(files)
+    digest = hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[:12]
+    nothing = np.empty((0, 4), np.float32)
+    crops, num_garments = [], 0
+    for part in parts:
+        cache = cache_directory / part.resolve().name
+        pictures = [
+            picture
+            for picture in cache_frames(read_part(part), cache / "frames")
+            if picture.frame_index is None or picture.frame_index in FRAMES
+        ]
+        num_garments += sum(a.instance_id != NO_INSTANCE for picture in pictures for a in picture.annotations)
+        detected = [with_detected_boxes(p, detections.get((p.item_id, p.name), nothing)) for p in pictures]
+        crops += cut_crops(detected, cache / f"crops_{max_side}_{digest}", max_side=max_side)
+    return crops, len(crops) / max(1, num_garments)
+
+
 def both_ways(embeddings: np.ndarray, crops: Sequence[Crop]) -> dict[str, dict[str, float]]:
     names = sorted({(crop.item_id, crop.instance_id) for crop in crops})
     numbers = {name: number for number, name in enumerate(names)}
@@ -79,6 +145,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--data", type=Path, nargs="+", required=True)
     parser.add_argument("--cache", type=Path, required=True)
+    parser.add_argument(
+        "--detections", type=Path, nargs="+", metavar="FEATURES", help="use the boxes that `livematch embed` found"
+    )
     arguments = parser.parse_args(argv)
     files = [
         f for path in arguments.checkpoints for f in (sorted(path.glob("embedder_*.pth")) if path.is_dir() else [path])
@@ -86,14 +155,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     models = {path.stem: load_embedder(path) for path in files}
     largest = max(max(max(size) for size in TEMPLATES[model.config.template]) for model in models.values())
     sides = {recipe.max_crop_side for recipe in RECIPES.values() if recipe.max_crop_side >= largest}
-    crops = prepare_crops(arguments.data, arguments.cache, max_side=min(sides))
-    parts = []
-    for name, model in models.items():
-        parts.append(embed_crops(model, crops))
-        print(json.dumps({"model": name, **both_ways(parts[-1], crops)}), flush=True)
-    if len(parts) > 1:
-        fused = np.concatenate(parts, 1) / np.sqrt(len(parts))
-        print(json.dumps({"model": "fusion", **both_ways(fused, crops)}))
+    found = {}
+    if arguments.detections:
+        crops, share = detected_crops(arguments.data, arguments.cache, arguments.detections, max_side=min(sides))
+        found = {"found": round(share, 4)}
+    else:
+        crops = prepare_crops(arguments.data, arguments.cache, max_side=min(sides))
+    embeddings = {name: embed_crops(model, crops) for name, model in models.items()}
+    for size in sorted({1, min(2, len(models)), len(models)}):
+        for names in combinations(embeddings, size):
+            metrics = both_ways(fuse([embeddings[name] for name in names]), crops)
+            print(json.dumps({"models": names, "crops": len(crops), **found, **metrics}), flush=True)
     return 0
 
 

@@ -8,7 +8,7 @@ import torch
 from training.demo.world import render_world
 from training.embedder.augment import FILL, Cutout, augmentation
 from training.embedder.crops import FRAMES, AspectBatches, Crop, cut_crops, prepare_crops, read_crop
-from training.embedder.evaluate import both_ways, embed_crops, retrieval
+from training.embedder.evaluate import both_ways, embed_crops
 from training.embedder.recipe import demo
 from training.embedder.train import Run, warmup_cosine
 
@@ -131,11 +131,3 @@ def test_training_lowers_the_loss_and_embeddings_are_unit_vectors(crops: list[Cr
     embeddings = embed_crops(run.model.eval(), crops)
     assert np.allclose(np.linalg.norm(embeddings, axis=1), 1, atol=1e-5)
     assert both_ways(embeddings, crops)["item_to_video"]["r5"] > 0.3
-
-
-def test_retrieval_by_hand() -> None:
-    queries = np.array([[1.0, 0.0], [0.0, 1.0], [1.0, 0.0]])
-    gallery = np.array([[0.9, 0.1], [0.8, 0.2], [0.0, 1.0]])
-    result = retrieval(queries, np.array([5, 6, 9]), gallery, np.array([6, 5, 6]))
-    # query 5: ranks 6, 5 -> precision 1/2; query 6: ranks 6, 5, 6 -> (1 + 2/3) / 2; query 9 has no counterpart
-    assert result == {"r1": 0.5, "r5": 1.0, "map": round((0.5 + 5 / 6) / 2, 4)}

@@ -1,0 +1,70 @@
+import json
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from training.embedder.evaluate import fuse, main, retrieval, with_detected_boxes
+from training.embedder.model import DEMO, Embedder, save_embedder
+from training.wab.dataset import Annotation, Picture, read_part
+
+
+def test_retrieval_by_hand() -> None:
+    queries = np.array([[1.0, 0.0], [0.0, 1.0], [1.0, 0.0]])
+    gallery = np.array([[0.9, 0.1], [0.8, 0.2], [0.0, 1.0]])
+    result = retrieval(queries, np.array([5, 6, 9]), gallery, np.array([6, 5, 6]))
+    # query 5: ranks 6, 5 -> precision 1/2; query 6: ranks 6, 5, 6 -> (1 + 2/3) / 2; query 9 has no counterpart
+    assert result == {"r1": 0.5, "r5": 1.0, "map": round((0.5 + 5 / 6) / 2, 4)}
+
+
+def test_fused_vectors_have_unit_length_and_the_mean_cosine() -> None:
+    first, second = np.array([[1.0, 0.0], [0.0, 1.0]]), np.array([[0.6, 0.8], [0.6, 0.8]])
+    fused = fuse([first, second])
+    assert fused @ fused.T == pytest.approx(np.array([[1.0, 0.5], [0.5, 1.0]]))
+
+
+def test_a_garment_gets_the_detection_that_shows_it() -> None:
+    def garment(instance_id: int, box: tuple[int, int, int, int]) -> Annotation:
+        return Annotation("短裙", 0, 0, instance_id, box)
+
+    left, right, missed = garment(1, (0, 0, 100, 100)), garment(2, (100, 0, 200, 100)), garment(3, (300, 0, 400, 100))
+    picture = Picture("1", "0", Path("0.jpg"), None, (left, right, missed))
+    boxes = np.array([[110.7, 3.2, 195.9, 99.9], [0, 0, 100, 60], [1, 1, 99.5, 98], [340, 0, 480, 100]], np.float32)
+    found = with_detected_boxes(picture, boxes).annotations
+    assert [(a.instance_id, a.box) for a in found] == [(1, (1, 1, 99, 98)), (2, (110, 3, 195, 99))]
+    assert with_detected_boxes(picture, boxes[:0]).annotations == ()
+
+
+def test_command_on_true_and_on_detected_boxes(
+    demo_world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Detections that are the annotations, but for one picture in five, must give what the annotations give there."""
+    torch.manual_seed(0)
+    for name in ("b5a", "b5b", "b6"):
+        save_embedder(Embedder(DEMO[name]), tmp_path / f"embedder_{name}.pth")
+    rows = [
+        {
+            "source": picture.item_id,
+            "name": picture.name if picture.frame_index is None else "",
+            "frame_index": -1 if picture.frame_index is None else picture.frame_index,
+            "box": [float(edge) for edge in annotation.box],
+        }
+        for number, picture in enumerate(read_part(demo_world))
+        if number % 5
+        for annotation in picture.annotations
+    ]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "detections.parquet")
+    command = ["--checkpoints", str(tmp_path), "--data", str(demo_world), "--cache", str(tmp_path / "cache")]
+    assert main(command) == 0
+    true = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    names = ["embedder_b5a", "embedder_b5b", "embedder_b6"]
+    pairs = [names[:2], names[::2], names[1:]]
+    assert [line["models"] for line in true] == [[name] for name in names] + pairs + [names]
+    assert main([*command, "--detections", str(tmp_path / "detections.parquet")]) == 0
+    detected = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [line["models"] for line in detected] == [line["models"] for line in true]
+    assert 0.7 < detected[0]["found"] < 0.9
+    assert detected[0]["crops"] == pytest.approx(detected[0]["found"] * true[0]["crops"], abs=1)
