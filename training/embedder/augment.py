@@ -48,11 +48,14 @@ class Cutout(torch.nn.Module):
         return image
 
 
-def augmentation() -> v2.Transform:
-    """Returns a transform of uint8 [3, h, w] RGB images."""
+def augmentation(*, heavy: bool = True) -> v2.Transform:
+    """Returns a transform of uint8 [3, h, w] RGB images; a light one only mirrors."""
+    mirror = v2.RandomHorizontalFlip(0.5)
+    if not heavy:
+        return mirror
     return v2.Compose(
         [
-            v2.RandomHorizontalFlip(0.5),
+            mirror,
             _sometimes(0.35, v2.RandomChoice([v2.RandomEqualize(1.0), v2.RandomAdjustSharpness(2.0, 1.0)])),
             _sometimes(0.7, v2.ColorJitter(brightness=0.2, contrast=0.2)),
             _sometimes(

@@ -16,9 +16,9 @@ import cv2
 import numpy as np
 import torch
 from torch.utils.data import Dataset, Sampler
+from torchvision.transforms import v2
 from tqdm import tqdm
 
-from training.embedder.augment import augmentation
 from training.embedder.templates import TEMPLATES, nearest_template
 from training.wab.dataset import NO_INSTANCE, Picture, read_part
 from training.wab.frames import cache_frames, read_rgb
@@ -62,7 +62,7 @@ def cut_crops(pictures: Sequence[Picture], cache_directory: Path, *, max_side: i
     wanted = [picture for picture in pictures if picture.frame_index is None or picture.frame_index in FRAMES]
     with ThreadPoolExecutor(num_workers) as pool:
         jobs = [pool.submit(_cut, picture, cache_directory, max_side) for picture in wanted]
-        return [crop for job in tqdm(jobs, desc="cutting crops", unit="picture") for crop in job.result()]
+        return [crop for job in tqdm(jobs, desc="cutting crops", unit="picture", leave=False) for crop in job.result()]
 
 
 def _cut(picture: Picture, cache_directory: Path, max_side: int) -> list[Crop]:
@@ -100,12 +100,12 @@ class CropDataset(Dataset):
     An index is (crop, template set): the batch sampler decides the size, so that a batch has one.
     """
 
-    def __init__(self, crops: Sequence[Crop], *, jitter: float = 0.06) -> None:
+    def __init__(self, crops: Sequence[Crop], augment: v2.Transform, *, jitter: float = 0.06) -> None:
         self.crops = crops
         self.jitter = jitter
         names = sorted({(crop.item_id, crop.instance_id) for crop in crops})
         self.identities = {name: number for number, name in enumerate(names)}
-        self.augment = augmentation()
+        self.augment = augment
 
     @property
     def num_identities(self) -> int:

@@ -19,6 +19,7 @@ class Recipe:
     learning_rate: float = 3.5e-4
     warmup_share: float = 0.025
     template_sets: tuple[str, ...] = ("S", "SM", "M")
+    heavy_augmentation: bool = True  # False: mirroring only
     max_crop_side: int = 600  # pixels of a cached crop
     scale: float = 30.0
     margin: float = 0.3

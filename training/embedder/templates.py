@@ -34,8 +34,15 @@ _SM = (
     (400, 200),
 )
 
+
+def _scaled(factor: float) -> tuple[tuple[int, int], ...]:
+    return tuple((round(factor * width), round(factor * height)) for width, height in _SM)
+
+
 TEMPLATES: dict[str, tuple[tuple[int, int], ...]] = {
-    "XS": tuple((round(0.4 * width), round(0.4 * height)) for width, height in _SM),
+    "XS-S": _scaled(0.32),
+    "XS": _scaled(0.4),
+    "XS-M": _scaled(0.48),
     "S": (
         (80, 320),
         (106, 320),
@@ -66,7 +73,8 @@ TEMPLATES: dict[str, tuple[tuple[int, int], ...]] = {
         (480, 240),
     ),
 }
-"""(width, height) in pixels per aspect ratio. SM serves at test time; S, SM and M in training; XS is the demo's."""
+"""(width, height) in pixels per aspect ratio. SM serves at test time; S, SM and M in training; XS is the demo's,
+with the same steps below and above."""
 
 _MIDDLES = tuple((a + b) / 2 for a, b in pairwise(ASPECT_RATIOS))
 

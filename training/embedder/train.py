@@ -23,6 +23,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 
 from training.embedder import distributed
+from training.embedder.augment import augmentation
 from training.embedder.crops import AspectBatches, Crop, CropDataset, prepare_crops
 from training.embedder.losses import ArcFace, CrossBatchMemory
 from training.embedder.model import Embedder, save_embedder
@@ -48,7 +49,7 @@ class Run:
         self.recipe = recipe
         self.rank, num_processes = distributed.rank_and_size()
         self.device = device
-        self.dataset = CropDataset(crops)
+        self.dataset = CropDataset(crops, augmentation(heavy=recipe.heavy_augmentation))
         self.batches = AspectBatches(
             crops,
             batch_size=recipe.batch_size,
