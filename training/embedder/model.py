@@ -79,15 +79,19 @@ class Embedder(nn.Module):
     """Pixels to an embedding; normalise it to unit length before comparing."""
 
     def __init__(self, config: EmbedderConfig, *, pretrained: Path | bool = False) -> None:
-        """`pretrained` True lets timm download its weights; a path names a local file in timm's naming."""
+        """`pretrained` True lets timm download its weights; a path names a local file in timm's naming.
+
+        Raises ValueError if the file's weights, its classifier aside, are not exactly the backbone's.
+        """
         super().__init__()
         self.config = config
-        options = dict(config.backbone_options)
-        if isinstance(pretrained, Path):
-            options["pretrained_cfg_overlay"] = {"file": str(pretrained)}
         self.backbone = timm.create_model(
-            config.backbone, pretrained=bool(pretrained), num_classes=0, global_pool="", **options
+            config.backbone, pretrained=pretrained is True, num_classes=0, global_pool="", **config.backbone_options
         )
+        if isinstance(pretrained, Path):
+            weights = timm.models.load_state_dict(str(pretrained))
+            weights = {key: value for key, value in weights.items() if not key.startswith("classifier.")}
+            _load_exactly(self.backbone, weights, f"{pretrained} does not fit {config.backbone}")
         self.gem = GeM(config.gem_p, learnable=config.gem_learnable)
         self.projection = nn.Linear(self.backbone.num_features, config.embedding_size, bias=False)
         self.norm = nn.BatchNorm1d(config.embedding_size)
@@ -112,8 +116,14 @@ def load_embedder(checkpoint: Path) -> Embedder:
         ValueError: keys are missing or unexpected, or a shape differs; the message lists them.
     """
     model = Embedder(EmbedderConfig.load(checkpoint.with_suffix(".json")))
-    state = torch.load(checkpoint, map_location="cpu", weights_only=True)["model"]
-    expected = model.state_dict()
+    weights = torch.load(checkpoint, map_location="cpu", weights_only=True)["model"]
+    _load_exactly(model, weights, f"{checkpoint} does not fit its config")
+    return model.eval()
+
+
+def _load_exactly(module: nn.Module, state: dict[str, torch.Tensor], complaint: str) -> None:
+    """Raises ValueError, the complaint with every key that is missing, unexpected or of another shape."""
+    expected = module.state_dict()
     faults = [f"missing {key}" for key in expected.keys() - state.keys()]
     faults += [f"unexpected {key}" for key in state.keys() - expected.keys()]
     faults += [
@@ -122,6 +132,5 @@ def load_embedder(checkpoint: Path) -> Embedder:
         if state[key].shape != expected[key].shape
     ]
     if faults:
-        raise ValueError(f"{checkpoint} does not fit its config: {'; '.join(sorted(faults))}")
-    model.load_state_dict(state)
-    return model.eval()
+        raise ValueError(f"{complaint}: {'; '.join(sorted(faults))}")
+    module.load_state_dict(state)

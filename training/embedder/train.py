@@ -165,7 +165,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--data", type=Path, nargs="+", required=True, help="parts of the data set")
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--cache", type=Path, help="frames and crops (default: OUTPUT/cache)")
-    parser.add_argument("--pretrained", type=Path, help="backbone weights in timm's naming")
+    parser.add_argument("--pretrained", metavar="FILE", help="backbone weights in timm's naming; 'timm': download them")
     parser.add_argument("--resume", action="store_true", help="go on from OUTPUT/NAME.resume.pth if it is there")
     parser.add_argument("--num-workers", type=int, default=0)
     parser.add_argument("--num-threads", type=int, help="CPU threads of PyTorch")
@@ -191,7 +191,8 @@ def train(arguments: argparse.Namespace, device: torch.device) -> None:
     crops = prepare_crops(arguments.data, cache, max_side=recipe.max_crop_side)
     if num_processes > 1 and rank == 0:
         dist.barrier()
-    run = Run(recipe, crops, pretrained=arguments.pretrained or False, device=device)
+    pretrained = arguments.pretrained == "timm" or (Path(arguments.pretrained) if arguments.pretrained else False)
+    run = Run(recipe, crops, pretrained=pretrained, device=device)
     resume = arguments.output / f"{name}.resume.pth"
     if arguments.resume and resume.exists():
         run.load(resume)

@@ -2,6 +2,7 @@ import json
 from pathlib import Path
 
 import pytest
+import timm
 import torch
 
 from training.embedder.model import DEMO, PRODUCTION, Embedder, GeM, load_embedder, save_embedder
@@ -63,3 +64,20 @@ def test_local_pretrained_weights_in_timm_naming(tmp_path: Path) -> None:
         model.backbone.state_dict().items(), donor.backbone.state_dict().values(), strict=True
     ):
         assert torch.equal(ours, theirs), name
+
+
+def test_pretrained_weights_of_a_whole_b5_lose_their_classifier_only(tmp_path: Path) -> None:
+    donor = timm.create_model("tf_efficientnet_b5.ns_jft_in1k", pretrained=False)
+    weights = donor.state_dict()
+    assert "classifier.weight" in weights
+    torch.save(weights, tmp_path / "b5.pth")
+    model = Embedder(PRODUCTION["b5a"], pretrained=tmp_path / "b5.pth")
+    assert all(torch.equal(value, weights[key]) for key, value in model.backbone.state_dict().items())
+
+
+def test_pretrained_weights_that_do_not_fit_are_refused_with_their_keys(tmp_path: Path) -> None:
+    weights = Embedder(DEMO["b5a"]).backbone.state_dict()
+    weights["stem.weight"] = weights.pop("conv_stem.weight")
+    torch.save(weights, tmp_path / "renamed.pth")
+    with pytest.raises(ValueError, match=r"does not fit test_efficientnet: missing conv_stem\.weight; unexpected"):
+        Embedder(DEMO["b5a"], pretrained=tmp_path / "renamed.pth")
