@@ -7,7 +7,7 @@ TRAIN := build/train-demo
 RUN := .venv/bin/python
 EMBEDDERS := b5a b5b b6 b7
 
-.PHONY: demo test check train-demo lock clean
+.PHONY: demo test test-slow check train-demo lock clean
 
 demo: .venv/.installed
 	$(RUN) -m training.demo.world --output $(DEMO)/world --seed $(SEED) --items $(ITEMS)
@@ -18,6 +18,9 @@ demo: .venv/.installed
 
 test: .venv/.installed
 	$(RUN) -m pytest
+
+test-slow: .venv/.installed
+	$(RUN) -m pytest -m slow
 
 check: .venv/.installed
 	.venv/bin/ruff format --check .

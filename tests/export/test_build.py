@@ -20,8 +20,6 @@ from export.triton_config import stale_files
 from livematch.server import LocalServer
 from training.embedder.templates import nearest_template
 
-pytestmark = pytest.mark.slow
-
 SEED = 5
 
 

@@ -131,3 +131,18 @@ def test_training_lowers_the_loss_and_embeddings_are_unit_vectors(crops: list[Cr
     embeddings = embed_crops(run.model.eval(), crops)
     assert np.allclose(np.linalg.norm(embeddings, axis=1), 1, atol=1e-5)
     assert both_ways(embeddings, crops)["item_to_video"]["r5"] > 0.3
+
+
+@pytest.mark.slow
+def test_overfits_32_identities(tmp_path: Path) -> None:
+    """Without heavy augmentation every crop must find its own garment on the other side."""
+    render_world(tmp_path / "world", seed=22, num_items=30, render_every=20)
+    crops = prepare_crops([tmp_path / "world"], tmp_path / "cache", max_side=240)
+    identities = sorted({(crop.item_id, crop.instance_id) for crop in crops})[:32]
+    crops = [crop for crop in crops if (crop.item_id, crop.instance_id) in identities]
+    recipe = replace(demo("b5a"), num_epochs=60, restart_epochs=0, heavy_augmentation=False)
+    run = Run(recipe, crops)
+    for _ in range(recipe.num_epochs):
+        run.train_epoch(0)
+    for metrics in both_ways(embed_crops(run.model.eval(), crops), crops).values():
+        assert metrics["r1"] == 1.0
