@@ -1,5 +1,6 @@
 """Training batches of photos and video frames for the detector."""
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -52,25 +53,38 @@ def bgr_tensor(rgb: NDArray[np.uint8]) -> torch.Tensor:
     return torch.from_numpy(np.ascontiguousarray(rgb[..., ::-1].transpose(2, 0, 1)))
 
 
-def usable_boxes(annotations: Sequence[Annotation], height: int, width: int) -> tuple[NDArray[np.float32], int]:
+def usable_boxes(
+    annotations: Sequence[Annotation], height: int, width: int
+) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
     """Clips the boxes to the image of (height, width).
 
     Returns:
-        float32 [n, 4] x0 y0 x1 y1, and how many were dropped because less than 2 pixels of a side were left.
+        boxes: float32 [n, 4] x0 y0 x1 y1, those of which at least 2 pixels of each side are left.
+        usable: bool, one per annotation: which these are.
     """
     boxes = np.array([annotation.box for annotation in annotations], np.float32).reshape(-1, 4)
     boxes = np.clip(boxes, 0, np.array([width, height, width, height], np.float32))
     usable = (boxes[:, 2:] - boxes[:, :2] >= MIN_BOX_SIDE_PX).all(axis=1)
-    return boxes[usable], int((~usable).sum())
+    return boxes[usable], usable
 
 
-class Batches(Dataset[tuple[list[dict[str, Any]], int]]):
-    """Item i is the batch of iteration i, the same in every run with that seed: (detectron2 inputs, boxes dropped)."""
+class Batches(Dataset[list[dict[str, Any]]]):
+    """Item i is process `rank`'s share of the batch of iteration i, as detectron2's inputs.
 
-    def __init__(self, pictures: Sequence[Picture], recipe: Recipe, seed: int) -> None:
+    The batch depends on seed and iteration only, not on how many processes share it. One that they cannot share
+    evenly, at an epoch's end, repeats its first pictures. Pictures without boxes stay: all their anchors are negative.
+    """
+
+    def __init__(
+        self, pictures: Sequence[Picture], recipe: Recipe, seed: int, *, rank: int = 0, num_processes: int = 1
+    ) -> None:
+        if recipe.batch_size % num_processes:
+            raise ValueError(f"a batch of {recipe.batch_size} cannot be shared by {num_processes} processes")
         self.pictures = pictures
         self.recipe = recipe
         self.seed = seed
+        self.rank = rank
+        self.num_processes = num_processes
         self.plan = plan_batches(
             [picture.frame_index is not None for picture in pictures],
             batch_size=recipe.batch_size,
@@ -81,26 +95,28 @@ class Batches(Dataset[tuple[list[dict[str, Any]], int]]):
     def __len__(self) -> int:
         return len(self.plan)
 
-    def __getitem__(self, iteration: int) -> tuple[list[dict[str, Any]], int]:
+    def __getitem__(self, iteration: int) -> list[dict[str, Any]]:
         rng = np.random.default_rng((self.seed, iteration))
         pictures = [self.pictures[index] for index in self.plan[iteration]]
         is_frame = pictures[0].frame_index is not None
         smallest, largest = self.recipe.frame_short_sides_px if is_frame else self.recipe.photo_short_sides_px
         short_side = int(rng.integers(smallest, largest, endpoint=True))
-        inputs, num_dropped = [], 0
-        for picture in pictures:
-            rgb = read_rgb(picture)
-            height, width = rgb.shape[:2]
-            boxes, dropped = usable_boxes(picture.annotations, height, width)
-            size = resized_size(height, width, short_side, self.recipe.max_side_px)
-            rgb = resize(rgb, size)
-            boxes = boxes * np.array([size[1] / width, size[0] / height] * 2, np.float32)
-            if rng.random() < 0.5:
-                rgb = rgb[:, ::-1]
-                boxes = np.stack([size[1] - boxes[:, 2], boxes[:, 1], size[1] - boxes[:, 0], boxes[:, 3]], axis=1)
-            instances = Instances(size)
-            instances.gt_boxes = Boxes(torch.from_numpy(boxes))
-            instances.gt_classes = torch.zeros(len(boxes), dtype=torch.int64)
-            inputs.append({"image": bgr_tensor(rgb), "instances": instances})
-            num_dropped += dropped
-        return inputs, num_dropped
+        flips = rng.random(len(pictures)) < 0.5
+        share = math.ceil(len(pictures) / self.num_processes)
+        places = [place % len(pictures) for place in range(self.rank * share, (self.rank + 1) * share)]
+        return [self._input(pictures[place], short_side, bool(flips[place])) for place in places]
+
+    def _input(self, picture: Picture, short_side: int, flip: bool) -> dict[str, Any]:
+        rgb = read_rgb(picture)
+        height, width = rgb.shape[:2]
+        boxes, _ = usable_boxes(picture.annotations, height, width)
+        size = resized_size(height, width, short_side, self.recipe.max_side_px)
+        rgb = resize(rgb, size)
+        boxes = boxes * np.array([size[1] / width, size[0] / height] * 2, np.float32)
+        if flip:
+            rgb = rgb[:, ::-1]
+            boxes = np.stack([size[1] - boxes[:, 2], boxes[:, 1], size[1] - boxes[:, 0], boxes[:, 3]], axis=1)
+        instances = Instances(size)
+        instances.gt_boxes = Boxes(torch.from_numpy(boxes))
+        instances.gt_classes = torch.zeros(len(boxes), dtype=torch.int64)
+        return {"image": bgr_tensor(rgb), "instances": instances}

@@ -1,11 +1,19 @@
-"""Precision, recall and COCO-style average precision of a detector on annotated pictures."""
+"""COCO average precision, and precision and recall as the pipeline would have them, on annotated pictures."""
 
+import io
 from collections.abc import Sequence
+from contextlib import redirect_stdout
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from detectron2.modeling import GeneralizedRCNN
+from detectron2.utils import comm
 from numpy.typing import NDArray
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+from torch.utils.data import DataLoader, Dataset
 
 from training.detector.data import bgr_tensor, resize, resized_size, usable_boxes
 from training.detector.recipe import Recipe
@@ -14,93 +22,132 @@ from training.wab.frames import read_rgb
 
 PHOTO_MIN_SCORE = 0.9  # what the pipeline keeps
 FRAME_MIN_SCORE = 0.95
-AP_IOUS = tuple(i / 100 for i in range(50, 100, 5))
+MAX_DETECTIONS = 100  # per picture, COCO's
 
 Floats = NDArray[np.float32]
-Found = tuple[Floats, Floats, Floats]  # one picture: boxes [n, 4], their scores [n] descending, true boxes [m, 4]
 
 
-@torch.inference_mode()
-def detect(model: GeneralizedRCNN, rgb: NDArray[np.uint8], short_side: int, max_side: int) -> tuple[Floats, Floats]:
-    """Returns boxes float32 [n, 4] in pixels of `rgb` (uint8 [H, W, 3]) and their scores [n], highest first."""
-    height, width = rgb.shape[:2]
-    resized = resize(rgb, resized_size(height, width, short_side, max_side))
-    instances = model([{"image": bgr_tensor(resized), "height": height, "width": width}])[0]["instances"]
-    return instances.pred_boxes.tensor.cpu().numpy(), instances.scores.cpu().numpy()
+@dataclass(frozen=True)
+class Found:
+    """What was found in one picture, in pixels of it: boxes [n, 4], their scores [n], and the true boxes [m, 4]."""
+
+    is_frame: bool
+    boxes: Floats
+    scores: Floats
+    truths: Floats
+
+
+class HeldOutPictures(Dataset[tuple[dict[str, Any], bool, Floats]]):
+    """Item i is picture i as detectron2's input, whether it is a frame, and its true boxes [m, 4]."""
+
+    def __init__(self, pictures: Sequence[Picture], recipe: Recipe) -> None:
+        self.pictures = pictures
+        self.recipe = recipe
+
+    def __getitem__(self, index: int) -> tuple[dict[str, Any], bool, Floats]:
+        picture = self.pictures[index]
+        is_frame = picture.frame_index is not None
+        short_side = self.recipe.frame_test_short_side_px if is_frame else self.recipe.photo_test_short_side_px
+        rgb = read_rgb(picture)
+        height, width = rgb.shape[:2]
+        resized = resize(rgb, resized_size(height, width, short_side, self.recipe.test_max_side_px))
+        image = {"image": bgr_tensor(resized), "height": height, "width": width}
+        return image, is_frame, usable_boxes(picture.annotations, height, width)[0]
 
 
 def evaluate(model: GeneralizedRCNN, pictures: Sequence[Picture], recipe: Recipe) -> dict[str, float]:
-    """Runs the model in eval mode over the pictures; a metric of a kind that is not among them is left out."""
+    """Runs the model in eval mode over the pictures, shared by all processes, which must all call this.
+
+    Returns the metrics of `metrics` in the main process, nothing in the others.
+    """
+    shard = range(comm.get_rank(), len(pictures), comm.get_world_size())
+    loader = DataLoader(
+        HeldOutPictures(pictures, recipe), batch_size=None, sampler=shard, num_workers=recipe.num_workers
+    )
     was_training = model.training
     model.eval()
-    metrics: dict[str, float] = {}
-    everything: list[Found] = []
-    for kind, is_frame, short_side, min_score in (
-        ("photo", False, recipe.photo_test_short_side_px, PHOTO_MIN_SCORE),
-        ("frame", True, recipe.frame_test_short_side_px, FRAME_MIN_SCORE),
-    ):
-        found: list[Found] = []
-        for picture in pictures:
-            if (picture.frame_index is not None) == is_frame:
-                rgb = read_rgb(picture)
-                boxes, scores = detect(model, rgb, short_side, recipe.test_max_side_px)
-                found.append((boxes, scores, usable_boxes(picture.annotations, *rgb.shape[:2])[0]))
-        if found:
-            metrics[f"num_{kind}s"] = len(found)
-            metrics[f"{kind}_precision"], metrics[f"{kind}_recall"] = precision_and_recall(found, min_score=min_score)
-            everything += found
+    found = []
+    with torch.inference_mode():
+        for image, is_frame, truths in loader:
+            instances = model([image])[0]["instances"]
+            boxes, scores = instances.pred_boxes.tensor.cpu().numpy(), instances.scores.cpu().numpy()
+            found.append(Found(is_frame, boxes, scores, np.asarray(truths)))
     model.train(was_training)
-    metrics["ap"] = float(np.mean([average_precision(everything, min_iou=iou) for iou in AP_IOUS]))
-    metrics["ap50"] = average_precision(everything, min_iou=0.5)
-    return metrics
+    shares = comm.gather(found)
+    return metrics([picture for share in shares for picture in share]) if comm.is_main_process() else {}
 
 
-def precision_and_recall(found: Sequence[Found], *, min_score: float, min_iou: float = 0.5) -> tuple[float, float]:
-    """Counts boxes with score > min_score over all pictures. With no such box precision is 1, with no truth recall."""
+def metrics(found: Sequence[Found]) -> dict[str, float]:
+    """Returns the metrics of photos and frames, each if there are any, and average precision over both.
+
+    Average precision (`ap` over IoU 0.5, 0.55, …, 0.95, `ap50`) is left out where there is no true box.
+    """
+    values: dict[str, float] = {}
+    for kind, is_frame, min_score in (("photo", False, PHOTO_MIN_SCORE), ("frame", True, FRAME_MIN_SCORE)):
+        of_kind = [picture for picture in found if picture.is_frame == is_frame]
+        if of_kind:
+            evaluation = coco_evaluation(of_kind)
+            values[f"num_{kind}s"] = len(of_kind)
+            values[f"{kind}_precision"], values[f"{kind}_recall"] = precision_and_recall(evaluation, min_score)
+            values |= {f"{kind}_{name}": value for name, value in average_precision(evaluation).items()}
+    return values | average_precision(coco_evaluation(found))
+
+
+def coco_evaluation(found: Sequence[Found]) -> COCOeval:
+    """Matches boxes and true boxes as COCO does, without its ranges of areas."""
+    with redirect_stdout(io.StringIO()):  # pycocotools prints its progress
+        evaluation = COCOeval(
+            _coco([(picture.truths, np.ones(len(picture.truths), np.float32)) for picture in found]),
+            _coco([(picture.boxes, picture.scores) for picture in found]),
+            "bbox",
+        )
+        evaluation.params.areaRng = [[0, np.inf]]
+        evaluation.params.maxDets = [MAX_DETECTIONS]
+        evaluation.evaluate()
+        evaluation.accumulate()
+    return evaluation
+
+
+def average_precision(evaluation: COCOeval) -> dict[str, float]:
+    precision = evaluation.eval["precision"]  # [10 IoUs, 101 recalls, 1, 1, 1], -1 where there is no true box
+    if (precision < 0).any():
+        return {}
+    return {"ap": float(precision.mean()), "ap50": float(precision[0].mean())}
+
+
+def precision_and_recall(evaluation: COCOeval, min_score: float) -> tuple[float, float]:
+    """Counts boxes with score > min_score at IoU 0.5. With no such box precision is 1, with no true box recall."""
     hits = num_boxes = num_truths = 0
-    for boxes, scores, truths in found:
-        confident = scores > min_score
-        hits += int(match(boxes[confident], truths, min_iou).sum())
+    for picture in filter(None, evaluation.evalImgs):  # None stands for a picture without any box
+        confident = np.asarray(picture["dtScores"]) > min_score
+        hits += int((picture["dtMatches"][0] > 0)[confident].sum())
         num_boxes += int(confident.sum())
-        num_truths += len(truths)
+        num_truths += len(picture["gtIds"])
     return hits / num_boxes if num_boxes else 1.0, hits / num_truths if num_truths else 1.0
 
 
-def average_precision(found: Sequence[Found], *, min_iou: float) -> float:
-    """The area under the precision-recall curve, its precision made monotone and read at 101 recalls, as COCO's is."""
-    num_truths = sum(len(truths) for _, _, truths in found)
-    if not num_truths:
-        return float("nan")
-    scores = np.concatenate([scores for _, scores, _ in found])
-    hits = np.concatenate([match(boxes, truths, min_iou) for boxes, _, truths in found])
-    hits = hits[np.argsort(-scores, kind="stable")]
-    num_hits = np.cumsum(hits)
-    recall = num_hits / num_truths
-    precision = num_hits / np.arange(1, len(hits) + 1)
-    precision = np.maximum.accumulate(precision[::-1])[::-1]
-    places = np.searchsorted(recall, np.linspace(0, 1, 101), side="left")
-    return float(np.append(precision, 0.0)[places].mean())
-
-
-def match(boxes: Floats, truths: Floats, min_iou: float) -> NDArray[np.bool_]:
-    """Gives each box, in order, the free true box it overlaps most if IoU > min_iou; returns [n]: who got one."""
-    hits = np.zeros(len(boxes), bool)
-    if len(truths):
-        overlaps = iou(boxes, truths)
-        for i, row in enumerate(overlaps):
-            best = int(row.argmax())
-            hits[i] = row[best] > min_iou
-            if hits[i]:
-                overlaps[:, best] = 0.0
-    return hits
-
-
-def iou(boxes: Floats, others: Floats) -> Floats:
-    """Intersection over union of every pair: [n, 4] and [m, 4] to [n, m]."""
-    low = np.maximum(boxes[:, None, :2], others[None, :, :2])
-    high = np.minimum(boxes[:, None, 2:], others[None, :, 2:])
-    intersection = np.clip(high - low, 0, None).prod(axis=2)
-    area = (boxes[:, 2:] - boxes[:, :2]).prod(axis=1)
-    other_area = (others[:, 2:] - others[:, :2]).prod(axis=1)
-    union = area[:, None] + other_area[None] - intersection
-    return intersection / np.maximum(union, np.finfo(np.float32).tiny)
+def _coco(pictures: Sequence[tuple[Floats, Floats]]) -> COCO:
+    """Puts boxes [n, 4] and scores [n] of each picture into COCO's format; ids start at 1, as 0 means no match."""
+    annotations: list[dict[str, Any]] = []
+    for number, (boxes, scores) in enumerate(pictures):
+        for (x0, y0, x1, y1), score in zip(boxes.tolist(), scores.tolist(), strict=True):
+            width, height = x1 - x0, y1 - y0
+            annotations.append(
+                {
+                    "id": len(annotations) + 1,
+                    "image_id": number,
+                    "category_id": 1,
+                    "bbox": [x0, y0, width, height],
+                    "area": width * height,
+                    "iscrowd": 0,
+                    "score": score,
+                }
+            )
+    coco = COCO()
+    coco.dataset = {
+        "images": [{"id": number} for number in range(len(pictures))],
+        "categories": [{"id": 1}],
+        "annotations": annotations,
+    }
+    coco.createIndex()
+    return coco

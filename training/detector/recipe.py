@@ -9,9 +9,10 @@ from training.detector.config import DEMO, PRODUCTION, DetectorConfig
 class Recipe:
     """One training run. Short sides are pixels, training ones drawn uniformly from (smallest, largest) per batch."""
 
+    name: str
     model: DetectorConfig
     iterations: int
-    batch_size: int
+    batch_size: int  # over all processes
     optimizer: str  # "sgd" (momentum 0.9) or "adamw"
     learning_rate: float
     weight_decay: float
@@ -28,34 +29,54 @@ class Recipe:
     roi_batch_size: int = 512  # proposals per image in the loss
     train_pre_nms_top_k: int = 2000
     train_post_nms_top_k: int = 1000
-    checkpoint_every: int = 5000
+    checkpoint_every: int = 1000
+    evaluate_every: int = 5000  # and at the end
     num_workers: int = 4
 
 
 def stage1() -> Recipe:
     """From ImageNet weights, small images."""
     return _production(
-        iterations=60_000, batch_size=4, learning_rate=0.003, schedule="constant", short_sides=(414, 576), max_side=800
+        name="stage1",
+        iterations=60_000,
+        batch_size=4,
+        learning_rate=0.003,
+        schedule="constant",
+        short_sides=(414, 576),
+        max_side=800,
     )
 
 
 def stage2() -> Recipe:
     """From stage 1's weights, images of nearly test size."""
     return _production(
-        iterations=60_000, batch_size=2, learning_rate=0.003, schedule="cosine", short_sides=(540, 800), max_side=1100
+        name="stage2",
+        iterations=60_000,
+        batch_size=2,
+        learning_rate=0.003,
+        schedule="cosine",
+        short_sides=(540, 800),
+        max_side=1100,
     )
 
 
 def stage3() -> Recipe:
     """From stage 2's weights, a tenth of the learning rate."""
     return _production(
-        iterations=125_000, batch_size=2, learning_rate=0.0003, schedule="cosine", short_sides=(540, 800), max_side=1100
+        name="stage3",
+        iterations=125_000,
+        batch_size=2,
+        learning_rate=0.0003,
+        schedule="cosine",
+        short_sides=(540, 800),
+        max_side=1100,
     )
 
 
 def demo() -> Recipe:
     """From scratch on the rendered world."""
     return Recipe(
+        name="demo",
         model=DEMO,
         iterations=3000,
         batch_size=8,
@@ -74,16 +95,18 @@ def demo() -> Recipe:
         roi_batch_size=64,
         train_pre_nms_top_k=400,
         train_post_nms_top_k=200,
-        checkpoint_every=200,
+        checkpoint_every=50,
+        evaluate_every=500,
         num_workers=1,
     )
 
 
-RECIPES = {"demo": demo, "stage1": stage1, "stage2": stage2, "stage3": stage3}
+STAGES = (stage1, stage2, stage3)
 
 
 def _production(
     *,
+    name: str,
     iterations: int,
     batch_size: int,
     learning_rate: float,
@@ -92,6 +115,7 @@ def _production(
     max_side: int,
 ) -> Recipe:
     return Recipe(
+        name=name,
         model=PRODUCTION,
         iterations=iterations,
         batch_size=batch_size,

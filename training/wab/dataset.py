@@ -6,7 +6,6 @@ may overrun the image.
 """
 
 import json
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -67,28 +66,41 @@ class Picture:
     annotations: tuple[Annotation, ...]
 
 
-def read_part(directory: Path) -> list[Picture]:
+def read_part(directory: Path, bad: list[str] | None = None) -> list[Picture]:
     """Returns the photos, then the annotated frames of one part, each sorted by item and number.
+
+    With a list `bad`, an annotation file that cannot be used is left out and described there instead of raising.
 
     Raises:
         FileNotFoundError: there is no annotation folder, or an annotation's photo or clip is missing.
         ValueError: an annotation file cannot be understood; the message names it.
     """
     pictures = []
-    for path in _annotation_files(directory / "image_annotation", "*/*.json"):
-        image = _existing(directory / "image" / path.parent.name / f"{path.stem}.jpg", path)
-        pictures.append(Picture(path.parent.name, path.stem, image, None, _annotations(path, _load(path))))
-    for path in _annotation_files(directory / "video_annotation", "*.json"):
-        video = _existing(directory / "video" / f"{path.stem}.mp4", path)
-        for frame in _field(path, _load(path), "frames"):
-            index = int(_field(path, frame, "frame_index"))
-            pictures.append(Picture(path.stem, f"f{index}", video, index, _annotations(path, frame)))
+    for folder, pattern, read in (("image_annotation", "*/*.json", _photo), ("video_annotation", "*.json", _frames)):
+        for path in _annotation_files(directory / folder, pattern):
+            try:
+                pictures += read(directory, path)
+            except (FileNotFoundError, ValueError) as error:
+                if bad is None:
+                    raise
+                bad.append(str(error))
     return pictures
 
 
-def read_parts(directories: Sequence[Path]) -> list[Picture]:
-    """Returns the pictures of several parts one after another; see `read_part`."""
-    return [picture for directory in directories for picture in read_part(directory)]
+def _photo(directory: Path, path: Path) -> list[Picture]:
+    image = _existing(directory / "image" / path.parent.name / f"{path.stem}.jpg", path)
+    return [Picture(path.parent.name, path.stem, image, None, _annotations(path, _load(path)))]
+
+
+def _frames(directory: Path, path: Path) -> list[Picture]:
+    video = _existing(directory / "video" / f"{path.stem}.mp4", path)
+    pictures = []
+    for frame in _list(path, _load(path), "frames"):
+        index = _field(path, frame, "frame_index")
+        if not isinstance(index, int):
+            raise ValueError(f"{path}: frame_index is {index!r}, not a whole number")
+        pictures.append(Picture(path.stem, f"f{index}", video, index, _annotations(path, frame)))
+    return pictures
 
 
 def _annotation_files(directory: Path, pattern: str) -> list[Path]:
@@ -110,6 +122,13 @@ def _load(path: Path) -> Any:
         raise ValueError(f"{path}: {error}") from error
 
 
+def _list(path: Path, record: Any, name: str) -> list[Any]:
+    values = _field(path, record, name)
+    if not isinstance(values, list):
+        raise ValueError(f"{path}: {name} is {values!r}, not a list")
+    return values
+
+
 def _field(path: Path, record: Any, name: str) -> Any:
     if not isinstance(record, dict) or name not in record:
         raise ValueError(f"{path}: no field {name!r}")
@@ -118,7 +137,7 @@ def _field(path: Path, record: Any, name: str) -> Any:
 
 def _annotations(path: Path, record: Any) -> tuple[Annotation, ...]:
     annotations = []
-    for entry in _field(path, record, "annotations"):
+    for entry in _list(path, record, "annotations"):
         box = _field(path, entry, "box")
         if not (isinstance(box, list) and len(box) == 4 and all(isinstance(edge, int) for edge in box)):
             raise ValueError(f"{path}: box is {box!r}, not four whole numbers")

@@ -1,5 +1,6 @@
 """Video frames, decoded once into a cache of JPEG files, and reading pictures."""
 
+import os
 from collections import defaultdict
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -9,15 +10,32 @@ from pathlib import Path
 import av
 import cv2
 import numpy as np
+from PIL import ExifTags, Image
 from tqdm import tqdm
 
-from training.wab.dataset import Picture
+from training.wab.dataset import Picture, read_part
 
 
-def cache_frames(pictures: Sequence[Picture], cache_directory: Path, *, num_workers: int = 2) -> list[Picture]:
+def read_parts(directories: Sequence[Path], cache_directory: Path, bad: list[str] | None = None) -> list[list[Picture]]:
+    """Returns each part's pictures, their frames extracted to `cache_directory/<the part's name>/frames`.
+
+    Raises ValueError for parts of the same name, whose frames would share a folder; else as `read_part` and
+    `cache_frames`.
+    """
+    names = [directory.resolve().name for directory in directories]
+    if len(set(names)) < len(names):
+        raise ValueError(f"parts must differ in their folder's name: {[str(directory) for directory in directories]}")
+    return [
+        cache_frames(read_part(directory, bad), cache_directory / name / "frames", bad=bad)
+        for directory, name in zip(directories, names, strict=True)
+    ]
+
+
+def cache_frames(pictures: Sequence[Picture], cache_directory: Path, *, bad: list[str] | None = None) -> list[Picture]:
     """Writes every frame among `pictures` to `cache_directory/<video_id>/<frame_index>.jpg`, one pass per clip.
 
     Frames that are there already are left alone. Returns the pictures in their order, the paths of frames replaced.
+    With a list `bad`, a frame that cannot be had is left out and described there instead of raising.
 
     Raises:
         ValueError: a clip cannot be decoded or is shorter than its annotations; the message names it.
@@ -31,11 +49,16 @@ def cache_frames(pictures: Sequence[Picture], cache_directory: Path, *, num_work
                 wanted[picture.path][picture.frame_index] = target
             picture = replace(picture, path=target)
         cached.append(picture)
-    with ThreadPoolExecutor(num_workers) as pool:
+    reasons: dict[Path, str] = {}
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
         jobs = [pool.submit(_extract, video, targets) for video, targets in wanted.items()]
         for job in tqdm(jobs, desc="extracting frames", unit="clip", disable=not jobs):
-            job.result()
-    return cached
+            reasons |= job.result()
+            if reasons and bad is None:
+                raise ValueError(next(iter(reasons.values())))
+    if bad is not None:
+        bad += reasons.values()
+    return [picture for picture in cached if picture.path not in reasons]
 
 
 def read_rgb(picture: Picture) -> np.ndarray:
@@ -46,18 +69,46 @@ def read_rgb(picture: Picture) -> np.ndarray:
     return cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB)
 
 
-def _extract(video: Path, targets: dict[int, Path]) -> None:
+def read_size(picture: Picture) -> tuple[int, int]:
+    """Returns the (height, width) that `read_rgb` gives, having decoded all of the file, a JPEG in small.
+
+    Raises ValueError, naming the file, if it is unreadable or ends early, which `read_rgb` does not notice.
+    """
+    if not cv2.haveImageReader(str(picture.path)):
+        raise ValueError(f"{picture.path}: not a readable image")
+    try:
+        with Image.open(picture.path) as image:
+            width, height = image.size
+            lies_on_its_side = image.getexif().get(ExifTags.Base.Orientation, 1) >= 5
+            image.draft("RGB", (1, 1))
+            image.load()
+    except (OSError, SyntaxError, ValueError) as error:
+        raise ValueError(f"{picture.path}: {error}") from error
+    return (width, height) if lies_on_its_side else (height, width)
+
+
+def _extract(video: Path, targets: dict[int, Path]) -> dict[Path, str]:
+    """Returns why, for each target that was not written.
+
+    Nothing after a frame that cannot be decoded is used: places are counted, so later frames would be mistaken.
+    """
     missing = dict(targets)
+    error: av.FFmpegError | None = None
     try:
         with av.open(str(video)) as container:
             for index, frame in enumerate(container.decode(video=0)):
                 if index in missing:
                     _write(missing.pop(index), frame.to_ndarray(format="bgr24"))
                 if not missing:
-                    return
-    except av.FFmpegError as error:
-        raise ValueError(f"{video}: {error}") from error
-    raise ValueError(f"{video}: ends before frame {min(missing)}, which its annotation describes")
+                    break
+    except av.FFmpegError as failure:
+        error = failure
+    return {
+        target: f"{video}: cannot be decoded up to frame {index}: {error}"
+        if error
+        else f"{video}: ends before frame {index}, which its annotation describes"
+        for index, target in missing.items()
+    }
 
 
 def _write(path: Path, bgr: np.ndarray) -> None:

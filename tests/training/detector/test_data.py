@@ -41,7 +41,7 @@ def test_resized_size_is_detectron2s() -> None:
 
 
 def test_boxes_are_clipped_and_slivers_dropped() -> None:
-    boxes, num_dropped = usable_boxes(
+    boxes, usable = usable_boxes(
         [
             annotation(-5, 10, 30, 300),
             annotation(99, 0, 120, 50),
@@ -53,13 +53,13 @@ def test_boxes_are_clipped_and_slivers_dropped() -> None:
     )
     assert boxes.tolist() == [[0, 10, 30, 200], [8, 8, 10, 10]]
     assert boxes.dtype == np.float32
-    assert num_dropped == 2
+    assert usable.tolist() == [True, False, False, True]
 
 
 def test_no_annotations_are_no_boxes() -> None:
-    boxes, num_dropped = usable_boxes([], 10, 10)
+    boxes, usable = usable_boxes([], 10, 10)
     assert boxes.shape == (0, 4)
-    assert num_dropped == 0
+    assert usable.shape == (0,)
 
 
 def test_plan_keeps_kinds_apart_and_sees_everything_each_epoch() -> None:
@@ -90,10 +90,10 @@ def test_boxes_follow_the_garment_through_scale_and_flip(tmp_path: Path) -> None
     recipe = replace(demo(), iterations=8, batch_size=1)
     batches = Batches([picture], recipe, seed=3)
     sides = set()
-    for inputs, num_dropped in (batches[i] for i in range(8)):
+    for inputs in (batches[i] for i in range(8)):
         image, instances = inputs[0]["image"], inputs[0]["instances"]
         height, width = image.shape[1:]
-        assert num_dropped == 1
+        assert len(instances) == 1
         assert instances.image_size == (height, width)
         x0, y0, x1, y1 = instances.gt_boxes.tensor[0].round().int().tolist()
         assert image[:, y0 + 3 : y1 - 3, x0 + 3 : x1 - 3].min() == 255
@@ -109,6 +109,28 @@ def test_a_batch_depends_on_seed_and_iteration_only(tmp_path: Path) -> None:
     cv2.imwrite(str(tmp_path / "0.png"), np.random.default_rng(0).integers(0, 255, (60, 50, 3)).astype(np.uint8))
     picture = Picture("1", "0", tmp_path / "0.png", None, (annotation(5, 5, 40, 40),))
     recipe = replace(demo(), iterations=4, batch_size=1)
-    first, again = Batches([picture], recipe, seed=1)[2][0][0], Batches([picture], recipe, seed=1)[2][0][0]
+    first, again = Batches([picture], recipe, seed=1)[2][0], Batches([picture], recipe, seed=1)[2][0]
     assert first["image"].equal(again["image"])
     assert first["instances"].gt_boxes.tensor.equal(again["instances"].gt_boxes.tensor)
+
+
+def test_processes_share_what_one_would_see(tmp_path: Path) -> None:
+    import cv2
+
+    pictures = []
+    for number in range(7):
+        cv2.imwrite(str(tmp_path / f"{number}.png"), np.random.default_rng(number).integers(0, 255, (60, 50, 3)))
+        pictures.append(Picture("1", str(number), tmp_path / f"{number}.png", None, ()))
+    recipe = replace(demo(), iterations=2, batch_size=4)
+    whole = Batches(pictures, recipe, seed=1)
+    shares = [Batches(pictures, recipe, seed=1, rank=rank, num_processes=2) for rank in range(2)]
+    for iteration, sizes in enumerate([(4, 2, 2), (3, 2, 2)] if len(whole.plan[0]) == 4 else [(3, 2, 2), (4, 2, 2)]):
+        batch, first, second = whole[iteration], shares[0][iteration], shares[1][iteration]
+        assert (len(batch), len(first), len(second)) == sizes
+        expected = [*batch, *batch[: 4 - len(batch)]]  # the epoch's last batch repeats its first picture
+        assert all(a["image"].equal(b["image"]) for a, b in zip([*first, *second], expected, strict=True))
+
+
+def test_a_batch_that_the_processes_cannot_share_is_refused() -> None:
+    with pytest.raises(ValueError, match="batch of 8 cannot be shared by 3"):
+        Batches([Picture("1", "0", Path(), None, ())], demo(), seed=0, num_processes=3)

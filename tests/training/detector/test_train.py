@@ -1,7 +1,12 @@
 import json
+import multiprocessing
+import signal
+import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import av
 import cv2
 import numpy as np
 import pytest
@@ -9,97 +14,202 @@ import torch
 
 pytest.importorskip("detectron2", reason="detectron2 is not installed")
 
+from detectron2.engine import launch
+
 from training.detector.config import DEMO
 from training.detector.model import build_detector
-from training.detector.recipe import RECIPES, Recipe, demo, stage1
-from training.detector.train import build_optimizer, learning_rate_factor, load_weights, main, split_by_item, train
+from training.detector.progress import read_log
+from training.detector.recipe import STAGES, Recipe, demo
+from training.detector.run import load_weights
+from training.detector.train import main, train
 from training.wab.dataset import Annotation, Picture
 
 pytestmark = pytest.mark.detectron2
 
+BOX = (20, 30, 80, 90)
+
 
 def draw_pictures(directory: Path, num_items: int) -> list[Picture]:
+    """Photos of 100 × 120 pixels with a bright square on dark noise."""
     rng = np.random.default_rng(0)
     pictures = []
     for item in range(num_items):
         pixels = rng.integers(0, 80, (120, 100, 3)).astype(np.uint8)
-        pixels[30:90, 20:80] += 150
-        path = directory / f"{item}.png"
+        pixels[BOX[1] : BOX[3], BOX[0] : BOX[2]] += 150
+        path = directory / f"{item}.jpg"
         cv2.imwrite(str(path), pixels)
-        pictures.append(Picture(str(item), "0", path, None, (Annotation("短裙", 0, 0, 7, (20, 30, 80, 90)),)))
+        pictures.append(Picture(str(item), "0", path, None, (Annotation("短裙", 0, 0, 7, BOX),)))
     return pictures
 
 
-def small_recipe() -> Recipe:
-    return replace(
-        demo(), batch_size=2, photo_short_sides_px=(64, 96), warmup_iterations=1, checkpoint_every=2, num_workers=0
+def write_part(directory: Path, num_items: int) -> Path:
+    """The same photos as a part of the data set, without clips."""
+    (directory / "video_annotation").mkdir(parents=True)
+    for picture in draw_pictures(directory, num_items):
+        image = directory / "image" / picture.item_id / "0.jpg"
+        image.parent.mkdir(parents=True)
+        picture.path.rename(image)
+        write_annotation(directory, picture.item_id, BOX)
+    return directory
+
+
+def write_annotation(part: Path, item_id: str, *boxes: tuple[int, int, int, int]) -> None:
+    entries = [{"label": "短裙", "viewpoint": 0, "display": 0, "instance_id": 7, "box": box} for box in boxes]
+    path = part / "image_annotation" / item_id / "0.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps({"annotations": entries}))
+
+
+def write_clip(part: Path, item_id: str, *, num_frames: int, annotated: tuple[int, ...]) -> None:
+    (part / "video").mkdir()
+    with av.open(str(part / "video" / f"{item_id}.mp4"), "w") as container:
+        stream = container.add_stream("libx264", rate=25)
+        stream.width, stream.height, stream.pix_fmt = 64, 96, "yuv420p"
+        for index in range(num_frames):
+            pixels = np.full((96, 64, 3), 20 * index, np.uint8)
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="bgr24")))
+        container.mux(stream.encode())
+    frames = [{"frame_index": index, "annotations": []} for index in annotated]
+    (part / "video_annotation" / f"{item_id}.json").write_text(json.dumps({"frames": frames}))
+
+
+def small_recipe(**changes: Any) -> Recipe:
+    changes = {"batch_size": 2, "checkpoint_every": 15, "evaluate_every": 1000, "num_workers": 0, **changes}
+    return replace(demo(), photo_short_sides_px=(64, 96), photo_test_short_side_px=64, warmup_iterations=1, **changes)
+
+
+def curve(output: Path) -> list[dict[str, Any]]:
+    lines = [line for line in read_log(output / "log.jsonl") if "loss" in line]
+    return [{name: value for name, value in line.items() if name != "s_per_iteration"} for line in lines]
+
+
+def test_a_killed_and_resumed_run_has_the_loss_curve_of_an_unbroken_one(tmp_path: Path) -> None:
+    pictures = draw_pictures(tmp_path, 4)
+    recipe = small_recipe(iterations=40)
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    train(pictures[:3], pictures[3:], recipe, whole)
+
+    process = multiprocessing.get_context("spawn").Process(
+        target=train, args=(pictures[:3], pictures[3:], recipe, broken)
     )
+    process.start()
+    while process.is_alive() and not curve(broken):  # the line of iteration 20; the checkpoint is that of iteration 15
+        time.sleep(0.01)
+    process.kill()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
+    assert torch.load(broken / "last.pt", weights_only=True)["iteration"] == 15
+
+    train(pictures[:3], pictures[3:], recipe, broken, resume=True)
+    assert [line["iteration"] for line in curve(whole)] == [20, 40]
+    assert curve(broken) == curve(whole)
+    weights, resumed = (torch.load(path / "detector.pth", weights_only=True)["model"] for path in (whole, broken))
+    assert all(torch.equal(resumed[name], value) for name, value in weights.items())
+    assert read_log(broken / "log.jsonl")[-1] == read_log(whole / "log.jsonl")[-1]  # the metrics
 
 
-def test_a_resumed_run_ends_where_an_uninterrupted_one_does(tmp_path: Path) -> None:
-    pictures = draw_pictures(tmp_path, 3)
-    recipe = replace(small_recipe(), iterations=3)
-    whole = train(pictures, recipe, tmp_path, weights=None, resume=False, seed=0).state_dict()
-    assert torch.load(tmp_path / "last.pt", weights_only=True)["iteration"] == 2
-    resumed = train(pictures, recipe, tmp_path, weights=None, resume=True, seed=0).state_dict()
-    for name, value in whole.items():
-        torch.testing.assert_close(resumed[name], value, rtol=1e-4, atol=1e-5, msg=name)
+def test_two_processes_train_as_one_would_and_one_of_them_writes(tmp_path: Path) -> None:
+    pictures = draw_pictures(tmp_path, 5)
+    recipe = small_recipe(
+        model=replace(DEMO, norm="FrozenBN"),  # else each process normalises its own half
+        iterations=20,
+        batch_size=4,
+        optimizer="sgd",
+        learning_rate=0.003,
+        rpn_batch_size=100_000,  # every anchor and proposal, so that nothing is drawn
+        roi_batch_size=1000,
+        train_post_nms_top_k=20,
+    )
+    train(pictures[:4], pictures[4:], recipe, tmp_path / "one")
+    launch(train, 2, dist_url="auto", args=(pictures[:4], pictures[4:], recipe, tmp_path / "two"))
+    (one,), (two,) = curve(tmp_path / "one"), curve(tmp_path / "two")
+    assert two == pytest.approx(one, rel=0.01, abs=1e-4)
+    weights, shared = (torch.load(tmp_path / n / "detector.pth", weights_only=True)["model"] for n in ("one", "two"))
+    for name, value in weights.items():
+        torch.testing.assert_close(shared[name], value, rtol=0.01, atol=1e-4, msg=name)
+    lines = [line for line in read_log(tmp_path / "two/log.jsonl") if "num_photos" in line]
+    assert [line["num_photos"] for line in lines] == [1]
+
+
+def test_average_precision_rises_and_is_logged_on_the_way(tmp_path: Path) -> None:
+    pictures = draw_pictures(tmp_path, 6)
+    train(pictures[:4], pictures[4:], small_recipe(iterations=120, evaluate_every=5), tmp_path / "out")
+    aps = {line["iteration"]: line["photo_ap50"] for line in read_log(tmp_path / "out/log.jsonl") if "ap" in line}
+    assert list(aps) == list(range(5, 121, 5))
+    assert aps[5] < 0.3 and aps[120] > 0.9
 
 
 def test_command_writes_checkpoint_config_and_metrics(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    part = tmp_path / "part"
-    (part / "video_annotation").mkdir(parents=True)
-    for picture in draw_pictures(tmp_path, 2):
-        image = part / "image" / picture.item_id / "0.jpg"
-        image.parent.mkdir(parents=True)
-        cv2.imwrite(str(image), cv2.imread(str(picture.path)))
-        entry = {"label": "短裙", "viewpoint": 0, "display": 0, "instance_id": 7, "box": [20, 30, 80, 90]}
-        path = part / "image_annotation" / picture.item_id / "0.json"
-        path.parent.mkdir(parents=True)
-        path.write_text(json.dumps({"annotations": [entry]}))
-    output = tmp_path / "out"
-    assert main(["--config", "demo", "--data", str(part), "--output", str(output), "--iterations", "1"]) == 0
-    metrics = json.loads(capsys.readouterr().out.splitlines()[-1])
-    assert metrics["num_photos"] == 1
-    assert 0 <= metrics["ap"] <= metrics["ap50"] <= 1
+    part, output = write_part(tmp_path / "part", 2), tmp_path / "out"
+    arguments = ["--config", "demo", "--data", str(part), "--output", str(output), "--iterations", "1"]
+    assert main(arguments) == 0
+    values = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert values["num_photos"] == 1
+    assert 0 <= values["ap"] <= values["ap50"] <= 1
     model = build_detector(DEMO)
     load_weights(model, torch.load(output / "detector.pth", weights_only=True)["model"], output / "detector.pth")
     assert (output / "detector.pth").stat().st_size <= 6e6
+    with pytest.raises(SystemExit):
+        main(arguments)
+    assert "last.pt is there already" in capsys.readouterr().err
+    with pytest.raises(ValueError, match=r"last\.pt is of another run.*iterations 1, here 2"):
+        main([*arguments[:-1], "2", "--resume"])
 
 
-def test_wrong_keys_are_listed() -> None:
-    model = build_detector(DEMO)
-    state_dict = dict(model.state_dict())
-    state_dict["extra.weight"] = state_dict.pop("backbone.fpn_lateral2.bias")
-    with pytest.raises(ValueError, match=r"w\.pth.*fpn_lateral2\.bias.*extra\.weight"):
-        load_weights(model, state_dict, Path("w.pth"))
+def test_odd_boxes_are_counted_and_unreadable_pictures_logged_up_to_the_limit(tmp_path: Path) -> None:
+    part, validation = write_part(tmp_path / "part", 6), write_part(tmp_path / "validation", 1)
+    write_annotation(part, "1")  # no boxes
+    write_annotation(part, "2", (200, 10, 260, 50), (80, 100, 130, 140))  # outside, overrunning
+    write_annotation(part, "3", (50, 50, 51, 51))  # one pixel
+    (part / "image/4/0.jpg").write_bytes(b"no image")
+    (part / "image_annotation/5/0.json").write_text("{")
+    write_clip(part, "1", num_frames=3, annotated=(0, 2, 40))
+    arguments = ["--config", "demo", "--data", str(part), "--validation", str(validation), "--output", str(tmp_path)]
+    arguments += ["--iterations", "1", "--max-bad-pictures"]
+    with pytest.raises(ValueError, match="3 pictures cannot be used, 2 may be left out:\n") as error:
+        main([*arguments, "2"])
+    assert main([*arguments, "3"]) == 0
+    log = read_log(tmp_path / "log.jsonl")
+    for line, reason in zip(
+        log, ("5/0.json: Expecting", "1.mp4: ends before frame 40", "4/0.jpg: not a"), strict=False
+    ):
+        assert reason in line["bad_picture"] and reason in str(error.value)
+    assert log[3]["num_bad_pictures"] == 3
+    assert log[3]["training"] == {
+        "num_pictures": 6,
+        "num_boxes": 2,
+        "num_clipped_boxes": 1,
+        "num_dropped_boxes": 2,
+        "num_pictures_without_boxes": 4,
+    }
+    assert log[3]["validation"]["num_pictures"] == log[-1]["num_photos"] == 1
 
 
-def test_the_last_twentieth_of_the_items_is_held_out() -> None:
-    pictures = [Picture(f"{item:03}", name, Path(), None, ()) for item in range(40) for name in "ab"]
-    training, held_out = split_by_item(pictures)
-    assert {picture.item_id for picture in held_out} == {"038", "039"}
-    assert len(training) == 76
-    with pytest.raises(ValueError, match="1 items"):
-        split_by_item(pictures[:2])
+def test_a_backbone_to_start_from_is_named_in_the_log(tmp_path: Path) -> None:
+    pictures = draw_pictures(tmp_path, 2)
+    state_dict = build_detector(DEMO).state_dict()
+    path = tmp_path / "backbone.pth"
+    torch.save({"model": {k: v for k, v in state_dict.items() if k.startswith("backbone.bottom_up.")}}, path)
+    train(pictures[:1], pictures[1:], small_recipe(iterations=1), tmp_path / "out", backbone_weights=path)
+    assert read_log(tmp_path / "out/log.jsonl")[0]["start_from"] == str(path)
 
 
-def test_learning_rate_warms_up_then_falls_along_a_cosine() -> None:
-    recipe = replace(demo(), iterations=1000, warmup_iterations=10)
-    assert learning_rate_factor(0, recipe) == pytest.approx(0.1)
-    assert learning_rate_factor(500, recipe) == pytest.approx(0.5)
-    assert learning_rate_factor(1000, recipe) == pytest.approx(0.0)
-    assert learning_rate_factor(50_000, stage1()) == 1.0
+def test_a_stage_or_a_config_is_asked_for(capsys: pytest.CaptureFixture[str]) -> None:
+    for chosen in ([], ["--stage", "1", "--config", "demo"], ["--stage", "4"]):
+        with pytest.raises(SystemExit):
+            main([*chosen, "--data", "nowhere", "--output", "nowhere"])
+    errors = capsys.readouterr().err
+    assert "one of the arguments --stage --config is required" in errors
+    assert "not allowed with argument --stage" in errors and "invalid choice: 4" in errors
 
 
-def test_norms_and_biases_do_not_decay() -> None:
-    decayed, free = build_optimizer(build_detector(DEMO), demo()).param_groups
-    assert decayed["weight_decay"] == 0.01 and free["weight_decay"] == 0.0
-    assert all(parameter.ndim > 1 for parameter in decayed["params"])
-    assert all(parameter.ndim == 1 for parameter in free["params"])
-
-
-def test_every_recipe_is_whole() -> None:
-    for make in RECIPES.values():
-        recipe = make()
-        assert recipe.optimizer in ("sgd", "adamw") and recipe.schedule in ("constant", "cosine")
+def test_the_stages_are_the_reference_solutions() -> None:
+    recipes = [make() for make in STAGES]
+    assert [recipe.name for recipe in recipes] == ["stage1", "stage2", "stage3"]
+    assert [recipe.iterations for recipe in recipes] == [60_000, 60_000, 125_000]
+    assert [recipe.batch_size for recipe in recipes] == [4, 2, 2]
+    assert [recipe.learning_rate for recipe in recipes] == [0.003, 0.003, 0.0003]
+    assert [recipe.schedule for recipe in recipes] == ["constant", "cosine", "cosine"]
+    assert [recipe.photo_short_sides_px for recipe in recipes] == [(414, 576), (540, 800), (540, 800)]
+    assert [recipe.max_side_px for recipe in recipes] == [800, 1100, 1100]
+    assert all(recipe.model.norm == "FrozenBN" for recipe in recipes)

@@ -1,13 +1,15 @@
 import json
+import shutil
 from pathlib import Path
 
 import av
 import cv2
 import numpy as np
 import pytest
+from PIL import ExifTags, Image
 
 from training.wab.dataset import LABELS, Annotation, read_part
-from training.wab.frames import cache_frames, read_rgb
+from training.wab.frames import cache_frames, read_parts, read_rgb, read_size
 
 ANNOTATION = {"label": "短裙", "viewpoint": 0, "display": 1, "instance_id": 20001301, "box": [10, 20, 90, 120]}
 
@@ -78,6 +80,54 @@ def test_unreadable_clip_is_named(part: Path, tmp_path: Path) -> None:
         cache_frames(read_part(part), tmp_path / "cache")
 
 
+def test_frames_after_one_that_cannot_be_decoded_are_left_out_and_described(part: Path, tmp_path: Path) -> None:
+    video = part / "video/000013.mp4"
+    with av.open(str(video)) as container:
+        packet = [packet for packet in container.demux(video=0) if packet.size][10]
+    content = bytearray(video.read_bytes())
+    content[packet.pos : packet.pos + packet.size] = bytes(packet.size)
+    video.write_bytes(content)
+    cached = cache_frames(read_part(part), tmp_path / "cache", bad=(bad := []))
+    assert [picture.name for picture in cached] == ["2", "10", "f0"]
+    assert len(bad) == 1 and bad[0].startswith(f"{video}: cannot be decoded up to frame 40: ")
+
+
+def test_bad_annotations_are_left_out_and_described(part: Path) -> None:
+    (part / "image_annotation/000013/2.json").write_text("{")
+    (part / "video/000013.mp4").unlink()
+    pictures = read_part(part, bad := [])
+    assert [picture.name for picture in pictures] == ["10"]
+    assert len(bad) == 2 and "2.json" in bad[0] and "000013.mp4 is missing" in bad[1]
+
+
+def test_parts_keep_their_frames_apart(part: Path, tmp_path: Path) -> None:
+    for name in ("a", "b", "c/a"):
+        shutil.copytree(part, tmp_path / "parts" / name, ignore=shutil.ignore_patterns("parts"))
+    first, second = read_parts([tmp_path / "parts/a", tmp_path / "parts/b"], tmp_path / "cache")
+    assert first[3].path == tmp_path / "cache/a/frames/000013/40.jpg" and first[3].path.is_file()
+    assert second[3].path == tmp_path / "cache/b/frames/000013/40.jpg" and second[3].path.is_file()
+    with pytest.raises(ValueError, match="parts must differ in their folder's name"):
+        read_parts([tmp_path / "parts/a", tmp_path / "parts/c/a"], tmp_path / "cache")
+
+
+def test_size_is_that_of_the_upright_picture(part: Path) -> None:
+    picture = read_part(part)[0]
+    assert read_size(picture) == (130, 100) == read_rgb(picture).shape[:2]
+    with Image.open(picture.path) as image:
+        exif = image.getexif()
+        exif[ExifTags.Base.Orientation] = 6
+        image.save(picture.path, exif=exif)
+    assert read_size(picture) == (100, 130) == read_rgb(picture).shape[:2]
+
+
+@pytest.mark.parametrize("size", [0, 300, -20])
+def test_size_of_an_unreadable_picture_is_refused(part: Path, size: int) -> None:
+    picture = read_part(part)[0]
+    picture.path.write_bytes(picture.path.read_bytes()[:size])
+    with pytest.raises(ValueError, match=r"000013/2\.jpg: "):
+        read_size(picture)
+
+
 def test_missing_photo_is_named(part: Path) -> None:
     (part / "image/000013/2.jpg").unlink()
     with pytest.raises(FileNotFoundError, match=r"image/000013/2\.jpg is missing"):
@@ -89,6 +139,7 @@ def test_missing_photo_is_named(part: Path) -> None:
     [
         ("{", "2.json"),
         ('{"item_id": "000013"}', "no field 'annotations'"),
+        ('{"annotations": 3}', "annotations is 3, not a list"),
         (json.dumps({"annotations": [{**ANNOTATION, "box": [1, 2, 3]}]}), r"box is \[1, 2, 3\]"),
     ],
 )
