@@ -21,6 +21,7 @@ from training.detector.model import build_detector
 from training.detector.progress import read_log
 from training.detector.recipe import STAGES, Recipe, demo
 from training.detector.run import load_weights
+from training.detector.survey import read_data
 from training.detector.train import main, train
 from training.wab.dataset import Annotation, Picture
 
@@ -83,29 +84,55 @@ def curve(output: Path) -> list[dict[str, Any]]:
     return [{name: value for name, value in line.items() if name != "s_per_iteration"} for line in lines]
 
 
+def train_until_killed(output: Path, iteration: int, *arguments: Any) -> None:
+    """Runs `train` in a process that is killed once the log has reached `iteration`."""
+    process = multiprocessing.get_context("spawn").Process(target=train, args=(*arguments, output))
+    process.start()
+    while process.is_alive() and not any(line["iteration"] >= iteration for line in read_log(output / "log.jsonl")):
+        time.sleep(0.01)
+    process.kill()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
+
+
 def test_a_killed_and_resumed_run_has_the_loss_curve_of_an_unbroken_one(tmp_path: Path) -> None:
     pictures = draw_pictures(tmp_path, 4)
     recipe = small_recipe(iterations=40)
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     train(pictures[:3], pictures[3:], recipe, whole)
-
-    process = multiprocessing.get_context("spawn").Process(
-        target=train, args=(pictures[:3], pictures[3:], recipe, broken)
-    )
-    process.start()
-    while process.is_alive() and not curve(broken):  # the line of iteration 20; the checkpoint is that of iteration 15
-        time.sleep(0.01)
-    process.kill()
-    process.join()
-    assert process.exitcode == -signal.SIGKILL
+    train_until_killed(broken, 20, pictures[:3], pictures[3:], recipe)
     assert torch.load(broken / "last.pt", weights_only=True)["iteration"] == 15
-
     train(pictures[:3], pictures[3:], recipe, broken, resume=True)
     assert [line["iteration"] for line in curve(whole)] == [20, 40]
     assert curve(broken) == curve(whole)
     weights, resumed = (torch.load(path / "detector.pth", weights_only=True)["model"] for path in (whole, broken))
     assert all(torch.equal(resumed[name], value) for name, value in weights.items())
     assert read_log(broken / "log.jsonl")[-1] == read_log(whole / "log.jsonl")[-1]  # the metrics
+
+
+@pytest.mark.slow
+def test_200_iterations_on_the_demo_world(tmp_path: Path, demo_world: Path) -> None:
+    pictures, validation, _ = read_data([demo_world], (), tmp_path / "cache", max_bad_pictures=0)
+    recipe = replace(
+        demo(),
+        iterations=200,
+        batch_size=4,
+        warmup_iterations=20,
+        photo_short_sides_px=(136, 176),
+        frame_short_sides_px=(112, 144),
+        photo_test_short_side_px=160,
+        frame_test_short_side_px=128,
+        evaluate_every=50,
+        num_workers=0,
+    )
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    train(pictures, validation, recipe, whole)
+    train_until_killed(broken, 120, pictures, validation, recipe)
+    train(pictures, validation, recipe, broken, resume=True)
+    assert len(curve(whole)) == 10 and curve(broken) == curve(whole)
+    logs = [[line for line in read_log(path / "log.jsonl") if "ap" in line] for path in (whole, broken)]
+    assert [line["iteration"] for line in logs[0]] == [50, 100, 150, 200] and logs[1] == logs[0]
+    assert logs[0][-1]["ap50"] > max(0.3, 2 * logs[0][0]["ap50"])
 
 
 def test_two_processes_train_as_one_would_and_one_of_them_writes(tmp_path: Path) -> None:
