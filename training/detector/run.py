@@ -61,8 +61,11 @@ class Run:
         self.iteration += 1
         # The sampling of anchors and proposals depends on the iteration only, so that a resumed run repeats it.
         torch.manual_seed(self.seed + self.iteration * comm.get_world_size() + comm.get_rank())
-        with torch.autocast(self.device.type, self.dtype, enabled=self.amp):
-            by_name = self.distributed(inputs)
+        try:
+            with torch.autocast(self.device.type, self.dtype, enabled=self.amp):
+                by_name = self.distributed(inputs)
+        except FloatingPointError as error:  # detectron2's, for proposals that are not finite
+            raise FloatingPointError(f"iteration {self.iteration}: {error}") from error
         losses = torch.stack([loss.float() for loss in by_name.values()])
         means = losses.detach().clone()
         if comm.get_world_size() > 1:

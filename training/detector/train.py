@@ -84,11 +84,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     changes = {"iterations": arguments.iterations, "evaluate_every": arguments.evaluate_every}
     recipe = replace(recipe, **{name: value for name, value in changes.items() if value is not None})
     output: Path = arguments.output if arguments.stage is None else arguments.output / recipe.name
-    if arguments.weights is None and arguments.backbone_weights is None and (arguments.stage or 0) > 1:
-        previous = arguments.output / STAGES[arguments.stage - 2]().name / "detector.pth"
-        arguments.weights = previous if previous.exists() else None
-    if (output / "last.pt").exists() and not arguments.resume:
+    resumes = (output / "last.pt").exists()
+    if resumes and not arguments.resume:
         parser.error(f"{output / 'last.pt'} is there already: go on from it with --resume, or remove it")
+    if arguments.stage is not None and not (resumes or arguments.weights or arguments.backbone_weights):
+        previous = arguments.output / f"stage{arguments.stage - 1}" / "detector.pth"
+        if not previous.exists():  # random weights behind frozen norms diverge in the first iterations
+            parser.error(f"--stage {arguments.stage} needs --backbone-weights or --weights, as there is no {previous}")
+        arguments.weights = previous
 
     training, validation, notes = read_data(
         arguments.data,

@@ -50,10 +50,18 @@ def test_amp_starts_at_the_same_losses() -> None:
 
 def test_a_loss_that_is_not_finite_stops_with_iteration_and_losses() -> None:
     run = Run(recipe())
-    with EventStorage(), torch.no_grad():
+    with torch.no_grad():
         run.model.roi_heads.box_predictor.cls_score.bias.fill_(math.nan)
-        with torch.enable_grad(), pytest.raises(FloatingPointError, match=r"iteration 1: .*'loss_cls': nan"):
-            run.step(batch((8, 8, 40, 50)))
+    with EventStorage(), pytest.raises(FloatingPointError, match=r"iteration 1: .*'loss_cls': nan"):
+        run.step(batch((8, 8, 40, 50)))
+
+
+def test_proposals_that_are_not_finite_stop_with_the_iteration() -> None:
+    run = Run(recipe())
+    with torch.no_grad():
+        run.model.proposal_generator.rpn_head.objectness_logits.bias.fill_(math.nan)
+    with EventStorage(), pytest.raises(FloatingPointError, match=r"iteration 1: .*Inf/NaN"):
+        run.step(batch((8, 8, 40, 50)))
 
 
 def test_a_gradient_that_is_not_finite_stops_with_iteration_and_losses() -> None:

@@ -20,7 +20,7 @@ from training.detector.config import DEMO
 from training.detector.model import build_detector
 from training.detector.progress import read_log
 from training.detector.recipe import STAGES, Recipe, demo
-from training.detector.run import load_weights
+from training.detector.run import Run, load_weights
 from training.detector.survey import read_data
 from training.detector.train import main, train
 from training.wab.dataset import Annotation, Picture
@@ -142,7 +142,7 @@ def test_two_processes_train_as_one_would_and_one_of_them_writes(tmp_path: Path)
         iterations=20,
         batch_size=4,
         optimizer="sgd",
-        learning_rate=0.003,
+        learning_rate=1e-4,  # small, as differences grow from step to step
         rpn_batch_size=100_000,  # every anchor and proposal, so that nothing is drawn
         roi_batch_size=1000,
         train_post_nms_top_k=20,
@@ -150,10 +150,13 @@ def test_two_processes_train_as_one_would_and_one_of_them_writes(tmp_path: Path)
     train(pictures[:4], pictures[4:], recipe, tmp_path / "one")
     launch(train, 2, dist_url="auto", args=(pictures[:4], pictures[4:], recipe, tmp_path / "two"))
     (one,), (two,) = curve(tmp_path / "one"), curve(tmp_path / "two")
-    assert two == pytest.approx(one, rel=0.01, abs=1e-4)
-    weights, shared = (torch.load(tmp_path / n / "detector.pth", weights_only=True)["model"] for n in ("one", "two"))
-    for name, value in weights.items():
-        torch.testing.assert_close(shared[name], value, rtol=0.01, atol=1e-4, msg=name)
+    assert two == pytest.approx(one, rel=0.005, abs=1e-4)
+    start = Run(recipe).model.state_dict()
+    steps = []
+    for name in ("one", "two"):
+        weights = torch.load(tmp_path / name / "detector.pth", weights_only=True)["model"]
+        steps.append(torch.cat([(weights[name] - value).flatten() for name, value in start.items()]))
+    assert torch.dist(*steps) < 0.05 * steps[0].norm()
     lines = [line for line in read_log(tmp_path / "two/log.jsonl") if "num_photos" in line]
     assert [line["num_photos"] for line in lines] == [1]
 
@@ -161,9 +164,10 @@ def test_two_processes_train_as_one_would_and_one_of_them_writes(tmp_path: Path)
 def test_average_precision_rises_and_is_logged_on_the_way(tmp_path: Path) -> None:
     pictures = draw_pictures(tmp_path, 6)
     train(pictures[:4], pictures[4:], small_recipe(iterations=120, evaluate_every=5), tmp_path / "out")
-    aps = {line["iteration"]: line["photo_ap50"] for line in read_log(tmp_path / "out/log.jsonl") if "ap" in line}
+    aps = {line["iteration"]: line["photo_ap"] for line in read_log(tmp_path / "out/log.jsonl") if "ap" in line}
     assert list(aps) == list(range(5, 121, 5))
-    assert aps[5] < 0.3 and aps[120] > 0.9
+    assert np.mean([aps[iteration] for iteration in (5, 10, 15)]) < 0.2
+    assert np.mean([aps[iteration] for iteration in (110, 115, 120)]) > 0.4
 
 
 def test_command_writes_checkpoint_config_and_metrics(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -226,6 +230,11 @@ def test_a_stage_or_a_config_is_asked_for(capsys: pytest.CaptureFixture[str]) ->
         with pytest.raises(SystemExit):
             main([*chosen, "--data", "nowhere", "--output", "nowhere"])
     errors = capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main(["--stage", "2", "--data", "nowhere", "--output", "nowhere"])
+    assert (
+        "needs --backbone-weights or --weights, as there is no nowhere/stage1/detector.pth" in capsys.readouterr().err
+    )
     assert "one of the arguments --stage --config is required" in errors
     assert "not allowed with argument --stage" in errors and "invalid choice: 4" in errors
 
