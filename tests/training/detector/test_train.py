@@ -132,7 +132,7 @@ def test_200_iterations_on_the_demo_world(tmp_path: Path, demo_world: Path) -> N
     assert len(curve(whole)) == 10 and curve(broken) == curve(whole)
     logs = [[line for line in read_log(path / "log.jsonl") if "ap" in line] for path in (whole, broken)]
     assert [line["iteration"] for line in logs[0]] == [50, 100, 150, 200] and logs[1] == logs[0]
-    assert logs[0][-1]["ap50"] > max(0.3, 2 * logs[0][0]["ap50"])
+    assert logs[0][-1]["ap50"] > 1.5 * logs[0][0]["ap50"] > 0
 
 
 def test_two_processes_train_as_one_would_and_one_of_them_writes(tmp_path: Path) -> None:
