@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 ARCHITECTURES = {
     "ese_vovnet99b": model_cfgs["ese_vovnet99b"],
+    "ese_vovnet19b_slim": model_cfgs["ese_vovnet19b_slim"],
     "vovnet_demo": {
         "stem_chs": [16, 16, 32],
         "stage_conv_chs": [32, 40, 48, 56],
