@@ -1,13 +1,18 @@
 """Exports the detector to ONNX.
 
-    python -m export.detector --checkpoint FILE.pth --output FILE.onnx
+    python -m export.detector --checkpoint detector.pth --output FILE.onnx --precision fp16
+    python -m export.detector --checkpoint model_final.pth --backbone ese_vovnet99b --output FILE.onnx
     python -m export.detector --config demo --random-weights 0 --output FILE.onnx
 
-Inputs and outputs are those of `export.detector_graph.DetectorGraph.forward`; batch, height and width are free.
+A checkpoint is of our training, with its JSON beside it, or a whole Faster R-CNN of the vovnet-detectron2 project,
+whose backbone has to be named; its other settings are then production's. Inputs and outputs are those of
+`export.detector_graph.DetectorGraph.forward`; batch, height and width are free.
 """
 
 import argparse
+import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -18,7 +23,10 @@ from timm.layers import BatchNormAct2d, FrozenBatchNormAct2d
 from torch import Tensor, nn
 
 from export.detector_graph import DetectorGraph
+from export.precision import PRECISIONS, to_half
+from training.detector.backbone import ARCHITECTURES
 from training.detector.config import DEMO, PRODUCTION, DetectorConfig
+from training.detector.weights import load_checkpoint, load_weights
 
 CONFIGS = {"demo": DEMO, "production": PRODUCTION}
 OPSET = 18
@@ -30,19 +38,32 @@ def export_detector(
     *,
     config: DetectorConfig | None = None,
     random_seed: int | None = None,
+    backbone: str | None = None,
+    max_proposals: int | None = None,
+    max_detections: int | None = None,
+    precision: str = "fp32",
 ) -> None:
     """Writes one ONNX file, weights inside.
 
     Args:
-        checkpoint: a `detector.pth` with its `detector.json` beside it; or None for random weights.
         output: the file to write; its folder is made.
-        config: with random weights, the architecture.
-        random_seed: with random weights, their seed.
+        precision: "fp32" or "fp16"; inputs and outputs are the same in both (see `export.precision`).
 
-    Raises:
-        ValueError: the checkpoint's keys or shapes are not the config's, or the arguments do not fit together.
+    The other arguments, and the errors, are those of `build_detector_graph`.
     """
-    graph = build_detector_graph(checkpoint, config=config, random_seed=random_seed)
+    if precision not in PRECISIONS:
+        raise ValueError(f"precision is {precision!r}, not one of {PRECISIONS}")
+    graph = build_detector_graph(
+        checkpoint,
+        config=config,
+        random_seed=random_seed,
+        backbone=backbone,
+        max_proposals=max_proposals,
+        max_detections=max_detections,
+    )
+    if precision == "fp16":
+        for module in (graph.backbone, graph.proposal_generator.rpn_head.conv, graph.roi_heads.box_head):
+            to_half(module)
     output.parent.mkdir(parents=True, exist_ok=True)
     batch, height, width = (torch.export.Dim(name, min=1) for name in ("B", "H", "W"))
     with torch.no_grad():
@@ -62,13 +83,37 @@ def export_detector(
 
 
 def build_detector_graph(
-    checkpoint: Path | None, *, config: DetectorConfig | None = None, random_seed: int | None = None
+    checkpoint: Path | None,
+    *,
+    config: DetectorConfig | None = None,
+    random_seed: int | None = None,
+    backbone: str | None = None,
+    max_proposals: int | None = None,
+    max_detections: int | None = None,
 ) -> DetectorGraph:
-    """The checkpoint's network or, for a config and a seed, one with random weights; in eval mode."""
-    if checkpoint is not None:
-        return _load(checkpoint)
-    if config is None or random_seed is None:
+    """The checkpoint's network or, for a config and a seed, one with random weights; float32, in eval mode.
+
+    Args:
+        checkpoint: what `training.detector.weights.load_checkpoint` reads; or None for random weights.
+        config: the architecture, for random weights; a checkpoint's is in the JSON beside it.
+        random_seed: the seed of random weights.
+        backbone: of a checkpoint without JSON, whose other settings are production's.
+        max_proposals: instead of the config's post_nms_top_k.
+        max_detections: instead of the config's.
+
+    Raises:
+        ValueError: the checkpoint's keys or shapes are not the config's, or the arguments do not fit together.
+    """
+    if (checkpoint is None) == (random_seed is None) or (checkpoint is None) != (config is not None):
         raise ValueError("either a checkpoint, or a config and a random seed")
+    if checkpoint is not None:
+        config = _config_of(checkpoint, backbone)
+    changes = {"post_nms_top_k": max_proposals, "max_detections": max_detections}
+    config = replace(config, **{name: value for name, value in changes.items() if value is not None})
+    if checkpoint is not None:
+        graph = DetectorGraph(config).eval()
+        load_weights(graph, load_checkpoint(checkpoint, config), checkpoint)
+        return graph
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(random_seed)
         graph = DetectorGraph(config).eval()
@@ -76,20 +121,16 @@ def build_detector_graph(
     return graph
 
 
-def _load(checkpoint: Path) -> DetectorGraph:
-    graph = DetectorGraph(DetectorConfig.load(checkpoint.with_suffix(".json")))
-    state_dict = torch.load(checkpoint, map_location="cpu", weights_only=True)["model"]
-    expected = graph.state_dict()
-    missing, unexpected = sorted(expected.keys() - state_dict.keys()), sorted(state_dict.keys() - expected.keys())
-    reshaped = [
-        f"{key} {tuple(state_dict[key].shape)} instead of {tuple(expected[key].shape)}"
-        for key in sorted(expected.keys() & state_dict.keys())
-        if state_dict[key].shape != expected[key].shape
-    ]
-    if missing or unexpected or reshaped:
-        raise ValueError(f"{checkpoint}: missing {missing}, unexpected {unexpected}, wrong shapes {reshaped}")
-    graph.load_state_dict(state_dict)
-    return graph.eval()
+def _config_of(checkpoint: Path, backbone: str | None) -> DetectorConfig:
+    path = checkpoint.with_suffix(".json")
+    if not path.exists():
+        if backbone is None:
+            raise ValueError(f"{path} is not there, so the backbone has to be named: one of {sorted(ARCHITECTURES)}")
+        return replace(PRODUCTION, backbone=backbone)
+    config = DetectorConfig.load(path)
+    if backbone not in (None, config.backbone):
+        raise ValueError(f"backbone is {backbone!r}, but {config.backbone!r} in {path}")
+    return config
 
 
 @torch.no_grad()
@@ -137,13 +178,29 @@ def _nms_mask_onnx(boxes: FLOAT, scores: FLOAT, max_iou: float) -> FLOAT:
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--checkpoint", type=Path, metavar="FILE", help="detector.pth, with detector.json beside it")
+    parser.add_argument("--checkpoint", type=Path, metavar="FILE", help="its JSON beside it, or --backbone")
+    parser.add_argument("--backbone", choices=sorted(ARCHITECTURES), help="of a checkpoint without JSON")
     parser.add_argument("--config", choices=sorted(CONFIGS), help="with --random-weights")
     parser.add_argument("--random-weights", type=int, metavar="SEED")
     parser.add_argument("--output", type=Path, required=True, metavar="FILE")
+    parser.add_argument("--precision", choices=PRECISIONS, default="fp32")
+    parser.add_argument("--max-proposals", type=int, metavar="N", help="that reach the box head; default 1000")
+    parser.add_argument("--max-detections", type=int, metavar="N", help="rows of the outputs; default 100")
     arguments = parser.parse_args(argv)
-    config = CONFIGS[arguments.config] if arguments.config else None
-    export_detector(arguments.checkpoint, arguments.output, config=config, random_seed=arguments.random_weights)
+    try:
+        export_detector(
+            arguments.checkpoint,
+            arguments.output,
+            config=CONFIGS[arguments.config] if arguments.config else None,
+            random_seed=arguments.random_weights,
+            backbone=arguments.backbone,
+            max_proposals=arguments.max_proposals,
+            max_detections=arguments.max_detections,
+            precision=arguments.precision,
+        )
+    except (ValueError, FileNotFoundError) as error:
+        print(f"export.detector: {error}", file=sys.stderr)
+        return 1
     return 0
 
 

@@ -7,7 +7,8 @@ what detectron2 filters out is masked here. Shape letters:
     B images    L pyramid levels    A anchors per place    N anchors of one level    K pre_nms_top_k
     P post_nms_top_k    D max_detections    C fpn_channels
 
-Boxes are x0 y0 x1 y1 in pixels of the padded image; sizes are (height, width).
+Boxes are x0 y0 x1 y1 in pixels of the padded image; sizes are (height, width). The weights of the backbone and of the
+hidden layers may be float16 (see `export.precision`), all arithmetic on logits and boxes is float32.
 """
 
 import math
@@ -72,7 +73,7 @@ class Pyramid(nn.Module):
 
     def forward(self, pixels: Tensor) -> list[Tensor]:
         """Maps [B, 3, H, W] to P2..P6, each [B, C, H/s, W/s] with stride s = 2**level (rounded up for P6)."""
-        bottom_up = self.bottom_up.extract(pixels)
+        bottom_up = self.bottom_up.extract(pixels.to(self.fpn_lateral2.weight.dtype))
         merged = None
         outputs = []
         for level, features in zip(LEVELS[-2::-1], bottom_up[::-1], strict=True):
@@ -93,7 +94,7 @@ class RpnHead(nn.Module):
 
     def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
         """Maps [B, C, h, w] to logits [B, N] and deltas [B, N, 4], N = h·w·A in this order."""
-        hidden = F.relu(self.conv(features))
+        hidden = F.relu(self.conv(features)).float()
         logits = self.objectness_logits(hidden).permute(0, 2, 3, 1).flatten(1)
         deltas = self.anchor_deltas(hidden).unflatten(1, (-1, 4)).permute(0, 3, 4, 1, 2).flatten(1, 3)
         return logits, deltas
@@ -153,7 +154,9 @@ class BoxHead(nn.Module):
         self.fc2 = nn.Linear(config.box_head_dim, config.box_head_dim)
 
     def forward(self, regions: Tensor) -> Tensor:
-        return F.relu(self.fc2(F.relu(self.fc1(regions.flatten(1)))))
+        """Maps float32 [n, C, s, s] to float32 [n, box_head_dim]."""
+        hidden = F.relu(self.fc1(regions.flatten(1).to(self.fc1.weight.dtype)))
+        return F.relu(self.fc2(hidden)).float()
 
 
 class BoxPredictor(nn.Module):
@@ -210,7 +213,8 @@ class RoiHeads(nn.Module):
         image = torch.arange(proposals.shape[0]).to(scale.dtype)[:, None].expand_as(scale)
         regions = torch.stack([image, x0, y0 + first_row, x1, y1 + first_row], dim=-1).flatten(0, 1)
         pooled_size = self.config.pooled_size
-        return roi_align(feature_atlas(levels), regions, pooled_size, spatial_scale=1.0, sampling_ratio=0, aligned=True)
+        atlas = feature_atlas(levels).float()
+        return roi_align(atlas, regions, pooled_size, spatial_scale=1.0, sampling_ratio=0, aligned=True)
 
 
 def assign_levels(boxes: Tensor, smallest_sizes: Tensor) -> Tensor:

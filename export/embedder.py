@@ -1,6 +1,6 @@
 """An embedder as ONNX: uint8 crops → unit vectors, with batch, height and width left open.
 
-python -m export.embedder --checkpoint embedder_b6.pth --output model.onnx
+python -m export.embedder --checkpoint embedder_b6.pth --output model.onnx --precision fp16
 """
 
 import argparse
@@ -13,23 +13,29 @@ from timm.layers import Conv2dSame
 from torch import Tensor, nn
 from torch.nn import functional
 
+from export.precision import PRECISIONS, to_half
 from training.embedder.model import Embedder, EmbedderConfig, load_embedder
 
 OPSET = 18
 
 
 class ServedEmbedder(nn.Module):
-    """crops uint8 [n, h, w, 3] RGB → embedding float32 [n, 512] of unit length."""
+    """crops uint8 [n, h, w, 3] RGB → embedding float32 [n, 512] of unit length, in either precision."""
 
-    def __init__(self, embedder: Embedder) -> None:
+    def __init__(self, embedder: Embedder, precision: str = "fp32") -> None:
+        if precision not in PRECISIONS:
+            raise ValueError(f"precision is {precision!r}, not one of {PRECISIONS}")
         super().__init__()
         self.embedder = _with_parity_padding(copy.deepcopy(embedder)).eval()
+        if precision == "fp16":
+            to_half(self.embedder.backbone)
+        self.dtype = next(self.embedder.backbone.parameters()).dtype
         self.register_buffer("mean", torch.tensor(embedder.config.mean).view(3, 1, 1))
         self.register_buffer("std", torch.tensor(embedder.config.std).view(3, 1, 1))
 
     def forward(self, crops: Tensor) -> Tensor:
         pixels = (crops.permute(0, 3, 1, 2).float() - self.mean) / self.std
-        return functional.normalize(self.embedder(pixels))
+        return functional.normalize(self.embedder(pixels.to(self.dtype)))  # GeM goes back to float32
 
 
 class ParityPaddedConv(nn.Module):
@@ -68,10 +74,15 @@ def _with_parity_padding(embedder: Embedder) -> Embedder:
 
 
 def export_embedder(
-    checkpoint: Path | None, output: Path, *, config: EmbedderConfig | None = None, random_seed: int | None = None
+    checkpoint: Path | None,
+    output: Path,
+    *,
+    config: EmbedderConfig | None = None,
+    random_seed: int | None = None,
+    precision: str = "fp32",
 ) -> None:
-    """Writes the ONNX file of a checkpoint, or of random weights for a config."""
-    served = ServedEmbedder(build_embedder(checkpoint, config=config, random_seed=random_seed)).eval()
+    """Writes the ONNX file of a checkpoint, or of random weights for a config, in "fp32" or "fp16"."""
+    served = ServedEmbedder(build_embedder(checkpoint, config=config, random_seed=random_seed), precision).eval()
     # Sizes 0 and 1 are special to the exporter, and equal sizes would be taken for one symbol.
     example = torch.zeros(2, 97, 66, 3, dtype=torch.uint8)
     program = torch.onnx.export(
@@ -105,8 +116,9 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--checkpoint", type=Path, required=True)
     parser.add_argument("--output", type=Path, required=True)
+    parser.add_argument("--precision", choices=PRECISIONS, default="fp32")
     arguments = parser.parse_args(argv)
-    export_embedder(arguments.checkpoint, arguments.output)
+    export_embedder(arguments.checkpoint, arguments.output, precision=arguments.precision)
     return 0
 
 
