@@ -25,6 +25,7 @@ from export.config import CONFIGS, PipelineConfig
 from export.crop import build_crop
 from export.detector import export_detector
 from export.embedder import export_embedder
+from export.precision import PRECISIONS
 from export.prepare import build_prepare
 from export.signature import EMBEDDERS, KINDS, MODELS
 from export.triton_config import REPOSITORY, write_files
@@ -34,10 +35,12 @@ _PACKAGES = ("torch", "torchvision", "timm", "onnx", "onnxscript", "onnxruntime"
 _DETECTOR_SOURCES = (
     "export/detector.py",
     "export/detector_graph.py",
+    "export/precision.py",
     "training/detector/backbone.py",
     "training/detector/config.py",
+    "training/detector/weights.py",
 )
-_EMBEDDER_SOURCES = ("export/embedder.py", "training/embedder/model.py")
+_EMBEDDER_SOURCES = ("export/embedder.py", "export/precision.py", "training/embedder/model.py")
 
 
 @dataclass(frozen=True)
@@ -58,9 +61,14 @@ class Artifact:
 
 
 def build(
-    config: PipelineConfig, output: Path, *, checkpoints: Path | None = None, random_seed: int | None = None
+    config: PipelineConfig,
+    output: Path,
+    *,
+    checkpoints: Path | None = None,
+    random_seed: int | None = None,
+    precision: str = "fp32",
 ) -> str:
-    """Writes the repository to `output` and returns its model identity.
+    """Writes the repository to `output`, its networks in "fp32" or "fp16", and returns its model identity.
 
     Raises ValueError for checkpoints that do not fit, parity.ParityError for a file that computes something else.
     """
@@ -68,7 +76,7 @@ def build(
         raise ValueError("either a folder of checkpoints or a random seed")
     write_files(config, output)
     copy_python_models(output)
-    artifacts = [*_graphs(config), *_networks(config, checkpoints, random_seed)]
+    artifacts = [*_graphs(config), *_networks(config, checkpoints, random_seed, precision)]
     for artifact in artifacts:
         _bring_up_to_date(artifact, output / artifact.model / "1" / "model.onnx")
     files = [output / artifact.model / "1" / "model.onnx" for artifact in artifacts]
@@ -96,7 +104,9 @@ def _graphs(config: PipelineConfig) -> Iterator[Artifact]:
         )
 
 
-def _networks(config: PipelineConfig, checkpoints: Path | None, random_seed: int | None) -> Iterator[Artifact]:
+def _networks(
+    config: PipelineConfig, checkpoints: Path | None, random_seed: int | None, precision: str
+) -> Iterator[Artifact]:
     networks = {"detector": config.detector, **{name: config.embedder(name) for name in EMBEDDERS}}
     for position, (model, network) in enumerate(networks.items()):
         if checkpoints is None:
@@ -112,9 +122,9 @@ def _networks(config: PipelineConfig, checkpoints: Path | None, random_seed: int
             check = partial(parity.check_embedder, sizes=config.crop_sizes)
         yield Artifact(
             model,
-            write=lambda path, write=write, weights=weights: write(output=path, **weights),
+            write=lambda path, write=write, weights=weights: write(output=path, precision=precision, **weights),
             check=partial(check, **weights),
-            inputs=inputs,
+            inputs=(*inputs, precision.encode()),
             sources=sources,
         )
 
@@ -145,6 +155,7 @@ def main(argv: list[str] | None = None) -> int:
     weights.add_argument("--checkpoints", type=Path, metavar="DIR", help="detector.pth, embedder_b5a.pth, …")
     weights.add_argument("--random-weights", type=int, metavar="SEED")
     parser.add_argument("--output", type=Path, required=True, metavar="DIR")
+    parser.add_argument("--precision", choices=PRECISIONS, default="fp32", help="of the networks")
     arguments = parser.parse_args(argv)
     try:
         identity = build(
@@ -152,6 +163,7 @@ def main(argv: list[str] | None = None) -> int:
             arguments.output,
             checkpoints=arguments.checkpoints,
             random_seed=arguments.random_weights,
+            precision=arguments.precision,
         )
     except (ValueError, FileNotFoundError) as error:
         print(f"export.build: {error}", file=sys.stderr)

@@ -1,24 +1,33 @@
 """Is an ONNX file the same function as its PyTorch source? Compared on sizes that were not traced, with fixed limits.
 
-python -m export.parity --model embedder_b6 --onnx model.onnx --checkpoint embedder_b6.pth
-python -m export.parity --model prepare_frame --config demo --onnx model.onnx
+python -m export.parity detector --onnx model.onnx --checkpoint detector.pth --images DIR
+python -m export.parity embedder --onnx model.onnx --checkpoint embedder_b6.pth
+python -m export.parity prepare_frame --onnx model.onnx --config demo
 
+A half precision file is known by its weights and has limits of its own; the reference is always computed in float32.
 Prints one JSON line with what was measured; exit code 1 if a limit is passed.
 """
 
 import argparse
+import importlib.util
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import onnx
 import onnxruntime
 import torch
+from PIL import Image
 from torch.nn import functional
+from torchvision.ops import box_iou
 
 from export.config import CONFIGS, PipelineConfig
 from export.detector import build_detector_graph
+from export.detector_graph import DetectorGraph
 from export.embedder import build_embedder
 from export.signature import MODELS, PADDING_MULTIPLE
 from training.demo.designs import item_designs
@@ -26,17 +35,35 @@ from training.demo.photos import draw_photo
 from training.detector.config import DetectorConfig
 from training.embedder.model import EmbedderConfig
 
-Report = dict[str, float]
+Report = dict[str, Any]
+Detected = list[tuple[torch.Tensor, torch.Tensor]]  # of each image: boxes float32 [n, 4], scores float32 [n]
+Pictures = dict[str, torch.Tensor]  # by name, resized images float32 [3, h, w], BGR, 0..255
 Arrays = dict[str, np.ndarray]
 
 IMAGE_SIZES = ((113, 97), (97, 201), (640, 360), (5, 700))  # height, width
 MAX_CROP_DIFFERENCE = 1  # grey levels
 MAX_PIXELS_DIFFERENCE = 3
 MAX_MEAN_PIXELS_DIFFERENCE = 0.05
-MAX_EMBEDDING_DIFFERENCE = 1e-5
-MAX_SCORE_DIFFERENCE = 1e-3
-MAX_BOX_DIFFERENCE_PX = 0.1
-MIN_MATCHED_DETECTIONS = 0.98  # rounding decides which of two equally good boxes survives NMS
+MAX_EMBEDDING_DIFFERENCE = 1e-5  # of fp32
+MIN_EMBEDDING_COSINE = 0.999  # of fp16
+
+
+@dataclass(frozen=True, kw_only=True)
+class DetectorLimits:
+    """What counts as the same detection, and which share of them has to be there.
+
+    The share is below 1 because rounding decides which of two equally good boxes survives NMS or is the hundredth.
+    """
+
+    min_iou: float
+    max_score_error: float
+    min_matched_share: float
+
+
+DETECTOR_LIMITS = {
+    "fp32": DetectorLimits(min_iou=0.99, max_score_error=1e-3, min_matched_share=0.98),
+    "fp16": DetectorLimits(min_iou=0.95, max_score_error=0.02, min_matched_share=0.95),
+}
 
 
 class ParityError(ValueError):
@@ -47,6 +74,12 @@ def run_onnx(path: Path, feeds: Arrays) -> Arrays:
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     names = [output.name for output in session.get_outputs()]
     return dict(zip(names, session.run(names, feeds), strict=True))
+
+
+def precision_of(path: Path) -> str:
+    """Returns "fp16" for a file with half weights, else "fp32"."""
+    weights = onnx.load(path).graph.initializer
+    return "fp16" if any(weight.data_type == onnx.TensorProto.FLOAT16 for weight in weights) else "fp32"
 
 
 def check_signature(path: Path, model: str) -> None:
@@ -135,54 +168,162 @@ def check_embedder(
     config: EmbedderConfig | None = None,
     random_seed: int | None = None,
 ) -> Report:
-    """`sizes` are (height, width) of crops."""
+    """`sizes` are (height, width) of crops. Compares noise, a smooth picture, all black and all white."""
     check_signature(path, "embedder_b5a")
     embedder = build_embedder(checkpoint, config=config, random_seed=random_seed)
-    largest = 0.0
-    for num_crops, (height, width) in enumerate(sizes, start=1):
-        crops = np.random.default_rng(height).integers(0, 256, (num_crops % 3 + 1, height, width, 3), np.uint8)
+    largest, cosine = 0.0, 1.0
+    for index, (height, width) in enumerate(sizes):
+        noise = np.random.default_rng(height).integers(0, 256, (height, width, 3), np.uint8)
+        smooth = np.asarray(Image.fromarray(noise[:4, :3]).resize((width, height)))
+        crops = np.stack([noise, smooth, np.zeros_like(noise), np.full_like(noise, 255)][: index % 4 + 1])
         found = run_onnx(path, {"crops": crops})["embedding"]
         pixels = (crops - np.float32(embedder.config.mean)) / np.float32(embedder.config.std)
         with torch.inference_mode():
-            expected = functional.normalize(embedder(torch.from_numpy(pixels).permute(0, 3, 1, 2)))
-        largest = max(largest, float(np.abs(found - expected.numpy()).max()))
-    _limit(path, "largest difference of embedding", largest, MAX_EMBEDDING_DIFFERENCE)
-    return {"max_embedding_difference": largest}
+            expected = functional.normalize(embedder(torch.from_numpy(pixels).permute(0, 3, 1, 2))).numpy()
+        largest = float(np.maximum(largest, np.abs(found - expected).max()))  # NaN stays, and is in no limit
+        cosine = float(np.minimum(cosine, (found * expected).sum(axis=1).min()))
+    if precision_of(path) == "fp32":
+        _limit(path, "largest difference of embedding", largest, MAX_EMBEDDING_DIFFERENCE)
+    else:
+        _limit(path, "1 - cosine of embedding", 1 - cosine, 1 - MIN_EMBEDDING_COSINE)
+    return {"max_embedding_difference": largest, "min_embedding_cosine": cosine}
 
 
 def check_detector(
-    path: Path, checkpoint: Path | None, *, config: DetectorConfig | None = None, random_seed: int | None = None
+    path: Path,
+    checkpoint: Path | None,
+    *,
+    config: DetectorConfig | None = None,
+    random_seed: int | None = None,
+    backbone: str | None = None,
+    batches: Iterable[Pictures] | None = None,
+    reference: str = "graph",
+    limits: DetectorLimits | None = None,
 ) -> Report:
-    """Counts the detections that both sides have: same score and same box, within rounding.
+    """Counts the detections that both sides have, image by image; errors are those of matched detections.
 
-    On photos of the demo world and on noise, in batches of different true sizes. A network that detects nothing there
-    cannot be compared, which is an error too.
+    A network that detects nothing cannot be compared, which is an error too.
+
+    Args:
+        batches: images to compare on, a batch each; by default photos of the demo world and noise, in true sizes that
+            differ within a batch.
+        reference: "detectron2" itself, or "graph" for the PyTorch graph that was exported.
+        limits: by default those of the file's precision.
     """
     check_signature(path, "detector")
-    graph = build_detector_graph(checkpoint, config=config, random_seed=random_seed)
-    num_matched = num_all = 0
-    for pictures, height, width in ((_noise(1), 256, 160), (_photos(2), 320, 320), (_photos(3), 288, 352)):
-        num_images = len(pictures)
-        image_size = torch.tensor([[height, width], [height - 5, width - 31]], dtype=torch.float32)[:num_images]
-        pixels = torch.zeros(num_images, 3, height, width)
-        for target, picture, (rows, columns) in zip(pixels, pictures, image_size.int().tolist(), strict=True):
-            resized = functional.interpolate(picture[None].float(), (rows, columns), mode="bilinear", antialias=True)
-            target[:, :rows, :columns] = resized[0] - torch.tensor(graph.config.pixel_mean_bgr).view(3, 1, 1)
-        found = run_onnx(path, {"pixels": pixels.numpy(), "image_size": image_size.numpy()})
-        with torch.inference_mode():
-            boxes, scores, num_detections = (output.numpy() for output in graph(pixels, image_size))
-        for image in range(num_images):
-            count, found_count = int(num_detections[image, 0]), int(found["num_detections"][image, 0])
-            score_gap = np.abs(scores[image, :count, None] - found["scores"][image, None, :found_count])
-            box_gap = np.abs(boxes[image, :count, None] - found["boxes"][image, None, :found_count]).max(axis=2)
-            is_same = (score_gap <= MAX_SCORE_DIFFERENCE) & (box_gap <= MAX_BOX_DIFFERENCE_PX)
-            num_matched += int(is_same.any(axis=1).sum())
-            num_all += max(count, found_count)
+    precision = precision_of(path)
+    limits = limits or DETECTOR_LIMITS[precision]
+    graph = build_detector_graph(checkpoint, config=config, random_seed=random_seed, backbone=backbone)
+    detect = {"detectron2": _detectron2, "graph": _graph}[reference](graph)
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    images, num_matched, num_all = [], 0, 0
+    for pictures in _demo_batches() if batches is None else batches:
+        pixels, image_size = _pad(list(pictures.values()), graph.config)
+        boxes, scores, counts = session.run(None, {"pixels": pixels.numpy(), "image_size": image_size.numpy()})
+        for index, (name, expected) in enumerate(zip(pictures, detect(list(pictures.values())), strict=True)):
+            count = int(counts[index, 0])
+            found = torch.from_numpy(boxes[index, :count]), torch.from_numpy(scores[index, :count])
+            matched, box_error, score_error = _compare(found, expected, limits)
+            larger = max(count, len(expected[1]))
+            images.append(
+                {
+                    "image": name,
+                    "num_detections": count,
+                    "num_expected": len(expected[1]),
+                    "matched_share": matched / larger if larger else 1.0,
+                    "max_box_error_px": box_error,
+                    "max_score_error": score_error,
+                }
+            )
+            num_matched, num_all = num_matched + matched, num_all + larger
     if not num_all:
         raise ParityError(f"{path}: nothing was detected in the pictures to compare on")
     share = num_matched / num_all
-    _limit(path, "share of detections not matched", 1 - share, 1 - MIN_MATCHED_DETECTIONS)
-    return {"num_detections": num_all, "matched_share": share}
+    _limit(path, "share of detections not matched", 1 - share, 1 - limits.min_matched_share)
+    return {
+        "precision": precision,
+        "reference": reference,
+        "num_detections": num_all,
+        "matched_share": share,
+        "images": images,
+    }
+
+
+def _compare(
+    found: tuple[torch.Tensor, torch.Tensor], expected: tuple[torch.Tensor, torch.Tensor], limits: DetectorLimits
+) -> tuple[int, float, float]:
+    """Returns how many expected detections were found, and their largest errors: of a box in pixels, of a score."""
+    if not len(found[1]) or not len(expected[1]):
+        return 0, 0.0, 0.0
+    overlap = box_iou(expected[0], found[0])
+    score_error = (expected[1][:, None] - found[1]).abs()
+    overlap[score_error > limits.max_score_error] = 0
+    best, match = overlap.max(dim=1)
+    rows = torch.nonzero(best > limits.min_iou)[:, 0]
+    if not len(rows):
+        return 0, 0.0, 0.0
+    box_error = (expected[0][rows] - found[0][match[rows]]).abs().max()
+    return len(rows), float(box_error), float(score_error[rows, match[rows]].max())
+
+
+def _pad(pictures: Sequence[torch.Tensor], config: DetectorConfig) -> tuple[torch.Tensor, torch.Tensor]:
+    """Returns the detector's inputs: pixels [B, 3, H, W], image_size [B, 2]."""
+    sizes = torch.tensor([picture.shape[1:] for picture in pictures])
+    height, width = (-(-sizes.amax(dim=0) // PADDING_MULTIPLE) * PADDING_MULTIPLE).tolist()
+    pixels = torch.zeros(len(pictures), 3, height, width)
+    for target, picture in zip(pixels, pictures, strict=True):
+        target[:, : picture.shape[1], : picture.shape[2]] = picture - torch.tensor(config.pixel_mean_bgr).view(3, 1, 1)
+    return pixels, sizes.float()
+
+
+def _graph(graph: DetectorGraph) -> Callable[[Sequence[torch.Tensor]], Detected]:
+    @torch.inference_mode()
+    def detect(pictures: Sequence[torch.Tensor]) -> Detected:
+        boxes, scores, counts = graph(*_pad(pictures, graph.config))
+        return [(boxes[i, :count], scores[i, :count]) for i, count in enumerate(counts[:, 0].tolist())]
+
+    return detect
+
+
+def _detectron2(graph: DetectorGraph) -> Callable[[Sequence[torch.Tensor]], Detected]:
+    from training.detector.model import build_detector  # detectron2 is optional
+
+    model = build_detector(graph.config).eval()
+    model.load_state_dict(graph.state_dict(), strict=True)
+
+    @torch.inference_mode()
+    def detect(pictures: Sequence[torch.Tensor]) -> Detected:
+        instances = model.inference([{"image": picture} for picture in pictures], do_postprocess=False)
+        return [(found.pred_boxes.tensor, found.scores) for found in instances]
+
+    return detect
+
+
+def _demo_batches() -> Iterator[Pictures]:
+    for seed, pictures, height, width in (
+        (1, _noise(1), 256, 160),
+        (2, _photos(2), 320, 320),
+        (3, _photos(3), 288, 352),
+    ):
+        sizes = ((height, width), (height - 5, width - 31))
+        yield {
+            f"demo {seed}.{index}": functional.interpolate(
+                picture[None].float(), size, mode="bilinear", antialias=True
+            )[0]
+            for index, (picture, size) in enumerate(zip(pictures, sizes, strict=False))
+        }
+
+
+def _folder(path: Path, config: PipelineConfig) -> Iterator[Pictures]:
+    """The folder's JPEG and PNG files one by one, resized as product photos are."""
+    files = sorted(file for file in path.iterdir() if file.suffix.lower() in (".jpg", ".jpeg", ".png"))
+    if not files:
+        raise ParityError(f"{path}: no JPEG or PNG files")
+    mean = torch.tensor(config.detector.pixel_mean_bgr).view(3, 1, 1)
+    for file in files:
+        prepared = prepare(np.asarray(Image.open(file).convert("RGB"))[None].copy(), config, "image")
+        height, width = prepared["image_size"][0].astype(int)
+        yield {file.name: torch.from_numpy(prepared["pixels"][0, :, :height, :width]) + mean}
 
 
 def _noise(seed: int) -> torch.Tensor:
@@ -216,29 +357,50 @@ def _limit(path: Path, what: str, value: float, limit: float) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    models = [name for name, signature in MODELS.items() if signature.kind in ("graph", "network")]
-    parser.add_argument("--model", choices=models, required=True)
-    parser.add_argument("--onnx", type=Path, required=True, metavar="FILE")
-    parser.add_argument("--checkpoint", type=Path, metavar="FILE", help="of a detector or an embedder")
-    parser.add_argument("--config", choices=sorted(CONFIGS), default="production", help="sizes to compare on")
+    commands = parser.add_subparsers(dest="model", required=True)
+    for model in ("detector", "embedder", "prepare_frame", "prepare_image", "crop"):
+        command = commands.add_parser(model)
+        command.add_argument("--onnx", type=Path, required=True, metavar="FILE")
+        command.add_argument("--config", choices=sorted(CONFIGS), default="production", help="sizes to compare on")
+        if model in ("detector", "embedder"):
+            command.add_argument("--checkpoint", type=Path, required=True, metavar="FILE")
+        if model == "detector":
+            has_detectron2 = importlib.util.find_spec("detectron2") is not None
+            command.add_argument("--backbone", help="of a checkpoint without JSON")
+            command.add_argument("--images", type=Path, metavar="DIR", help="default: pictures of the demo world")
+            command.add_argument(
+                "--reference", choices=("detectron2", "graph"), default="detectron2" if has_detectron2 else "graph"
+            )
+            for field in fields(DetectorLimits):
+                command.add_argument(f"--{field.name.replace('_', '-')}", type=float, help="instead of the precision's")
     arguments = parser.parse_args(argv)
-    if MODELS[arguments.model].kind == "network" and arguments.checkpoint is None:
-        parser.error(f"--checkpoint is needed for {arguments.model}")
-    config = CONFIGS[arguments.config]()
     try:
-        if arguments.model == "crop":
-            report = check_crop(arguments.onnx)
-        elif arguments.model == "detector":
-            report = check_detector(arguments.onnx, arguments.checkpoint)
-        elif arguments.model.startswith("prepare_"):
-            report = check_prepare(arguments.onnx, config, arguments.model.removeprefix("prepare_"))
-        else:
-            report = check_embedder(arguments.onnx, arguments.checkpoint, sizes=config.crop_sizes)
-    except ParityError as error:
+        report = _check(arguments, CONFIGS[arguments.config]())
+    except (ValueError, FileNotFoundError) as error:
         print(error, file=sys.stderr)
         return 1
     print(json.dumps({"model": arguments.model, **report}))
     return 0
+
+
+def _check(arguments: argparse.Namespace, config: PipelineConfig) -> Report:
+    path: Path = arguments.onnx
+    if arguments.model == "crop":
+        return check_crop(path)
+    if arguments.model.startswith("prepare_"):
+        return check_prepare(path, config, arguments.model.removeprefix("prepare_"))
+    if arguments.model == "embedder":
+        return check_embedder(path, arguments.checkpoint, sizes=config.crop_sizes)
+    given = {field.name: getattr(arguments, field.name) for field in fields(DetectorLimits)}
+    limits = {name: value for name, value in given.items() if value is not None}
+    return check_detector(
+        path,
+        arguments.checkpoint,
+        backbone=arguments.backbone,
+        batches=_folder(arguments.images, config) if arguments.images else None,
+        reference=arguments.reference,
+        limits=replace(DETECTOR_LIMITS[precision_of(path)], **limits),
+    )
 
 
 if __name__ == "__main__":

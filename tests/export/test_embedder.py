@@ -83,7 +83,7 @@ def test_command_lines(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
     checkpoint, output = tmp_path / "embedder_b5a.pth", tmp_path / "model.onnx"
     save_embedder(build_embedder(None, config=DEMO["b5a"], random_seed=1), checkpoint)
     assert main(["--checkpoint", str(checkpoint), "--output", str(output)]) == 0
-    arguments = ["--model", "embedder_b5a", "--onnx", str(output), "--checkpoint", str(checkpoint), "--config", "demo"]
+    arguments = ["embedder", "--onnx", str(output), "--checkpoint", str(checkpoint), "--config", "demo"]
     capsys.readouterr()
     assert parity.main(arguments) == 0
     assert json.loads(capsys.readouterr().out)["max_embedding_difference"] < 1e-6
