@@ -34,7 +34,7 @@ class ServedEmbedder(nn.Module):
         self.register_buffer("std", torch.tensor(embedder.config.std).view(3, 1, 1))
 
     def forward(self, crops: Tensor) -> Tensor:
-        pixels = (crops.permute(0, 3, 1, 2).float() - self.mean) / self.std
+        pixels = (crops.float().permute(0, 3, 1, 2) - self.mean) / self.std
         return functional.normalize(self.embedder(pixels.to(self.dtype)))  # GeM goes back to float32
 
 

@@ -1,5 +1,7 @@
 """The exported file against its PyTorch source, on shapes that were not traced."""
 
+import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -8,10 +10,13 @@ import onnxruntime
 import pytest
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torchvision.ops import box_iou
 
+from export import parity
 from export.detector import build_detector_graph, export_detector, main
-from training.detector.config import DEMO
+from export.detector_graph import DetectorGraph
+from training.detector.config import DEMO, PRODUCTION
 
 FORBIDDEN = {"NonZero", "Loop", "If", "Scan", "Unique", "Compress", "SequenceAt"}  # shapes only known at run time
 SIZES = (  # of the padded image, then of each image in it
@@ -74,11 +79,11 @@ def test_weights_are_inside_the_one_file(path: Path) -> None:
 def test_checkpoint_with_other_keys_or_shapes_is_refused(tmp_path: Path) -> None:
     checkpoint = tmp_path / "detector.pth"
     state_dict = build_detector_graph(None, config=DEMO, random_seed=0).state_dict()
-    state_dict["extra.weight"] = state_dict.pop("roi_heads.box_head.fc2.bias")
+    state_dict["backbone.bottom_up.stem.7.conv.weight"] = state_dict.pop("roi_heads.box_head.fc2.bias")
     state_dict["roi_heads.box_predictor.cls_score.bias"] = torch.zeros(24)
     torch.save({"model": state_dict}, checkpoint)
     DEMO.save(tmp_path / "detector.json")
-    with pytest.raises(ValueError, match=r"detector\.pth.*fc2\.bias.*extra\.weight.*cls_score\.bias \(24,\)"):
+    with pytest.raises(ValueError, match=r"detector\.pth.*fc2\.bias.*stem\.7.*cls_score\.bias \(24,\)"):
         build_detector_graph(checkpoint)
 
 
@@ -96,3 +101,56 @@ def test_arguments_that_do_not_fit_are_refused(tmp_path: Path) -> None:
         export_detector(None, tmp_path / "model.onnx", config=DEMO)
     with pytest.raises(ValueError, match="checkpoint"):
         export_detector(None, tmp_path / "model.onnx", random_seed=0)
+
+
+@torch.inference_mode()
+def test_onnx_runtime_gives_a_batch_as_its_images_one_by_one(path: Path) -> None:
+    sizes = np.array([[160, 192], [150, 100], [64, 180]], np.float32)
+    coarse = torch.rand(3, 3, 10, 12, generator=torch.Generator().manual_seed(0)) * 255 - 110
+    pixels = F.interpolate(coarse, (160, 192), mode="bicubic").numpy()
+    for image, (height, width) in zip(pixels, sizes.astype(int), strict=True):
+        image[:, height:] = 0
+        image[:, :, width:] = 0
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    together = session.run(None, {"pixels": pixels, "image_size": sizes})
+    for i in range(3):
+        alone = session.run(None, {"pixels": pixels[i : i + 1], "image_size": sizes[i : i + 1]})
+        assert together[2][i] == alone[2][0] > 20
+        np.testing.assert_allclose(together[0][i], alone[0][0], rtol=1e-4, atol=1e-2)
+        np.testing.assert_allclose(together[1][i], alone[1][0], atol=1e-4)
+
+
+def test_checkpoint_without_json_is_production_with_the_named_backbone(tmp_path: Path) -> None:
+    checkpoint = tmp_path / "model_final.pth"
+    with pytest.raises(ValueError, match=r"model_final\.json is not there"):
+        build_detector_graph(checkpoint)
+    config = replace(PRODUCTION, backbone="ese_vovnet19b_slim")
+    source = {name: torch.zeros(()).expand(value.shape) for name, value in DetectorGraph(config).state_dict().items()}
+    torch.save({"model": source}, checkpoint)
+    graph = build_detector_graph(checkpoint, backbone="ese_vovnet19b_slim", max_proposals=300, max_detections=50)
+    assert graph.config == replace(config, post_nms_top_k=300, max_detections=50)
+    config.save(tmp_path / "model_final.json")
+    with pytest.raises(ValueError, match=r"ese_vovnet99b.*ese_vovnet19b_slim"):
+        build_detector_graph(checkpoint, backbone="ese_vovnet99b")
+
+
+def test_parity_command_reports_each_image(path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    checkpoint = tmp_path / "detector.pth"
+    torch.save({"model": build_detector_graph(None, config=DEMO, random_seed=0).state_dict()}, checkpoint)
+    DEMO.save(tmp_path / "detector.json")
+    pictures = tmp_path / "pictures"
+    pictures.mkdir()
+    noise = np.random.default_rng(0).integers(0, 256, (8, 6, 3), np.uint8)
+    for name, size in (("a.png", (60, 80)), ("b.jpg", (200, 100))):
+        Image.fromarray(noise).resize(size).save(pictures / name)
+    arguments = ["detector", "--onnx", str(path), "--checkpoint", str(checkpoint), "--images", str(pictures)]
+    arguments += ["--config", "demo"]
+    assert parity.main(arguments) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["precision"] == "fp32" and report["matched_share"] >= 0.98
+    assert [image["image"] for image in report["images"]] == ["a.png", "b.jpg"]
+    for image in report["images"]:
+        assert image["num_expected"] > 20
+        assert image["max_score_error"] < 1e-3 and image["max_box_error_px"] < 2
+    assert parity.main([*arguments, "--min-iou", "1"]) == 1  # no overlap is more than the whole
+    assert "not matched" in capsys.readouterr().err

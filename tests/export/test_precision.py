@@ -45,9 +45,10 @@ def float_types(path: Path) -> dict[str, list[str]]:
         types[value.name] = value.type.tensor_type.elem_type
     found = defaultdict(list)
     for node in model.graph.node:
-        precisions = {FLOATS[types[name]] for name in node.input if types.get(name) in FLOATS}
+        inputs = node.input[:1] if node.op_type == "Resize" else node.input  # its scales are float32 by definition
+        precisions = {FLOATS[types[name]] for name in inputs if types.get(name) in FLOATS}
         if precisions:
-            assert node.op_type == "Cast" or len(precisions) == 1, f"{node.name} mixes {precisions}"
+            assert len(precisions) == 1, f"{node.name} mixes {precisions}"
             found[node.op_type].append(precisions.pop())
     return found
 
@@ -82,8 +83,8 @@ def test_embedder_is_half_with_float_islands(embedder: Path) -> None:
     assert {"ReduceMean", "Pow"} <= types.keys()
     assert all(set(types[kind]) == {"fp32"} for kind in FLOAT_ONLY & types.keys())
     assert set(types["Conv"]) == {"fp16"}
-    (image_cast, *_) = (node for node in onnx.load(embedder).graph.node if "crops" in node.input)
-    assert image_cast.op_type in ("Cast", "Transpose")
+    # TensorRT takes uint8 only where it is cast at once.
+    assert {node.op_type for node in onnx.load(embedder).graph.node if "crops" in node.input} == {"Cast", "Shape"}
     parity.check_signature(embedder, "embedder_b6")
 
 
@@ -117,7 +118,7 @@ def test_squeeze_of_a_large_map_does_not_overflow() -> None:
     features = torch.full((1, 64, 200, 300), 100.0)  # their sum is 6 million
     expected = attention(features)
     found = FloatSqueeze(attention).half()(features.half()).float()
-    torch.testing.assert_close(found, expected, rtol=2e-3, atol=0.2)
+    torch.testing.assert_close(found, expected, rtol=0, atol=1)
 
 
 def test_weights_beyond_float16_are_refused() -> None:
