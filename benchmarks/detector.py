@@ -1,0 +1,101 @@
+"""How much faster ONNX Runtime runs the exported detector than detectron2 runs the same weights, on CPU.
+
+    python -m benchmarks.detector --config production --height 608 --width 1080 --rounds 5
+
+Exports random weights (or takes --onnx, made from the same --random-weights), then runs both on one image in turn, so
+that a change in the machine's load meets both. Needs detectron2. Prints one line of JSON: medians in seconds per image,
+their ratio, and the machine.
+"""
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import torch
+from torch.nn import functional
+
+from export.detector import CONFIGS, build_detector_graph, export_detector
+from export.precision import PRECISIONS
+from export.signature import PADDING_MULTIPLE
+from training.detector.model import build_detector
+
+
+def interleaved(
+    first: Callable[[], object], second: Callable[[], object], rounds: int
+) -> tuple[list[float], list[float]]:
+    """Returns the seconds of each call, after one of each to warm up; the order turns round every time."""
+    times: tuple[list[float], list[float]] = ([], [])
+    first(), second()
+    for turn in range(rounds):
+        for index in (0, 1) if turn % 2 == 0 else (1, 0):
+            start_s = time.perf_counter()
+            (first, second)[index]()
+            times[index].append(time.perf_counter() - start_s)
+    return times
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--config", choices=sorted(CONFIGS), default="production")
+    parser.add_argument("--random-weights", type=int, default=0, metavar="SEED")
+    parser.add_argument("--onnx", type=Path, metavar="FILE", help="made before with the same config and seed")
+    parser.add_argument("--precision", choices=PRECISIONS, default="fp32", help="of the export")
+    parser.add_argument("--height", type=int, default=608)
+    parser.add_argument("--width", type=int, default=1080)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=os.cpu_count(), help="of both sides")
+    arguments = parser.parse_args(argv)
+
+    config, seed = CONFIGS[arguments.config], arguments.random_weights
+    torch.set_num_threads(arguments.threads)
+    model = build_detector(config).eval()
+    model.load_state_dict(build_detector_graph(None, config=config, random_seed=seed).state_dict(), strict=True)
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = arguments.threads
+    with tempfile.TemporaryDirectory() as folder:
+        path = arguments.onnx or Path(folder) / "detector.onnx"
+        if arguments.onnx is None:
+            export_detector(None, path, config=config, random_seed=seed, precision=arguments.precision)
+        session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+
+    height, width = arguments.height, arguments.width
+    coarse = torch.rand(1, 3, height // 16, width // 16, generator=torch.Generator().manual_seed(seed)) * 255
+    image = functional.interpolate(coarse, (height, width), mode="bicubic")[0]
+    padding = (0, -width % PADDING_MULTIPLE, 0, -height % PADDING_MULTIPLE)
+    feeds = {
+        "pixels": functional.pad(image - model.pixel_mean, padding)[None].numpy(),
+        "image_size": np.array([[height, width]], np.float32),
+    }
+
+    @torch.inference_mode()
+    def run_detectron2() -> object:
+        return model.inference([{"image": image}], do_postprocess=False)
+
+    detectron2_s, onnx_s = interleaved(run_detectron2, lambda: session.run(None, feeds), arguments.rounds)
+    medians = statistics.median(detectron2_s), statistics.median(onnx_s)
+    report = {
+        "config": arguments.config,
+        "precision": arguments.precision,
+        "image_size": [height, width],
+        "rounds": arguments.rounds,
+        "threads": arguments.threads,
+        "detectron2_median_s": round(medians[0], 4),
+        "onnxruntime_median_s": round(medians[1], 4),
+        "speedup": round(medians[0] / medians[1], 3),
+        "versions": {"torch": torch.__version__, "onnxruntime": onnxruntime.__version__},
+        "machine": f"{platform.machine()}, {os.cpu_count()} CPUs",
+    }
+    print(json.dumps(report))
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
