@@ -25,8 +25,8 @@ if TYPE_CHECKING:
         UnavailableError,
     )
     from livematch.evaluation import Score, evaluate
-    from livematch.features import Features, read_features
-    from livematch.matching import Match, match
+    from livematch.features import Features, StoredFeatures, open_features, read_features
+    from livematch.matching import Match, Rule, match
     from livematch.results import read_result, write_result
     from livematch.server import LocalServer
     from livematch.truth import Truth, read_truth
@@ -46,12 +46,15 @@ _MODULE_OF = {
     "Match": "matching",
     "Recognition": "client",
     "RequestError": "errors",
+    "Rule": "matching",
     "Score": "evaluation",
     "ServerError": "errors",
+    "StoredFeatures": "features",
     "Truth": "truth",
     "UnavailableError": "errors",
     "evaluate": "evaluation",
     "match": "matching",
+    "open_features": "features",
     "read_features": "features",
     "read_frames": "decoding",
     "read_image": "decoding",
@@ -73,12 +76,15 @@ __all__ = [
     "Match",
     "Recognition",
     "RequestError",
+    "Rule",
     "Score",
     "ServerError",
+    "StoredFeatures",
     "Truth",
     "UnavailableError",
     "evaluate",
     "match",
+    "open_features",
     "read_features",
     "read_frames",
     "read_image",

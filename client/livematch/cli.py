@@ -139,7 +139,7 @@ def _run(options: argparse.Namespace) -> dict[str, Any]:
         images = embed_images(client, options.images, queries, **flow)
         videos = embed_videos(client, options.videos, gallery, frames=options.frames, **flow)
     failures = _write_failures([images, videos], out / "failures.json")
-    matches = _matches(queries, gallery, options)
+    matches = _matches([queries], [gallery], options)
     write_result(matches, out / "result.json")
     write_matches(matches, out / "matches.json")
     summary: dict[str, Any] = {
@@ -180,17 +180,18 @@ def _connected(options: argparse.Namespace) -> Iterator["Client"]:
             yield client
 
 
-def _matches(queries: Path, gallery: Path, options: argparse.Namespace) -> "list[Match]":
-    from livematch.features import read_features
-    from livematch.matching import match
+def _matches(queries: Sequence[Path], gallery: Sequence[Path], options: argparse.Namespace) -> "list[Match]":
+    from livematch.features import open_features
+    from livematch.matching import Rule, match
 
-    return match(
-        read_features(queries),
-        read_features(gallery),
+    rule = Rule(
         quantile=options.quantile,
         vote_share=options.vote_share,
         limit=options.limit,
+        assignment=options.assignment,
+        num_pairs=options.pairs,
     )
+    return match(open_features(queries), open_features(gallery), rule, memory_bytes=options.memory)
 
 
 def _write_failures(parts: "Sequence[Embedded]", path: Path) -> "list[Failure]":
@@ -258,8 +259,8 @@ def _parser() -> argparse.ArgumentParser:
     _add_server_options(embed)
 
     match = _command(commands, "match", _match, "match items to clips")
-    match.add_argument("--queries", type=Path, required=True, help="features of the images")
-    match.add_argument("--gallery", type=Path, required=True, help="features of the videos")
+    match.add_argument("--queries", type=Path, nargs="+", required=True, metavar="FILE", help="features of the images")
+    match.add_argument("--gallery", type=Path, nargs="+", required=True, metavar="FILE", help="features of the videos")
     match.add_argument("-o", "--output", type=Path, required=True, help="result.json")
     match.add_argument("--matches", type=Path, help="also write the matches with their distances to this JSON file")
     _add_matching_options(match)
@@ -323,6 +324,24 @@ def _add_matching_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--limit", type=float, default=1.12, help="distance a match must be below (default: %(default)s)"
     )
+    parser.add_argument(
+        "--assignment", choices=("nearest", "joint"), default="nearest",
+        help="each item takes its nearest clip, or all are assigned together (default: %(default)s)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--pairs", type=int, default=1, metavar="N", help="box pairs per clip in the result (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--memory", type=_num_bytes, default="2G", metavar="SIZE",
+        help="what matching may use in all, e.g. 800M or 16G (default: %(default)s)",
+    )  # fmt: skip
+
+
+def _num_bytes(text: str) -> int:
+    units = {"M": 20, "G": 30}
+    if text[-1:] not in units or not text[:-1].isdecimal():
+        raise argparse.ArgumentTypeError(f"expected a number with M or G, as 800M, got {text!r}")
+    return int(text[:-1]) << units[text[-1]]
 
 
 def _frame_range(text: str) -> range:

@@ -12,10 +12,12 @@
 The file's metadata names the models that made the embeddings. `livematch.store` writes these files.
 """
 
+import sys
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -26,6 +28,11 @@ from livematch.errors import FeaturesError
 
 COLUMNS = ("source", "name", "frame_index", "box", "score", "embedding")
 IDENTITY_KEY = b"livematch:model_identity"
+
+_DESCRIPTION = tuple(column for column in COLUMNS if column != "embedding")
+_READ_ROWS = 256  # per step of Arrow; 2 MB of 2048-d embeddings
+BOUNDED_READING = {"buffer_size": 1 << 20, "pre_buffer": False}
+"""By page instead of by row group, because other tools write row groups of a million rows."""
 
 
 def features_schema(embedding_size: int = 2048) -> pa.Schema:
@@ -41,18 +48,17 @@ def features_schema(embedding_size: int = 2048) -> pa.Schema:
     )
 
 
-@dataclass(frozen=True)
-class Features:
-    """n boxes with what is known of each; row order is file order, and matching breaks ties by it.
+@dataclass(frozen=True, kw_only=True)
+class Rows:
+    """n boxes with what is known of each but its embedding; row order is file order, and matching breaks ties by it.
 
     sources, names: n strings; frame_indices: int32 [n]; boxes: float32 [n,4]; scores: float32 [n];
-    embeddings: float32 [n,size], of any length but zero (matching uses their direction);
     model_identity: names the models that made the embeddings, None if unknown;
     origin: where the rows are from, for messages.
 
     Raises:
-        FeaturesError: lengths or shapes disagree, a value is not finite, an embedding is zero, or a row occurs twice
-            (the same picture, box and score).
+        FeaturesError: lengths or shapes disagree, a value is not finite, or a row occurs twice (the same picture, box
+            and score).
     """
 
     sources: list[str]
@@ -60,7 +66,6 @@ class Features:
     frame_indices: npt.NDArray[np.int32]
     boxes: npt.NDArray[np.float32]
     scores: npt.NDArray[np.float32]
-    embeddings: npt.NDArray[np.float32]
     model_identity: str | None = None
     origin: str = "features"
 
@@ -70,7 +75,6 @@ class Features:
             ("frame_indices", np.int32, (num_rows,)),
             ("boxes", np.float32, (num_rows, 4)),
             ("scores", np.float32, (num_rows,)),
-            ("embeddings", np.float32, (num_rows, *np.shape(self.embeddings)[1:2])),
         ):
             values = np.ascontiguousarray(getattr(self, column), dtype=dtype)
             if values.shape != shape or len(self.names) != num_rows:
@@ -78,11 +82,72 @@ class Features:
                     f"{self.origin}: {num_rows} sources, {len(self.names)} names, but {column} {list(values.shape)}"
                 )
             object.__setattr__(self, column, values)
-        self._refuse_unusable_values()
+        for column, bad in (("box", ~np.isfinite(self.boxes).all(axis=1)), ("score", ~np.isfinite(self.scores))):
+            if bad.any():
+                row = self.describe_row(int(bad.argmax()))
+                raise FeaturesError(f"{self.origin}: {column} of {row} has NaN or infinity")
         self._refuse_duplicates()
 
     def __len__(self) -> int:
         return len(self.sources)
+
+    def describe_row(self, row: int) -> str:
+        picture = self.names[row] or f"frame {self.frame_indices[row]}"
+        return f"row {row} ({self.sources[row]}, {picture})"
+
+    def _check_lengths(self, block: "Block") -> None:
+        """Raise FeaturesError if an embedding has no direction."""
+        for bad, reason in ((~np.isfinite(block.lengths), "has NaN or infinity"), (block.lengths == 0, "is zero")):
+            if bad.any():
+                row = self.describe_row(block.start + int(bad.argmax()))
+                raise FeaturesError(f"{self.origin}: embedding of {row} {reason}")
+
+    def _refuse_duplicates(self) -> None:
+        columns: list[npt.NDArray[np.signedinteger]] = [numbered(self.sources), numbered(self.names)]
+        columns += [self.frame_indices, *self.boxes.view(np.int32).T, self.scores.view(np.int32)]
+        order = np.lexsort(columns)  # stable, so equal rows stay in file order
+        is_repeat = np.ones(max(len(self) - 1, 0), bool)
+        for column in columns:
+            ordered = column[order]
+            is_repeat &= ordered[1:] == ordered[:-1]
+        if is_repeat.any():
+            repeats = np.flatnonzero(is_repeat)
+            last = repeats[order[repeats + 1].argmin()]
+            raise FeaturesError(f"{self.origin}: {self.describe_row(int(order[last + 1]))} repeats row {order[last]}")
+
+
+@dataclass(frozen=True)
+class Block:
+    """Embeddings of consecutive rows, float32 [n,size], from row `start` on, and their lengths, float64 [n]."""
+
+    start: int
+    embeddings: npt.NDArray[np.float32]
+    lengths: npt.NDArray[np.float64]
+
+    @property
+    def rows(self) -> slice:
+        return slice(self.start, self.start + len(self.lengths))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Features(Rows):
+    """Rows with their embeddings in memory.
+
+    embeddings: float32 [n,size], of any length but zero (matching uses their direction).
+
+    Raises:
+        FeaturesError: also if an embedding is not finite, or zero.
+    """
+
+    embeddings: npt.NDArray[np.float32]
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        embeddings = np.ascontiguousarray(self.embeddings, dtype=np.float32)
+        if embeddings.ndim != 2 or len(embeddings) != len(self):
+            raise FeaturesError(f"{self.origin}: {len(self)} sources, but embeddings {list(embeddings.shape)}")
+        object.__setattr__(self, "embeddings", embeddings)
+        self._check_lengths(Block(0, self.embeddings, self.lengths))
 
     @property
     def embedding_size(self) -> int:
@@ -91,74 +156,150 @@ class Features:
     @cached_property
     def lengths(self) -> npt.NDArray[np.float64]:
         """Euclidean length of each embedding, float64 [n]."""
-        squares: npt.NDArray[np.float64] = np.einsum(
-            "ij,ij->i", self.embeddings, self.embeddings, dtype=np.float64, casting="unsafe"
-        )
-        return np.sqrt(squares)
+        return _lengths(self.embeddings)
 
-    def describe_row(self, row: int) -> str:
-        picture = self.names[row] or f"frame {self.frame_indices[row]}"
-        return f"row {row} ({self.sources[row]}, {picture})"
+    def blocks(self, num_rows: int) -> Iterator[Block]:
+        """All embeddings, `num_rows` rows at a time; views of `embeddings`."""
+        for start in range(0, len(self), num_rows):
+            rows = slice(start, start + num_rows)
+            yield Block(start, self.embeddings[rows], self.lengths[rows])
 
-    def _refuse_unusable_values(self) -> None:
-        for column, bad in (
-            ("box", ~np.isfinite(self.boxes).all(axis=1)),
-            ("score", ~np.isfinite(self.scores)),
-            ("embedding", ~np.isfinite(self.lengths)),
-        ):
-            if bad.any():
-                row = self.describe_row(int(bad.argmax()))
-                raise FeaturesError(f"{self.origin}: {column} of {row} has NaN or infinity")
-        if len(self) and not self.lengths.all():
-            row = self.describe_row(int(self.lengths.argmin()))
-            raise FeaturesError(f"{self.origin}: embedding of {row} is zero")
 
-    def _refuse_duplicates(self) -> None:
-        first_row: dict[tuple[object, ...], int] = {}
-        keys = zip(
-            self.sources,
-            self.names,
-            self.frame_indices.tolist(),
-            map(bytes, self.boxes),
-            self.scores.tolist(),
-            strict=True,
-        )
-        for row, key in enumerate(keys):
-            if first_row.setdefault(key, row) != row:
-                raise FeaturesError(f"{self.origin}: {self.describe_row(row)} repeats row {first_row[key]}")
+@dataclass(frozen=True, kw_only=True)
+class StoredFeatures(Rows):
+    """Rows in memory, about 50 bytes each, whose embeddings stay in their features files; see `open_features`."""
+
+    paths: Sequence[Path]
+    embedding_size: int
+
+    def blocks(self, num_rows: int) -> Iterator[Block]:
+        """All embeddings, read `num_rows` rows at a time into one buffer: a block is valid until the next one.
+
+        Raises:
+            FeaturesError: a file cannot be read any more, or an embedding is not finite, zero or of another size.
+        """
+        for block in self._read(num_rows):
+            self._check_lengths(block)
+            yield block
+
+    def _read(self, num_rows: int) -> Iterator[Block]:
+        buffer = np.empty((min(num_rows, len(self)), self.embedding_size), np.float32)
+        start = num_filled = 0
+        for path in self.paths:
+            for batch in _batches(path, ("embedding",)):
+                embeddings = _vectors(batch["embedding"], self.embedding_size, path)
+                position = 0
+                while position < len(embeddings):
+                    part = embeddings[position : position + len(buffer) - num_filled]
+                    buffer[num_filled : num_filled + len(part)] = part
+                    num_filled += len(part)
+                    position += len(part)
+                    if num_filled == len(buffer):
+                        yield Block(start, buffer, _lengths(buffer))
+                        start, num_filled = start + num_filled, 0
+        if num_filled:
+            rest = buffer[:num_filled]
+            yield Block(start, rest, _lengths(rest))
+
+
+AnyFeatures = Features | StoredFeatures
+
+
+def open_features(paths: Sequence[Path]) -> StoredFeatures:
+    """Read all of features files but the embeddings; several files, as of `--shard`, count as one.
+
+    Files may be written by another tool: lists may be of fixed or variable length, strings plain, large or
+    dictionary-encoded, numbers of any width, row groups of any size; other columns are ignored. A null in `name` is
+    read as empty.
+
+    Raises:
+        FeaturesError: no such file, not Parquet, a column is missing or of another type, files of different models, or
+            `Rows` refuses what is in them.
+    """
+    files = [_open_file(Path(path)) for path in paths]
+    for file in files[1:]:
+        check_comparable(files[0], file)
+    if len(files) == 1:
+        return files[0]
+    return StoredFeatures(
+        sources=[source for file in files for source in file.sources],
+        names=[name for file in files for name in file.names],
+        frame_indices=np.concatenate([file.frame_indices for file in files]),
+        boxes=np.concatenate([file.boxes for file in files]),
+        scores=np.concatenate([file.scores for file in files]),
+        model_identity=next((file.model_identity for file in files if file.model_identity), None),
+        origin=", ".join(file.origin for file in files),
+        paths=[path for file in files for path in file.paths],
+        embedding_size=max(file.embedding_size for file in files),
+    )
 
 
 def read_features(path: Path) -> Features:
-    """Read a features file, also one written by another tool.
-
-    Lists may be of fixed or variable length, strings plain, large or dictionary-encoded, numbers of any width, row
-    groups of any size; other columns are ignored. A null in `name` is read as empty.
+    """Read a features file with its embeddings; see `open_features`.
 
     Raises:
-        FeaturesError: no such file, not Parquet, a column is missing or of another type, or `Features` refuses it.
+        FeaturesError: as `open_features`, or an embedding is not finite, zero or of another size than the first.
     """
-    path = Path(path)
+    stored = open_features([path])
+    blocks = [block.embeddings for block in stored.blocks(max(len(stored), 1))]
+    return Features(
+        **{field: getattr(stored, field) for field in Rows.__dataclass_fields__},
+        embeddings=blocks[0] if blocks else np.empty((0, stored.embedding_size), np.float32),
+    )
+
+
+def _open_file(path: Path) -> StoredFeatures:
     if not path.is_file():
         raise FeaturesError(f"{path}: no such features file")
     try:
-        with pq.ParquetFile(path) as file:
-            schema = file.schema_arrow
-            missing = [column for column in COLUMNS if column not in schema.names]
-            if missing:
-                raise FeaturesError(f"{path}: has no column {', '.join(missing)}; found {', '.join(schema.names)}")
-            table = file.read(columns=list(COLUMNS))
+        schema = pq.read_schema(path)
     except (pa.ArrowException, OSError) as error:
         raise FeaturesError(f"{path}: not a readable Parquet file: {' '.join(str(error).split())}") from error
-    return Features(
-        sources=_strings(table["source"], path),
-        names=_strings(table["name"].fill_null(""), path),
-        frame_indices=_numbers(table["frame_index"], pa.int32(), path),
-        boxes=_vectors(table["box"], 4, path),
-        scores=_numbers(table["score"], pa.float32(), path),
-        embeddings=_vectors(table["embedding"], None, path),
+    missing = [column for column in COLUMNS if column not in schema.names]
+    if missing:
+        raise FeaturesError(f"{path}: has no column {', '.join(missing)}; found {', '.join(schema.names)}")
+    sources: list[str] = []
+    names: list[str] = []
+    numbers: tuple[list[npt.NDArray[Any]], ...] = ([], [], [])
+    for batch in _batches(path, _DESCRIPTION):
+        sources += map(sys.intern, _strings(batch["source"], path))
+        names += map(sys.intern, _strings(batch["name"].fill_null(""), path))
+        numbers[0].append(_numbers(batch["frame_index"], pa.int32(), path))
+        numbers[1].append(_vectors(batch["box"], 4, path))
+        numbers[2].append(_numbers(batch["score"], pa.float32(), path))
+    return StoredFeatures(
+        sources=sources,
+        names=names,
+        frame_indices=np.concatenate([np.empty(0, np.int32), *numbers[0]]),
+        boxes=np.concatenate([np.empty((0, 4), np.float32), *numbers[1]]),
+        scores=np.concatenate([np.empty(0, np.float32), *numbers[2]]),
         model_identity=read_identity(schema),
         origin=str(path),
+        paths=[path],
+        embedding_size=_embedding_size(schema, path),
     )
+
+
+def _embedding_size(schema: pa.Schema, path: Path) -> int:
+    embedding_type = schema.field("embedding").type
+    if pa.types.is_fixed_size_list(embedding_type):
+        return int(embedding_type.list_size)
+    first = next(_batches(path, ("embedding",), num_rows=1), None)
+    return 0 if first is None else int(_vectors(first["embedding"], None, path).shape[1])
+
+
+def _batches(path: Path, columns: Sequence[str], num_rows: int = _READ_ROWS) -> Iterator[pa.Table]:
+    try:
+        with pq.ParquetFile(path, **BOUNDED_READING) as file:
+            for batch in file.iter_batches(num_rows, columns=list(columns)):
+                yield pa.Table.from_batches([batch])
+    except (pa.ArrowException, OSError) as error:
+        raise FeaturesError(f"{path}: not a readable Parquet file: {' '.join(str(error).split())}") from error
+
+
+def _lengths(embeddings: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
+    squares: npt.NDArray[np.float64] = np.einsum("ij,ij->i", embeddings, embeddings, dtype=np.float64, casting="unsafe")
+    return np.sqrt(squares)
 
 
 def read_identity(schema: pa.Schema) -> str | None:
@@ -166,7 +307,22 @@ def read_identity(schema: pa.Schema) -> str | None:
     return None if identity is None else identity.decode()
 
 
-def check_comparable(first: Features, second: Features) -> None:
+def numbered(ids: Sequence[str]) -> npt.NDArray[np.intp]:
+    """Each row's id as a number, 0 for the id that appears first."""
+    number_of = {unique: number for number, unique in enumerate(dict.fromkeys(ids))}
+    return np.array([number_of[row_id] for row_id in ids], np.intp)
+
+
+class _Embedded(Protocol):
+    @property
+    def origin(self) -> str: ...
+    @property
+    def model_identity(self) -> str | None: ...
+    @property
+    def embedding_size(self) -> int: ...
+
+
+def check_comparable(first: _Embedded, second: _Embedded) -> None:
     """Raise FeaturesError if two sets of features are of different models or dimension; both are named."""
     names = [f"{f.origin} by {f.model_identity or 'an unnamed model'} ({f.embedding_size}-d)" for f in (first, second)]
     identities = {first.model_identity, second.model_identity} - {None}

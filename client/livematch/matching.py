@@ -1,39 +1,66 @@
 """Which clip shows which item: exact nearest neighbours, then a vote of each item's boxes.
 
-The rule is that of the reference solution's README (see `match`), in exact arithmetic. Nothing depends on the BLAS in
-use, on its threads or on the tile size: a float32 matrix product only preselects, float64 decides, and distances are
-compared to 12 decimals, so that what is equal on paper is equal here. All ties go to the row, clip or item that comes
-first in its features.
+The rule is that of the reference solution's README (see `match`), in exact arithmetic: distances are compared to 12
+decimals, and all ties go to the row, clip or item that comes first in its features.
 """
 
 import logging
 import math
 from dataclasses import dataclass
+from typing import Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
 
+from livematch.assignment import assign_jointly, assign_nearest
 from livematch.errors import InputError
-from livematch.features import Features, check_comparable
-
-QUANTILE = 0.28
-VOTE_SHARE = 0.5
-LIMIT = 1.12
-
-_DECIMALS = 12  # float64 is good for 15, the float32 embeddings themselves for 7
-_TILE_ROWS = 256  # queries per matrix product; with it, a gallery of n boxes needs n KB
-_REFINED_PAIRS = 4096  # per float64 step, 64 MB for 2048-d embeddings
+from livematch.features import AnyFeatures, Rows, check_comparable, numbered
+from livematch.nearest import DECIMALS, DEFAULT_MEMORY_BYTES, nearest
 
 Box = tuple[float, float, float, float]
+Assignment = Literal["nearest", "joint"]
 
 _log = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Rule:
+    """How boxes become matches; the defaults are the reference solution's. See `match` for what each means.
+
+    Raises:
+        InputError: a value is out of range.
+    """
+
+    quantile: float = 0.28
+    vote_share: float = 0.5
+    limit: float = 1.12
+    assignment: Assignment = "nearest"
+    num_pairs: int = 1
+
+    def __post_init__(self) -> None:
+        for name, high in (("quantile", 1.0), ("vote_share", 1.0), ("limit", np.inf)):
+            value = getattr(self, name)
+            if not 0 <= value <= high:
+                raise InputError(f"{name} must be in 0..{high:g}, got {value}")
+        if self.assignment not in get_args(Assignment):
+            raise InputError(f"assignment must be nearest or joint, got {self.assignment!r}")
+        if self.num_pairs < 1:
+            raise InputError(f"num_pairs must be at least 1, got {self.num_pairs}")
+
+
+@dataclass(frozen=True)
+class Pair:
+    """One garment in an image of the item and in the clip's frame; boxes x0 y0 x1 y1 in their pixels, untruncated."""
+
+    img_name: str
+    item_box: Box
+    frame_box: Box
+
+
 @dataclass(frozen=True)
 class Match:
-    """A clip, the item it shows, and the two boxes that show it best.
+    """A clip, the item it shows, and the boxes that show it, best pair first.
 
-    Boxes are x0 y0 x1 y1 in pixels of the item's image and of the clip's frame, untruncated.
     `distance` is the mean squared distance of the deciding queries, 0 (same direction) to 4 (opposite).
     `num_votes` is the number of those queries.
     """
@@ -41,20 +68,17 @@ class Match:
     video_id: str
     item_id: str
     frame_index: int
-    img_name: str
-    item_box: Box
-    frame_box: Box
+    pairs: tuple[Pair, ...]
     distance: float
     num_votes: int
 
 
 def match(
-    queries: Features,
-    gallery: Features,
+    queries: AnyFeatures,
+    gallery: AnyFeatures,
+    rule: Rule | None = None,
     *,
-    quantile: float = QUANTILE,
-    vote_share: float = VOTE_SHARE,
-    limit: float = LIMIT,
+    memory_bytes: int = DEFAULT_MEMORY_BYTES,
 ) -> list[Match]:
     """Match items (queries: boxes of images) to clips (gallery: boxes of frames).
 
@@ -68,129 +92,95 @@ def match(
     (f) of the gallery boxes they hit, the one with the highest score gives the frame and the frame box.
 
     A clip keeps the item with the smallest distance, and matches with a distance of `limit` or more are dropped.
+    With `assignment="joint"`, (d) and this are replaced: of all pairs of item and clip that (c) leaves, those are taken
+    that together have the largest sum of limit - distance. With `num_pairs` above 1, other deciding queries that hit a
+    box in the frame of (f) add that pair of boxes, those with higher scores first.
+
+    Args:
+        rule: the options; None for the reference solution's.
+        memory_bytes: see `nearest`.
 
     Returns:
         At most one match per clip and per item, in the gallery's order of clips.
 
     Raises:
-        FeaturesError: queries and gallery are of different models or dimension.
-        InputError: `quantile` or `vote_share` is outside 0..1, or `limit` is not a number.
+        FeaturesError: queries and gallery are of different models or dimension, or a file is damaged.
+        InputError: `memory_bytes` is too little.
     """
-    for name, value, high in (("quantile", quantile, 1.0), ("vote_share", vote_share, 1.0), ("limit", limit, np.inf)):
-        if not 0 <= value <= high:
-            raise InputError(f"{name} must be in 0..{high:g}, got {value}")
     if not len(queries) or not len(gallery):
         return []
     check_comparable(queries, gallery)
     if not queries.model_identity or not gallery.model_identity:
         _log.warning("features without a model identity: cannot tell whether the same models made both")
-    hits, distances = nearest(queries, gallery)
-    clips, items = _numbered(gallery.sources), _numbered(queries.sources)
-    best: dict[int, Match] = {}
-    for rows in np.split(np.argsort(items, kind="stable"), np.cumsum(np.bincount(items))[:-1]):
-        voters = rows[deciding_queries(clips[hits[rows]], distances[rows], quantile=quantile, vote_share=vote_share)]
-        if len(voters):
-            clip = int(clips[hits[voters[0]]])
-            candidate = _to_match(queries, gallery, voters, hits[voters], _mean(distances[voters]))
-            if clip not in best or candidate.distance < best[clip].distance:
-                best[clip] = candidate
-    return [best[clip] for clip in sorted(best) if best[clip].distance < limit]
+    hits, distances = nearest(queries, gallery, memory_bytes=memory_bytes)
+    return vote(queries, gallery, hits, distances, rule or Rule())
 
 
-def nearest(queries: Features, gallery: Features) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.float64]]:
-    """The nearest gallery row of each query, and the squared distance 2 - 2·cos to it.
-
-    Returns:
-        hits: intp [n], the first row of those equally near.
-        distances: float64 [n], 0..4.
-    """
-    hits = np.empty(len(queries), np.intp)
-    distances = np.empty(len(queries), np.float64)
-    # Each of two float32 cosines is off by at most (size + 4)·eps/2, whatever order it is summed in.
-    margin = (queries.embedding_size + 4) * np.finfo(np.float32).eps
-    inverse_lengths = (1 / gallery.lengths).astype(np.float32)
-    for start in range(0, len(queries), _TILE_ROWS):
-        tile = slice(start, min(start + _TILE_ROWS, len(queries)))
-        cosines = queries.embeddings[tile] @ gallery.embeddings.T
-        cosines *= inverse_lengths
-        cosines /= queries.lengths[tile, np.newaxis].astype(np.float32)
-        near_queries, near_rows = np.nonzero(cosines >= cosines.max(axis=1, keepdims=True) - margin)
-        exact = _exact_cosines(queries, gallery, near_queries + start, near_rows)
-        # Sorted by query, then by falling cosine, then by row: the first of each query is its hit.
-        order = np.lexsort((near_rows, -exact, near_queries))
-        _, first = np.unique(near_queries[order], return_index=True)
-        hits[tile] = near_rows[order[first]]
-        distances[tile] = np.round(np.clip(2 - 2 * exact[order[first]], 0, 4), _DECIMALS)
-    return hits, distances
+def vote(
+    queries: Rows, gallery: Rows, hits: npt.NDArray[np.intp], distances: npt.NDArray[np.float64], rule: Rule
+) -> list[Match]:
+    """Matches from each query's nearest gallery row and the distance to it; see `match`."""
+    clips, items = numbered(gallery.sources)[hits], numbered(queries.sources)
+    voters_of: dict[tuple[int, int], npt.NDArray[np.intp]] = {}
+    for item, rows in enumerate(np.split(np.argsort(items, kind="stable"), np.cumsum(np.bincount(items))[:-1])):
+        for voters in contending_queries(clips[rows], distances[rows], rule):
+            voters_of[item, int(clips[rows[voters[0]]])] = rows[voters]
+    edges = {edge: _mean(distances[voters]) for edge, voters in voters_of.items()}
+    taken = assign_nearest(edges) if rule.assignment == "nearest" else assign_jointly(edges, rule.limit)
+    return [
+        _to_match(queries, gallery, voters_of[item, clip], hits, edges[item, clip], rule.num_pairs)
+        for item, clip in sorted(taken, key=lambda edge: edge[1])
+        if edges[item, clip] < rule.limit
+    ]
 
 
-def _exact_cosines(
-    queries: Features, gallery: Features, query_rows: npt.NDArray[np.intp], gallery_rows: npt.NDArray[np.intp]
-) -> npt.NDArray[np.float64]:
-    cosines = np.empty(len(query_rows), np.float64)
-    for start in range(0, len(query_rows), _REFINED_PAIRS):
-        pairs = slice(start, start + _REFINED_PAIRS)
-        products = queries.embeddings[query_rows[pairs]].astype(np.float64) * gallery.embeddings[gallery_rows[pairs]]
-        cosines[pairs] = products.sum(axis=1)
-    return np.round(cosines / (queries.lengths[query_rows] * gallery.lengths[gallery_rows]), _DECIMALS)
-
-
-def deciding_queries(
-    clips: npt.NDArray[np.intp],
-    distances: npt.NDArray[np.float64],
-    *,
-    quantile: float = QUANTILE,
-    vote_share: float = VOTE_SHARE,
-) -> npt.NDArray[np.intp]:
-    """Steps (a) to (d) of `match` for the queries of one item.
+def contending_queries(
+    clips: npt.NDArray[np.intp], distances: npt.NDArray[np.float64], rule: Rule
+) -> list[npt.NDArray[np.intp]]:
+    """Steps (a) to (c) of `match` for the queries of one item.
 
     Args:
         clips: intp [n], number of the clip that each query is nearest to.
         distances: float64 [n], to that clip's nearest box.
 
     Returns:
-        Indices of the kept queries that voted for the item's clip, in order; none if the item matches no clip.
+        For each clip that stays, in order, the indices of the kept queries that voted for it.
     """
-    kept = np.flatnonzero(distances < np.round(np.quantile(distances, quantile), _DECIMALS))
-    min_votes = round(vote_share * len(kept))
+    kept = np.flatnonzero(distances < np.round(np.quantile(distances, rule.quantile), DECIMALS))
+    min_votes = round(rule.vote_share * len(kept))
     voters_by_clip = [kept[clips[kept] == clip] for clip in np.unique(clips[kept])]
-    contenders = [voters for voters in voters_by_clip if len(voters) >= min_votes]
-    return min(contenders, key=lambda voters: _mean(distances[voters]), default=kept[:0])
+    return [voters for voters in voters_by_clip if len(voters) >= min_votes]
 
 
 def _to_match(
-    queries: Features,
-    gallery: Features,
+    queries: Rows,
+    gallery: Rows,
     voters: npt.NDArray[np.intp],
     hits: npt.NDArray[np.intp],
     distance: float,
+    num_pairs: int,
 ) -> Match:
     """Steps (e) and (f); argmax takes the first of equals, and both orders here are file order."""
-    query = int(voters[queries.scores[voters].argmax()])
-    rows = np.unique(hits)
+    best = int(voters[queries.scores[voters].argmax()])
+    rows = np.unique(hits[voters])
     row = int(rows[gallery.scores[rows].argmax()])
+    in_frame = voters[gallery.frame_indices[hits[voters]] == gallery.frame_indices[row]]
+    others = in_frame[np.argsort(-queries.scores[in_frame], kind="stable")]
+    pairs = [(best, row), *((int(query), int(hits[query])) for query in others if query != best)]
     return Match(
         video_id=gallery.sources[row],
-        item_id=queries.sources[query],
+        item_id=queries.sources[best],
         frame_index=int(gallery.frame_indices[row]),
-        img_name=queries.names[query],
-        item_box=_box(queries, query),
-        frame_box=_box(gallery, row),
+        pairs=tuple(Pair(queries.names[q], _box(queries, q), _box(gallery, r)) for q, r in pairs[:num_pairs]),
         distance=distance,
         num_votes=len(voters),
     )
 
 
-def _box(features: Features, row: int) -> Box:
-    x0, y0, x1, y1 = features.boxes[row].tolist()
+def _box(rows: Rows, row: int) -> Box:
+    x0, y0, x1, y1 = rows.boxes[row].tolist()
     return x0, y0, x1, y1
 
 
 def _mean(distances: npt.NDArray[np.float64]) -> float:
-    return round(math.fsum(distances) / len(distances), _DECIMALS)
-
-
-def _numbered(ids: list[str]) -> npt.NDArray[np.intp]:
-    """Each row's id as a number, 0 for the id that appears first."""
-    number_of = {unique: number for number, unique in enumerate(dict.fromkeys(ids))}
-    return np.array([number_of[row_id] for row_id in ids], np.intp)
+    return round(math.fsum(distances) / len(distances), DECIMALS)

@@ -15,7 +15,7 @@ from PIL import Image
 from livematch.decoding import Pixels, read_frames, read_image
 from livematch.errors import DecodeError
 from livematch.evaluation import Score, evaluate
-from livematch.matching import LIMIT
+from livematch.matching import Rule
 from livematch.results import Answer, IntBox
 from livematch.sources import Failure, Source, list_images, list_videos
 from livematch.stylesheet import STYLESHEET
@@ -35,7 +35,7 @@ def write_report(
     distances: Mapping[str, float] | None = None,
     truth: Truth | None = None,
     failures: Sequence[Failure] = (),
-    limit: float = LIMIT,
+    limit: float = Rule.limit,
 ) -> None:
     """Write the report of a result.
 

@@ -2,7 +2,8 @@
 
 result.json   {"<video_id>": {"item_id": "...", "frame_index": 240,
                               "result": [{"img_name": "5", "item_box": [4 ints], "frame_box": [4 ints]}]}}
-matches.json  [{"video_id", "item_id", "frame_index", "img_name", "item_box", "frame_box", "distance", "num_votes"}]
+matches.json  [{"video_id", "item_id", "frame_index", "pairs": [{"img_name", "item_box", "frame_box"}], "distance",
+                "num_votes"}], boxes with all their decimals
 """
 
 import json
@@ -46,7 +47,9 @@ def to_result(matches: Sequence[Match]) -> dict[str, Answer]:
     """Video id to answer, in order of video id."""
     return {
         m.video_id: Answer(
-            m.item_id, m.frame_index, (BoxPair(m.img_name, truncated(m.item_box), truncated(m.frame_box)),)
+            m.item_id,
+            m.frame_index,
+            tuple(BoxPair(p.img_name, truncated(p.item_box), truncated(p.frame_box)) for p in m.pairs),
         )
         for m in sorted(matches, key=lambda m: m.video_id)
     }

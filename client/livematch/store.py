@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 
 from livematch.client import EMBEDDING_SIZE, Recognition
 from livematch.errors import FeaturesError
-from livematch.features import IDENTITY_KEY, features_schema, read_identity
+from livematch.features import BOUNDED_READING, IDENTITY_KEY, features_schema, read_identity
 
 SELECTION_KEY = b"livematch:selection"
 WITHOUT_BOXES_KEY = b"livematch:without_boxes"
@@ -183,7 +183,7 @@ class FeaturesStore:
 
     def _all_batches(self) -> Iterator[pa.RecordBatch]:
         if self.path.exists():
-            with pq.ParquetFile(self.path) as file:
+            with pq.ParquetFile(self.path, **BOUNDED_READING) as file:
                 for batch in file.iter_batches(batch_size=ROW_GROUP_ROWS):
                     yield pa.RecordBatch.from_arrays(batch.columns, schema=self._schema)
         for key, batch, _ in self._partial_batches():

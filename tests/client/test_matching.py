@@ -4,8 +4,8 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
-from livematch import Features, FeaturesError, InputError, matching
-from livematch.matching import deciding_queries, match, nearest
+from livematch import Features, FeaturesError, InputError, Rule
+from livematch.matching import Pair, contending_queries, match
 
 
 def features(rows, **extra) -> Features:
@@ -24,7 +24,15 @@ def features(rows, **extra) -> Features:
 
 
 def no_features(size: int) -> Features:
-    return Features([], [], np.empty(0), np.empty((0, 4)), np.empty(0), np.empty((0, size)), "m")
+    return Features(
+        sources=[],
+        names=[],
+        frame_indices=np.empty(0),
+        boxes=np.empty((0, 4)),
+        scores=np.empty(0),
+        embeddings=np.empty((0, size)),
+        model_identity="m",
+    )
 
 
 def at_distance(d: float, axis: int, size: int = 8) -> list[float]:
@@ -56,8 +64,8 @@ def test_hand_calculated_vote():
     (found,) = match(queries, gallery)
     assert (found.video_id, found.item_id, found.num_votes) == ("v0", "i", 2)
     assert found.distance == pytest.approx(0.15, abs=1e-6)
-    assert (found.img_name, found.item_box) == ("1", (1, 0, 2, 2))  # score .92 beats .91; .999 voted for another clip
-    assert (found.frame_index, found.frame_box) == (100, (1, 0, 2, 2))  # score .99 beats .96
+    # Score .92 beats .91, and .999 voted for another clip; of the frames, .99 beats .96.
+    assert (found.frame_index, found.pairs) == (100, (Pair("1", (1, 0, 2, 2), (1, 0, 2, 2)),))
 
 
 @pytest.mark.parametrize(
@@ -65,17 +73,18 @@ def test_hand_calculated_vote():
     [
         ([0], [0.1], []),  # a single query is never below its own quantile
         ([0, 0], [0.5, 0.5], []),  # nor are equal ones
-        ([0, 1], [0.5, 0.6], [0]),  # K = 1: round(0.5) = 0 votes, and the one kept has one
-        # K = 5: round(2.5) = 2 votes, half to even; clip 1 has two and the smaller mean
-        ([0, 0, 1, 1, 2] + [3] * 11, [0.3, 0.3, 0.1, 0.2, 0.05] + [1.0] * 11, [2, 3]),
-        # K = 4: 2 votes, equal means .3: the clip that comes first in the gallery
-        ([1, 0, 0, 1] + [3] * 8, [0.2, 0.25, 0.35, 0.4] + [1.0] * 8, [1, 2]),
+        ([0, 1], [0.5, 0.6], [[0]]),  # K = 1: round(0.5) = 0 votes, and the one kept has one
+        # K = 5: round(2.5) = 2 votes, half to even
+        ([0, 0, 1, 1, 2] + [3] * 11, [0.3, 0.3, 0.1, 0.2, 0.05] + [1.0] * 11, [[0, 1], [2, 3]]),
+        # K = 4: 2 votes
+        ([1, 0, 0, 1] + [3] * 8, [0.2, 0.25, 0.35, 0.4] + [1.0] * 8, [[1, 2], [0, 3]]),
         # K = 4: nobody has 2 votes
         ([0, 1, 2, 3] + [4] * 8, [0.1, 0.2, 0.3, 0.4] + [1.0] * 8, []),
     ],
 )
-def test_deciding_queries(clips, distances, expected):
-    assert deciding_queries(np.array(clips), np.array(distances)).tolist() == expected
+def test_contending_queries(clips, distances, expected):
+    found = contending_queries(np.array(clips), np.array(distances), Rule())
+    assert [voters.tolist() for voters in found] == expected
 
 
 def test_a_clip_keeps_the_nearer_item_and_the_limit_is_strict():
@@ -92,8 +101,8 @@ def test_a_clip_keeps_the_nearer_item_and_the_limit_is_strict():
     )
     assert [(m.video_id, m.item_id) for m in match(queries, gallery)] == [("v", "near"), ("w", "other")]
     distance = match(queries, gallery)[1].distance
-    assert [m.video_id for m in match(queries, gallery, limit=distance)] == ["v"]
-    assert [m.video_id for m in match(queries, gallery, limit=np.nextafter(distance, 2))] == ["v", "w"]
+    assert [m.video_id for m in match(queries, gallery, Rule(limit=distance))] == ["v"]
+    assert [m.video_id for m in match(queries, gallery, Rule(limit=np.nextafter(distance, 2)))] == ["v", "w"]
 
 
 def test_equal_items_and_equal_rows_go_to_the_first():
@@ -107,15 +116,15 @@ def test_embeddings_need_no_unit_length():
     rng = np.random.default_rng(0)
     gallery = [("v", "", k, 0.9, rng.normal(size=8)) for k in range(20)]
     queries = [("i", str(k), -1, 0.9, rng.normal(size=8)) for k in range(9)]
-    plain = match(features(queries), features(gallery), limit=4)
+    plain = match(features(queries), features(gallery), Rule(limit=4))
     scaled = match(
         features([(*row[:4], row[4] * 7) for row in queries]),
         features([(*row[:4], row[4] * (1 + k)) for k, row in enumerate(gallery)]),
-        limit=4,
+        Rule(limit=4),
     )
     assert len(plain) == 1
     assert scaled[0].distance == pytest.approx(plain[0].distance, abs=1e-6)
-    assert (scaled[0].img_name, scaled[0].frame_index) == (plain[0].img_name, plain[0].frame_index)
+    assert (scaled[0].pairs, scaled[0].frame_index) == (plain[0].pairs, plain[0].frame_index)
 
 
 def test_without_queries_or_gallery_nothing_matches():
@@ -142,27 +151,41 @@ def test_missing_identity_is_a_warning(caplog):
     assert "identity" in caplog.text
 
 
-@pytest.mark.parametrize("option", [{"quantile": 1.5}, {"vote_share": -0.1}, {"limit": float("nan")}])
+@pytest.mark.parametrize(
+    "option",
+    [
+        {"quantile": 1.5},
+        {"vote_share": -0.1},
+        {"limit": float("nan")},
+        {"assignment": "best"},
+        {"num_pairs": 0},
+    ],
+)
 def test_options_out_of_range_are_refused(option):
-    some = features([("v", "", 80, 0.9, unit(0))])
     with pytest.raises(InputError, match=next(iter(option))):
-        match(some, some, **option)
+        Rule(**option)
 
 
-def test_result_does_not_depend_on_the_tiles(monkeypatch):
-    rng = np.random.default_rng(5)
-    few = rng.normal(size=(12, 64))  # many exact repeats, so that rounding in the matrix product would decide ties
-    gallery = features([("v", "", k, 0.9, few[k % 12]) for k in range(301)])
-    queries = features([("i", str(k), -1, 0.9, few[k % 12]) for k in range(77)])
-    hits, distances = nearest(queries, gallery)
-    assert hits.tolist() == [k % 12 for k in range(77)]
-    assert np.abs(distances).max() < 1e-12
-    for tile_rows, pairs in ((1, 7), (5, 1000), (77, 1)):
-        monkeypatch.setattr(matching, "_TILE_ROWS", tile_rows)
-        monkeypatch.setattr(matching, "_REFINED_PAIRS", pairs)
-        again = nearest(queries, gallery)
-        assert np.array_equal(again[0], hits)
-        assert np.array_equal(again[1], distances)
+def test_joint_assignment_gives_a_contested_clip_to_whom_it_helps_most():
+    gallery = features([("v", "", 80, 0.9, unit(0)), ("w", "", 80, 0.9, unit(1))])
+    # Both items are nearest to v. "a" has an equal number of votes for w, "b" has no other clip.
+    a = [("a", str(k), -1, 0.9, at_distance(d, axis)) for k, (d, axis) in enumerate([(0.1, 0), (0.2, 1), (0.9, 0)])]
+    b = [("b", str(k), -1, 0.9, at_distance(d, 0)) for k, d in enumerate([0.15, 0.9])]
+    rule = {"quantile": 0.75}
+    nearest = match(features([*a, *b]), gallery, Rule(**rule))
+    joint = match(features([*a, *b]), gallery, Rule(assignment="joint", **rule))
+    assert [(m.video_id, m.item_id) for m in nearest] == [("v", "a")]
+    assert [(m.video_id, m.item_id) for m in joint] == [("v", "b"), ("w", "a")]
+
+
+def test_more_pairs_are_other_votes_for_the_same_frame():
+    gallery = features([("v", "", 80, 0.99, unit(0)), ("v", "", 80, 0.9, unit(1)), ("v", "", 100, 0.9, unit(2))])
+    axes, scores = [0, 1, 2, 1, 0, 0], [0.91, 0.95, 0.96, 0.93, 0.9, 0.9]
+    queries = features([("i", str(k), -1, scores[k], at_distance((k + 1) / 10, axes[k])) for k in range(6)])
+    (found,) = match(queries, gallery, Rule(quantile=0.75, num_pairs=3))
+    # Kept are 0 to 3. Query 2 has the best score of all; the frame is that of the best box hit, 80, with rows 0 and 1.
+    assert [(pair.img_name, pair.frame_box[0]) for pair in found.pairs] == [("2", 0), ("1", 1), ("3", 1)]
+    assert len(match(queries, gallery, Rule(quantile=0.75, num_pairs=9))[0].pairs) == 4
 
 
 def slow_match(queries: Features, gallery: Features, quantile: float, vote_share: float, limit: float) -> list[tuple]:
@@ -225,10 +248,11 @@ def test_against_the_rule_read_literally(seed):
     queries = random_features(int(rng.integers(1, 60)), int(rng.integers(1, 6)))
     gallery = random_features(int(rng.integers(1, 40)), int(rng.integers(1, 5)))
     options = {"quantile": float(rng.choice([0.28, 0.5, 0.75])), "vote_share": 0.5, "limit": 1.12}
-    found = match(queries, gallery, **options)
+    found = match(queries, gallery, Rule(**options))
     expected = slow_match(queries, gallery, **options)
     assert [(m.video_id, m.item_id) for m in found] == [answer[1:3] for answer in expected]
     for m, (distance, _, _, query, row) in zip(found, expected, strict=True):
         assert m.distance == pytest.approx(distance, abs=1e-9)
-        assert (m.img_name, m.item_box[0]) == (queries.names[query], query)
-        assert (m.frame_index, m.frame_box[0]) == (gallery.frame_indices[row], row)
+        (pair,) = m.pairs
+        assert (pair.img_name, pair.item_box[0]) == (queries.names[query], query)
+        assert (m.frame_index, pair.frame_box[0]) == (gallery.frame_indices[row], row)

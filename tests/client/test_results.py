@@ -3,6 +3,7 @@ import json
 import pytest
 
 from livematch import FileFormatError, Match, read_result, write_result
+from livematch.matching import Pair
 from livematch.results import (
     Answer,
     BoxPair,
@@ -16,8 +17,8 @@ from livematch.results import (
 from livematch.sources import Failure
 
 MATCHES = [
-    Match("000021", "000034", 240, "5", (1.9, 2.2, 30.99, 40.5), (0.0, 0.4, 12.0, 13.7), 0.5, 3),
-    Match("000013", "000013", 100, "0", (5.0, 5.0, 9.0, 9.0), (7.0, 7.0, 8.0, 8.0), 0.25, 1),
+    Match("000021", "000034", 240, (Pair("5", (1.9, 2.2, 30.99, 40.5), (0.0, 0.4, 12.0, 13.7)),), 0.5, 3),
+    Match("000013", "000013", 100, (Pair("0", (5.0, 5.0, 9.0, 9.0), (7.0, 7.0, 8.0, 8.0)),), 0.25, 1),
 ]
 
 
