@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from livematch.cli import main
+from livematch.failures import read_failures
 
 pytestmark = pytest.mark.triton
 
@@ -43,9 +44,8 @@ def test_clips_are_matched_to_their_products(outcome: Path) -> None:
 
 
 def test_what_cannot_be_read_is_listed(outcome: Path) -> None:
-    text = (outcome / "failures.json").read_text()
-    assert text.count('"reason"') == 2
-    assert "000002/93.jpg" in text and "999999" in text
+    failures = read_failures(outcome / "failures.parquet")
+    assert [(f.source, f.name, f.stage) for f in failures] == [("000002", "93", "decode"), ("999999", "", "decode")]
 
 
 def test_report_holds_everything_itself(outcome: Path) -> None:

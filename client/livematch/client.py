@@ -2,7 +2,9 @@
 
 import logging
 import threading
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self, TypeVar
@@ -36,6 +38,9 @@ _CHANNEL_OPTIONS = [
     ("grpc.max_receive_message_length", -1),
 ]
 
+_MAX_PAUSE_S = 8.0
+_AVOIDED_S = 2.0  # for how long a server that failed is left alone while others are up
+
 _log = logging.getLogger(__name__)
 _T = TypeVar("_T")
 
@@ -57,36 +62,54 @@ class Recognition:
         return len(self.scores)
 
 
-class Client:
-    """Connects to a Triton server, checks its models' tensors once, and sends it pictures.
+@dataclass(eq=False)
+class _Server:
+    """A connection to one server, and how it does."""
 
-    One client may be used by many threads at once. A request that finds the server down or overloaded is tried
-    `max_tries` times, with pauses of 0.5, 1, 2, ... s between.
+    url: str
+    connection: triton.InferenceServerClient
+    num_in_flight: int = 0
+    avoided_until_s: float = 0.0  # on the monotonic clock
+
+
+class Client:
+    """Connects to one Triton server or several, checks their models' tensors once, and sends them pictures.
+
+    One client may be used by many threads at once. Each request goes to the server with the fewest in flight. One that
+    finds its server down or overloaded goes to another that is not, or is tried again after pauses of 0.5, 1, 2, 4 and
+    then 8 s, `max_tries` times in all.
 
     Args:
-        url: gRPC address, "host:port".
+        urls: gRPC address, "host:port", or several.
         max_tries: how often a request is sent before `UnavailableError`.
         timeout_s: how long one try may take.
 
     Raises:
-        UnavailableError: nobody answers at `url`.
-        ContractError: the server has no such models, or their tensors are others than this client expects.
+        UnavailableError: nobody answers at one of the addresses.
+        ContractError: a server has no such models, their tensors are others than this client expects, or two servers
+            have models with different identities.
     """
 
-    def __init__(self, url: str, *, max_tries: int = 6, first_pause_s: float = 0.5, timeout_s: float = 120.0) -> None:
+    def __init__(
+        self, urls: str | Sequence[str], *, max_tries: int = 10, first_pause_s: float = 0.5, timeout_s: float = 120.0
+    ) -> None:
         if max_tries < 1:
             raise InputError(f"max_tries must be at least 1, got {max_tries}")
-        self.url = url
+        urls = [urls] if isinstance(urls, str) else urls
+        if not urls:
+            raise InputError("no server address given")
         self._max_tries = max_tries
         self._first_pause_s = first_pause_s
         self._timeout_s = timeout_s
         self._closed = threading.Event()
         self._has_warned = True  # not before the first answer: a server that never answers is an error, not an outage
-        self._connection = triton.InferenceServerClient(url, channel_args=_CHANNEL_OPTIONS)
+        self._lock = threading.Lock()
+        self._servers = [
+            _Server(url, triton.InferenceServerClient(url, channel_args=_CHANNEL_OPTIONS))
+            for url in dict.fromkeys(urls)
+        ]
         try:
-            for model in (IMAGE_MODEL, FRAME_MODEL):
-                self._check_contract(model)
-            self.model_identity = self._read_identity()
+            self.model_identity = self._check_servers()
         except BaseException:
             self.close()
             raise
@@ -114,7 +137,8 @@ class Client:
     def close(self) -> None:
         """End the connection; requests that wait for another try in other threads end with UnavailableError."""
         self._closed.set()
-        self._connection.close()
+        for server in self._servers:
+            server.connection.close()
 
     def __enter__(self) -> Self:
         return self
@@ -132,7 +156,7 @@ class Client:
         tensor.set_data_from_numpy(batch)
         outputs = [triton.InferRequestedOutput(name) for name in OUTPUTS]
         response = self._call(
-            lambda: self._connection.infer(model, [tensor], outputs=outputs, client_timeout=self._timeout_s)
+            lambda connection: connection.infer(model, [tensor], outputs=outputs, client_timeout=self._timeout_s)
         )
         num_detections = int(response.as_numpy("num_detections")[0, 0])
         boxes, scores, embeddings = (
@@ -140,65 +164,100 @@ class Client:
         )
         return Recognition(boxes, scores, embeddings)
 
-    def _check_contract(self, model: str) -> None:
+    def _check_servers(self) -> str | None:
+        """Raise ContractError unless all servers have the models that are expected; returns their identity."""
+        identities: dict[str | None, str] = {}
+        for server in self._servers:
+            for model in (IMAGE_MODEL, FRAME_MODEL):
+                self._check_contract(server, model)
+            identities.setdefault(self._read_identity(server), server.url)
+        if len(identities) > 1:
+            found = ", ".join(f"{identity or 'unnamed models'} at {url}" for identity, url in identities.items())
+            raise ContractError(f"the servers have different models: {found}")
+        return next(iter(identities))
+
+    def _check_contract(self, server: _Server, model: str) -> None:
         try:
             metadata = self._call(
-                lambda: self._connection.get_model_metadata(model, as_json=True, client_timeout=self._timeout_s)
+                lambda connection: connection.get_model_metadata(model, as_json=True, client_timeout=self._timeout_s),
+                [server],
             )
         except RequestError as error:
-            raise ContractError(f"the server at {self.url} does not serve {model}: {error}") from error
+            raise ContractError(f"the server at {server.url} does not serve {model}: {error}") from error
         for direction, expected in (("inputs", INPUTS), ("outputs", OUTPUTS)):
             found = {t["name"]: (t["datatype"], tuple(map(int, t["shape"]))) for t in metadata.get(direction, [])}
             if found != expected:
                 raise ContractError(
-                    f"{model} at {self.url} has other {direction} than this client expects: "
+                    f"{model} at {server.url} has other {direction} than this client expects: "
                     f"{_describe(found)} instead of {_describe(expected)}"
                 )
 
-    def _read_identity(self) -> str | None:
+    def _read_identity(self, server: _Server) -> str | None:
         try:
             config = self._call(
-                lambda: self._connection.get_model_config(IDENTITY_MODEL, as_json=True, client_timeout=self._timeout_s)
+                lambda connection: connection.get_model_config(
+                    IDENTITY_MODEL, as_json=True, client_timeout=self._timeout_s
+                ),
+                [server],
             )
         except RequestError:
             return None  # an ensemble of another make may lack this model; the features then carry no identity
         parameter: dict[str, str] = config["config"].get("parameters", {}).get("model_identity", {})
         return parameter.get("string_value")
 
-    def _call(self, request: Callable[[], _T]) -> _T:
-        """Send a request, again after a pause while the server is down or overloaded."""
+    def _call(
+        self, request: Callable[[triton.InferenceServerClient], _T], servers: Sequence[_Server] | None = None
+    ) -> _T:
+        """Send a request to one of the servers, again while it is down or overloaded."""
+        servers = servers or self._servers
         pause_s = self._first_pause_s
         for try_number in range(1, self._max_tries + 1):
-            if self._closed.is_set():
-                raise UnavailableError(f"the connection to {self.url} was closed")
-            try:
-                answer = request()
-            except InferenceServerException as error:
-                reason = _reason(error)
-                if error.status() not in _RETRIED_STATUSES and self._is_server_ready():
-                    raise RequestError(reason) from error
-                if try_number == self._max_tries:
-                    raise UnavailableError(
-                        f"no answer from the server at {self.url} in {try_number} tries: {reason}"
-                    ) from error
-            except ValueError as error:
-                if self._closed.is_set():  # gRPC's answer to a call on a channel that was closed meanwhile
-                    raise UnavailableError(f"the connection to {self.url} was closed") from error
-                raise
-            else:
-                self._has_warned = False
-                return answer
+            with self._least_busy(servers) as server:
+                if self._closed.is_set():
+                    raise UnavailableError(f"the connection to {server.url} was closed")
+                try:
+                    answer = request(server.connection)
+                except InferenceServerException as error:
+                    reason = _reason(error)
+                    if error.status() not in _RETRIED_STATUSES and self._is_ready(server):
+                        raise RequestError(reason) from error
+                    if try_number == self._max_tries:
+                        raise UnavailableError(
+                            f"no answer from the server at {server.url} in {try_number} tries: {reason}"
+                        ) from error
+                except ValueError as error:
+                    if self._closed.is_set():  # gRPC's answer to a call on a channel that was closed meanwhile
+                        raise UnavailableError(f"the connection to {server.url} was closed") from error
+                    raise
+                else:
+                    self._has_warned = False
+                    return answer
             if not self._has_warned:
                 self._has_warned = True
-                _log.warning("no answer from %s, trying again: %s", self.url, reason)
-            self._closed.wait(pause_s)
-            pause_s *= 2
+                _log.warning("no answer from %s, trying again: %s", server.url, reason)
+            now_s = time.monotonic()
+            server.avoided_until_s = now_s + _AVOIDED_S
+            if all(other.avoided_until_s > now_s for other in servers):
+                self._closed.wait(pause_s)
+                pause_s = min(2 * pause_s, _MAX_PAUSE_S)
         raise AssertionError("the last try returns or raises")
 
-    def _is_server_ready(self) -> bool:
+    @contextmanager
+    def _least_busy(self, servers: Sequence[_Server]) -> Iterator[_Server]:
+        now_s = time.monotonic()
+        with self._lock:
+            server = min(servers, key=lambda server: (server.avoided_until_s > now_s, server.num_in_flight))
+            server.num_in_flight += 1
+        try:
+            yield server
+        finally:
+            with self._lock:
+                server.num_in_flight -= 1
+
+    def _is_ready(self, server: _Server) -> bool:
         """Tells a refusal from what a server says while it stops: unknown models, failed steps of the ensemble."""
         try:
-            return bool(self._connection.is_server_ready(client_timeout=self._timeout_s))
+            return bool(server.connection.is_server_ready(client_timeout=self._timeout_s))
         except InferenceServerException:
             return False
 

@@ -1,12 +1,15 @@
 """Sources to a features file: decode, send, store, with several sources under way at once.
 
-Each of a few threads takes one source file, decodes it and sends its pictures one after another, so that the server
-works for some while others decode, and memory holds one picture per thread. Results are stored in the order of the
-sources, whichever is ready first, so the file does not depend on timing.
+Each of a few threads takes one source file, decodes it once and sends its pictures one after another, so that the
+server works for some while others decode, and memory holds one picture per thread. Results are stored in the order of
+the sources, whichever is ready first, so the file does not depend on timing.
 """
 
 import logging
+import os
+import sys
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Sequence
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
@@ -14,16 +17,20 @@ from contextlib import closing
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
+from typing import Literal
 
 from tqdm import tqdm
 
 from livematch.client import Client, Recognition
 from livematch.decoding import DEFAULT_FRAMES, Pixels, read_frames, read_image
 from livematch.errors import DecodeError, InputError, RequestError, UnavailableError
-from livematch.sources import Failure, Source, list_images, list_videos
+from livematch.failures import Failure
+from livematch.flip import with_flip
+from livematch.sources import Source, list_images, list_videos, take_shard
 from livematch.store import FeaturesStore
 
-NUM_IN_FLIGHT = 4
+DEFAULT_CONCURRENCY = max(4, 2 * (os.cpu_count() or 1))
+"""Half of the threads decode on a core each while the others wait for the server."""
 
 _WINDOW_PER_THREAD = 4  # sources begun or waiting, so that one slow source does not leave the other threads idle
 
@@ -40,6 +47,35 @@ class Embedded:
     num_resumed: int
     num_boxes: int
     failures: list[Failure]
+    elapsed_s: float
+
+    @property
+    def sources_per_s(self) -> float:
+        """Of those that were not there already, failed ones included."""
+        return (self.num_stored - self.num_resumed + len(self.failures)) / self.elapsed_s
+
+
+@dataclass(frozen=True, kw_only=True)
+class Flow:
+    """How sources are worked on.
+
+    concurrency: sources under way at once, which is also the number of requests in flight.
+    shard: (index, num_shards) of the sources to take; see `take_shard`.
+    strict: stop at the first source that fails.
+    flip: average each embedding with that of the mirrored picture; see `with_flip`.
+
+    Raises:
+        InputError: `concurrency` is below 1.
+    """
+
+    concurrency: int = DEFAULT_CONCURRENCY
+    shard: tuple[int, int] = (0, 1)
+    strict: bool = False
+    flip: bool = False
+
+    def __post_init__(self) -> None:
+        if self.concurrency < 1:
+            raise InputError(f"concurrency must be at least 1, got {self.concurrency}")
 
 
 @dataclass(frozen=True)
@@ -48,31 +84,27 @@ class _Stages:
     recognize: Callable[[Pixels], Recognition]
 
 
-def embed_images(
-    client: Client, directory: Path, output: Path, *, num_in_flight: int = NUM_IN_FLIGHT, strict: bool = False
-) -> Embedded:
+def embed_images(client: Client, directory: Path, output: Path, flow: Flow | None = None) -> Embedded:
     """Write the features of `directory/<item_id>/<k>.jpg` to `output`; images already in it are skipped.
 
     Raises:
         DecodeError, RequestError: with `strict`, at the first source that fails. What is stored stays.
         UnavailableError: the server went away. What is stored stays, and the next run goes on from there.
         FeaturesError: `output` holds features of other models, or of something else.
-        InputError: `directory` is no folder, or `num_in_flight` is below 1.
+        InputError: `directory` is no folder.
     """
-    sources, failures = list_images(directory)
+    flow = flow or Flow()
     stages = _Stages(lambda source: [(-1, read_image(source.path))], client.recognize_image)
-    with FeaturesStore(output, model_identity=client.model_identity, selection="images") as store:
-        return _embed(sources, failures, stages, store, num_in_flight, strict)
+    return _embed(client, list_images(directory), stages, output, "images", flow)
 
 
 def embed_videos(
     client: Client,
     directory: Path,
     output: Path,
+    flow: Flow | None = None,
     *,
     frames: range = DEFAULT_FRAMES,
-    num_in_flight: int = NUM_IN_FLIGHT,
-    strict: bool = False,
 ) -> Embedded:
     """Write the features of `frames` of each `directory/<video_id>.mp4` to `output`, like `embed_images`.
 
@@ -80,50 +112,69 @@ def embed_videos(
     """
     if not frames or min(frames) < 0:
         raise InputError(f"frames must be at least one, from 0 on; got {frames.start}:{frames.stop}:{frames.step}")
-    sources, failures = list_videos(directory)
     stages = _Stages(lambda source: read_frames(source.path, frames), client.recognize_frame)
     selection = f"frames {frames.start}:{frames.stop}:{frames.step}"
-    with FeaturesStore(output, model_identity=client.model_identity, selection=selection) as store:
-        return _embed(sources, failures, stages, store, num_in_flight, strict)
+    return _embed(client, list_videos(directory), stages, output, selection, flow or Flow())
 
 
 def _embed(
-    sources: Sequence[Source],
-    failures: list[Failure],
+    client: Client,
+    listed: tuple[list[Source], list[Failure]],
     stages: _Stages,
-    store: FeaturesStore,
-    num_in_flight: int,
-    strict: bool,
+    output: Path,
+    selection: str,
+    flow: Flow,
 ) -> Embedded:
-    if num_in_flight < 1:
-        raise InputError(f"num_in_flight must be at least 1, got {num_in_flight}")
+    if flow.flip:
+        stages = _Stages(stages.decode, with_flip(stages.recognize))
+        selection += ", flip"
+    sources = take_shard(listed[0], flow.shard)
+    failures = listed[1] if flow.shard[0] == 0 else []  # these are in no shard
     for failure in failures:
-        if strict:
+        if flow.strict:
             raise DecodeError(failure.reason)
         _log.warning("%s", failure.reason)
+    with FeaturesStore(output, model_identity=client.model_identity, selection=selection) as store:
+        return _fill(store, sources, failures, stages, flow)
+
+
+def _fill(
+    store: FeaturesStore, sources: Sequence[Source], failures: list[Failure], stages: _Stages, flow: Flow
+) -> Embedded:
+    start_s = time.monotonic()
     finished = store.finished
     waiting = [source for source in sources if source.key not in finished]
     num_resumed = len(sources) - len(waiting)
     description = sources[0].kind + "s" if sources else "sources"
-    with tqdm(total=len(sources), initial=num_resumed, desc=description, unit="file", dynamic_ncols=True) as progress:
+    with tqdm(
+        total=len(sources),
+        initial=num_resumed,
+        desc=description,
+        unit="file",
+        dynamic_ncols=True,
+        mininterval=0.1 if sys.stderr.isatty() else 10,  # a log file needs fewer lines
+    ) as progress:
         try:
-            with closing(_in_order(waiting, stages, num_in_flight)) as ordered:
+            with closing(_in_order(waiting, stages, flow.concurrency)) as ordered:
                 for source, future in ordered:
                     try:
                         store.append(source.key, future.result())
                     except (DecodeError, RequestError) as error:
                         reason = str(error) if isinstance(error, DecodeError) else f"{source.path}: {error}"
-                        if strict:
+                        if flow.strict:
                             raise type(error)(reason) from error
                         _log.warning("%s", reason)
-                        failures.append(Failure(source.kind, source.source, source.name, reason))
+                        stage: Literal["decode", "recognize"] = (
+                            "decode" if isinstance(error, DecodeError) else "recognize"
+                        )
+                        failures.append(Failure(source.kind, source.source, source.name, stage, reason))
                     progress.update()
         except UnavailableError as error:
             raise UnavailableError(
                 f"{error}; {len(store.finished)} sources are stored, the same command goes on from there"
             ) from error
     store.finish()
-    return Embedded(len(store.finished), num_resumed, store.num_rows, failures)
+    return Embedded(len(store.finished), num_resumed, store.num_rows, failures, time.monotonic() - start_s)
 
 
 def _in_order(

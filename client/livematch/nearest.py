@@ -19,7 +19,7 @@ _TILE_QUERIES = 1024  # per matrix product; with _BLOCK_ROWS, 8 MB of products, 
 _BLOCK_ROWS = 2048  # of the gallery
 _MIN_BLOCK_ROWS = 64
 _NUM_BLOCKS_BESIDE = 8  # what reading, scaling and comparing a block of the gallery takes, in blocks of its size
-_RESERVED_BYTES = 32 << 20  # for Arrow's reader and its pool, whatever the tiles
+_RESERVED_BYTES = 48 << 20  # for Arrow's reader and its pool, whatever the tiles
 _REFINED_PAIRS = 512  # per float64 step, 16 MB for 2048-d embeddings
 
 

@@ -15,9 +15,10 @@ from PIL import Image
 from livematch.decoding import Pixels, read_frames, read_image
 from livematch.errors import DecodeError
 from livematch.evaluation import Score, evaluate
+from livematch.failures import Failure
 from livematch.matching import Rule
 from livematch.results import Answer, IntBox
-from livematch.sources import Failure, Source, list_images, list_videos
+from livematch.sources import Source, list_images, list_videos
 from livematch.stylesheet import STYLESHEET
 from livematch.truth import Truth
 

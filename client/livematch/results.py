@@ -14,7 +14,6 @@ from typing import Any
 
 from livematch.errors import FileFormatError
 from livematch.matching import Box, Match
-from livematch.sources import Failure
 
 IntBox = tuple[int, int, int, int]
 
@@ -106,23 +105,6 @@ def read_distances(path: Path) -> dict[str, float]:
         return {str(entry["video_id"]): float(entry["distance"]) for entry in read_json(path)}
     except (KeyError, TypeError, ValueError) as error:
         raise FileFormatError(f"{path}: not a matches file: {type(error).__name__} {error}") from error
-
-
-def write_failures(failures: Sequence[Failure], path: Path) -> None:
-    """Write failures.json, a list of {"kind", "source", "name", "reason"}."""
-    write_json([asdict(failure) for failure in failures], path)
-
-
-def read_failures(path: Path) -> list[Failure]:
-    """Read failures.json.
-
-    Raises:
-        FileFormatError: no such file, not JSON, or not of this format.
-    """
-    try:
-        return [Failure(**entry) for entry in read_json(path)]
-    except TypeError as error:
-        raise FileFormatError(f"{path}: not a failures file: {error}") from error
 
 
 def read_json(path: Path) -> Any:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Literal
 
 from livematch.errors import InputError
+from livematch.failures import Failure
 
 
 @dataclass(frozen=True)
@@ -20,16 +21,6 @@ class Source:
     @property
     def key(self) -> tuple[str, str]:
         return self.source, self.name
-
-
-@dataclass(frozen=True)
-class Failure:
-    """A source that gave no features, and why. An item folder without any file has an empty name."""
-
-    kind: Literal["image", "video"]
-    source: str
-    name: str
-    reason: str
 
 
 def list_images(directory: Path) -> tuple[list[Source], list[Failure]]:
@@ -49,12 +40,14 @@ def list_images(directory: Path) -> tuple[list[Source], list[Failure]]:
         names: set[str] = set()
         for path in _visible(folder):
             if path.stem in names:
-                failures.append(Failure("image", folder.name, path.stem, f"{path}: another file has the same name"))
+                failures.append(
+                    Failure("image", folder.name, path.stem, "list", f"{path}: another file has the same name")
+                )
             elif not path.is_dir():
                 names.add(path.stem)
                 sources.append(Source("image", folder.name, path.stem, path))
         if not names:
-            failures.append(Failure("image", folder.name, "", f"{folder}: the item has no images"))
+            failures.append(Failure("image", folder.name, "", "list", f"{folder}: the item has no images"))
     return sources, failures
 
 
@@ -65,11 +58,27 @@ def list_videos(directory: Path) -> tuple[list[Source], list[Failure]]:
     names: set[str] = set()
     for path in _visible(directory):
         if path.stem in names:
-            failures.append(Failure("video", path.stem, "", f"{path}: another file has the same name"))
+            failures.append(Failure("video", path.stem, "", "list", f"{path}: another file has the same name"))
         elif not path.is_dir():
             names.add(path.stem)
             sources.append(Source("video", path.stem, "", path))
     return sources, failures
+
+
+def take_shard(sources: list[Source], shard: tuple[int, int]) -> list[Source]:
+    """Part `index` of `num_shards`, counted from 0: neighbouring sources, and all images of an item in one part.
+
+    The parts one after another are all sources in order, so that their features files match as one file would.
+
+    Raises:
+        InputError: no 0 <= index < num_shards.
+    """
+    index, num_shards = shard
+    if not 0 <= index < num_shards:
+        raise InputError(f"shard must be I/N with 0 <= I < N, got {index}/{num_shards}")
+    ids = list(dict.fromkeys(source.source for source in sources))
+    taken = set(ids[len(ids) * index // num_shards : len(ids) * (index + 1) // num_shards])
+    return [source for source in sources if source.source in taken]
 
 
 def _visible(directory: Path) -> Iterator[Path]:

@@ -5,7 +5,9 @@ Arrow record batch that carries the source's key, also when it holds no boxes. A
 the next start. When the run ends, the batches become a plain Parquet file, which replaces the old one in one step.
 """
 
+import fcntl
 import json
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -60,9 +62,15 @@ class FeaturesStore:
         self._num_rows_of = self._read_final()
         self._final_keys = set(self._num_rows_of)
         path.parent.mkdir(parents=True, exist_ok=True)
-        self._recover_partial()
         self._file = self._partial_path.open("ab")
+        try:
+            self._lock()
+            self._recover_partial()
+        except BaseException:
+            self._file.close()
+            raise
         self._writer = pa.ipc.new_stream(self._file, self._schema)
+        self._has_ended = False
 
     @property
     def finished(self) -> set[Key]:
@@ -83,7 +91,7 @@ class FeaturesStore:
 
     def finish(self) -> None:
         """Turn all that is stored into the Parquet file, and remove the partial file."""
-        self.close()
+        self._end_stream()
         if self._num_rows_of.keys() != self._final_keys or not self.path.exists():
             without_boxes = sorted(key for key, num_rows in self._num_rows_of.items() if num_rows == 0)
             metadata = self._schema.metadata | {WITHOUT_BOXES_KEY: json.dumps(without_boxes).encode()}
@@ -95,12 +103,12 @@ class FeaturesStore:
                     writer.write_table(table.replace_schema_metadata(metadata))
             unfinished.replace(self.path)
         self._partial_path.unlink()
+        self._file.close()
 
     def close(self) -> None:
         """Stop writing; a second call does nothing."""
-        if not self._file.closed:
-            self._writer.close()
-            self._file.close()
+        self._end_stream()
+        self._file.close()
 
     def __enter__(self) -> Self:
         return self
@@ -125,10 +133,23 @@ class FeaturesStore:
             num_rows_of[key] = num_rows_of.get(key, 0) + 1
         return num_rows_of
 
+    def _end_stream(self) -> None:
+        if not self._has_ended:
+            self._has_ended = True
+            self._writer.close()
+            self._file.flush()
+
+    def _lock(self) -> None:
+        """Keep the partial file for this process, until it is closed or the process ends."""
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise FeaturesError(f"{self.path}: another run is writing it; give each its own output file") from error
+        if os.fstat(self._file.fileno()).st_nlink == 0:
+            raise FeaturesError(f"{self.path}: another run has just finished it; run the same command again")
+
     def _recover_partial(self) -> None:
         """Note the sources in the partial file, and cut off what a kill left half-written behind them."""
-        if not self._partial_path.exists():
-            return
         end = 0
         for key, batch, offset in self._partial_batches():
             self._num_rows_of.setdefault(key, batch.num_rows)

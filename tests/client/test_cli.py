@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from livematch.cli import main
+from livematch.failures import read_failures
 
 
 def run_command(capsys, *command) -> tuple[int, dict, str]:
@@ -28,18 +29,21 @@ def error_lines(stderr: str) -> list[str]:
 
 
 def run_options(part, out, server, *more):
-    return ("run", "--images", part / "image", "--videos", part / "video", "-o", out, "--url", server.url, *more)
+    return ("run", "--images", part / "image", "--videos", part / "video", "-o", out, "--server", server.url, *more)
 
 
 def test_run_with_truth(part, tmp_path, loopback_server, capsys):
     code, summary, _ = run_command(capsys, *run_options(part, tmp_path, loopback_server, "--truth", part))
     assert code == 0
-    assert summary["images"] == {"num_stored": 12, "num_resumed": 0, "num_boxes": 12, "num_failures": 0}
+    images = summary["images"]
+    assert images["sources_per_s"] == pytest.approx(12 / images["elapsed_s"], rel=0.1)
+    del images["sources_per_s"], images["elapsed_s"]
+    assert images == {"num_stored": 12, "num_resumed": 0, "num_boxes": 12, "num_failures": 0}
     assert summary["videos"]["num_boxes"] == 42
     assert (summary["num_matches"], summary["num_failures"], summary["score"]["final"]) == (3, 0, pytest.approx(1))
     names = sorted(path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*") if path.is_file())
     assert names == [
-        "failures.json",
+        "failures.parquet",
         "features/images.parquet",
         "features/videos.parquet",
         "matches.json",
@@ -51,7 +55,7 @@ def test_run_with_truth(part, tmp_path, loopback_server, capsys):
     assert {video: answer["item_id"] for video, answer in result.items()} == {v: v for v in result}
     assert len(result) == 3
     assert json.loads((tmp_path / "score.json").read_text())["s3"]["f1"] == 1
-    assert json.loads((tmp_path / "failures.json").read_text()) == []
+    assert read_failures(tmp_path / "failures.parquet") == []
 
 
 def test_run_without_truth_makes_no_score(part, tmp_path, loopback_server, capsys):
@@ -70,10 +74,10 @@ def test_run_with_damaged_sources(tmp_path, drawing, loopback_server, capsys):
     code, summary, stderr = run_command(capsys, *options)
     assert (code, summary["num_failures"], summary["num_matches"]) == (3, 2, 2)
     assert [line.split(": ")[1].rsplit("/", 1)[1] for line in error_lines(stderr)] == ["2.jpg", "000034.mp4"]
-    failures = json.loads((tmp_path / "out" / "failures.json").read_text())
-    assert [(f["kind"], f["source"], f["name"]) for f in failures] == [
-        ("image", "000013", "2"),
-        ("video", "000034", ""),
+    failures = read_failures(tmp_path / "out" / "failures.parquet")
+    assert [(f.kind, f.source, f.name, f.stage) for f in failures] == [
+        ("image", "000013", "2", "decode"),
+        ("video", "000034", "", "decode"),
     ]
     code, summary, stderr = run_command(capsys, *options, "--strict")
     assert (code, summary) == (2, {})
@@ -84,7 +88,7 @@ def test_run_with_damaged_sources(tmp_path, drawing, loopback_server, capsys):
 def test_the_steps_one_by_one_give_what_run_gives(part, tmp_path, loopback_server, capsys):
     run_command(capsys, *run_options(part, tmp_path / "run", loopback_server, "--truth", part, "--frames", "0:400:40"))
     out = tmp_path / "steps"
-    server = ("--url", loopback_server.url)
+    server = ("--server", loopback_server.url)
     folders = ("--images", part / "image", "--videos", part / "video")
     features = ("--queries", out / "images.parquet", "--gallery", out / "videos.parquet")
     result, matches = out / "result.json", out / "matches.json"
@@ -104,10 +108,10 @@ def test_the_steps_one_by_one_give_what_run_gives(part, tmp_path, loopback_serve
 def test_embed_writes_failures(tmp_path, loopback_server, capsys):
     (tmp_path / "image" / "a").mkdir(parents=True)
     (tmp_path / "image" / "a" / "0.jpg").write_bytes(b"")
-    command = ("embed", "--images", tmp_path / "image", "-o", tmp_path / "f.parquet", "--url", loopback_server.url)
-    code, summary, _ = run_command(capsys, *command, "--failures", tmp_path / "failures.json")
+    command = ("embed", "--images", tmp_path / "image", "-o", tmp_path / "f.parquet", "--server", loopback_server.url)
+    code, summary, _ = run_command(capsys, *command, "--failures", tmp_path / "failures.parquet")
     assert (code, summary["num_failures"], summary["num_boxes"]) == (3, 1, 0)
-    assert json.loads((tmp_path / "failures.json").read_text())[0]["source"] == "a"
+    assert read_failures(tmp_path / "failures.parquet")[0].source == "a"
 
 
 def write_features(path, sources, embeddings, **metadata):
@@ -176,14 +180,14 @@ def test_errors_are_one_line(tmp_path, monkeypatch, capsys, command, message):
 
 def test_a_missing_folder_is_one_line(tmp_path, loopback_server, capsys):
     code, _, stderr = run_command(
-        capsys, "embed", "--images", tmp_path / "nowhere", "-o", tmp_path / "f", "--url", loopback_server.url
+        capsys, "embed", "--images", tmp_path / "nowhere", "-o", tmp_path / "f", "--server", loopback_server.url
     )
     assert (code, len(stderr.splitlines())) == (2, 1)
     assert "no such folder" in stderr
 
 
 def test_nobody_listening_is_one_line(part, tmp_path, capsys):
-    command = ("embed", "--images", part / "image", "-o", tmp_path / "f", "--url", f"127.0.0.1:{free_port()}")
+    command = ("embed", "--images", part / "image", "-o", tmp_path / "f", "--server", f"127.0.0.1:{free_port()}")
     code, _, stderr = run_command(capsys, *command, "--max-tries", "1")
     assert (code, len(stderr.splitlines())) == (2, 1)
     assert "no answer from the server at 127.0.0.1:" in stderr
@@ -191,7 +195,7 @@ def test_nobody_listening_is_one_line(part, tmp_path, capsys):
 
 def test_a_server_that_dies_is_one_line(part, tmp_path, loopback_server, capsys):
     loopback_server.faults_from = 4
-    options = run_options(part, tmp_path, loopback_server, "--in-flight", "1", "--max-tries", "2")
+    options = run_options(part, tmp_path, loopback_server, "--concurrency", "1", "--max-tries", "2")
     code, summary, stderr = run_command(capsys, *options)
     assert (code, summary) == (2, {})
     assert "3 sources are stored, the same command goes on from there" in error_lines(stderr)[-1]

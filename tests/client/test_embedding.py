@@ -9,8 +9,17 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from livematch import Client, DecodeError, InputError, RequestError, UnavailableError, read_features
-from livematch.embedding import embed_images, embed_videos
+from livematch import (
+    Client,
+    DecodeError,
+    FeaturesError,
+    InputError,
+    RequestError,
+    UnavailableError,
+    open_features,
+    read_features,
+)
+from livematch.embedding import Flow, embed_images, embed_videos
 
 
 @pytest.fixture
@@ -52,9 +61,9 @@ def test_a_finished_run_asks_for_nothing(client, part, tmp_path, loopback_server
 
 def test_requests_overlap(client, part, tmp_path, loopback_server):
     loopback_server.delay_s = 0.05
-    embed_images(client, part / "image", tmp_path / "one.parquet", num_in_flight=1)
+    embed_images(client, part / "image", tmp_path / "one.parquet", Flow(concurrency=1))
     assert loopback_server.max_num_parallel == 1
-    embed_images(client, part / "image", tmp_path / "f.parquet", num_in_flight=3)
+    embed_images(client, part / "image", tmp_path / "f.parquet", Flow(concurrency=3))
     assert loopback_server.max_num_parallel == 3
     assert (tmp_path / "one.parquet").read_bytes() == (tmp_path / "f.parquet").read_bytes()
 
@@ -104,27 +113,27 @@ def test_failures_are_tried_again_and_only_they(client, damaged, loopback_server
 
 def test_strict_stops_at_the_first(client, damaged):
     with pytest.raises(DecodeError, match=r"1\.jpg"):
-        embed_images(client, damaged / "image", damaged / "images.parquet", strict=True)
+        embed_images(client, damaged / "image", damaged / "images.parquet", Flow(strict=True))
     with pytest.raises(DecodeError, match="the item has no images"):
         (damaged / "image" / "000001").mkdir()
-        embed_images(client, damaged / "image", damaged / "images.parquet", strict=True)
+        embed_images(client, damaged / "image", damaged / "images.parquet", Flow(strict=True))
 
 
 def test_a_refused_picture_is_a_failure(client, part, tmp_path, loopback_server):
     loopback_server.faults = [grpc.StatusCode.INVALID_ARGUMENT]
-    done = embed_images(client, part / "image", tmp_path / "f.parquet", num_in_flight=1)
+    done = embed_images(client, part / "image", tmp_path / "f.parquet", Flow(concurrency=1))
     assert [(f.source, f.name) for f in done.failures] == [("000013", "0")]
     assert done.failures[0].reason.endswith("0.jpg: a fault: INVALID_ARGUMENT")
     loopback_server.faults = [grpc.StatusCode.INVALID_ARGUMENT]
     with pytest.raises(RequestError, match=r"0\.jpg: a fault"):
-        embed_images(client, part / "image", tmp_path / "f.parquet", strict=True)
+        embed_images(client, part / "image", tmp_path / "f.parquet", Flow(strict=True))
 
 
 def test_a_server_that_goes_away_leaves_what_is_stored(client, part, tmp_path, loopback_server):
     path = tmp_path / "f.parquet"
     loopback_server.faults_from = 6
     with pytest.raises(UnavailableError, match=r"in 3 tries: .*; 5 sources are stored, the same command goes on"):
-        embed_images(client, part / "image", path, num_in_flight=1)
+        embed_images(client, part / "image", path, Flow(concurrency=1))
     loopback_server.faults_from = None
     done = embed_images(client, part / "image", path)
     assert (done.num_stored, done.num_resumed) == (12, 5)
@@ -134,9 +143,9 @@ def test_a_server_that_goes_away_leaves_what_is_stored(client, part, tmp_path, l
 def test_a_killed_run_goes_on(part, tmp_path, loopback_server):
     loopback_server.delay_s = 0.1
     path = tmp_path / "f.parquet"
-    command = ["embed", "--images", str(part / "image"), "-o", str(path), "--url", loopback_server.url]
+    command = ["embed", "--images", str(part / "image"), "-o", str(path), "--server", loopback_server.url]
     process = subprocess.Popen(
-        [sys.executable, "-m", "livematch.cli", *command, "--in-flight", "1"], stderr=subprocess.DEVNULL
+        [sys.executable, "-m", "livematch.cli", *command, "--concurrency", "1"], stderr=subprocess.DEVNULL
     )
     while loopback_server.num_requests["recognize_image"] < 6:
         assert process.poll() is None
@@ -153,7 +162,32 @@ def test_a_killed_run_goes_on(part, tmp_path, loopback_server):
     assert read_features(path).names == ["0", "1", "2", "3"] * 3
 
 
-@pytest.mark.parametrize("wrong", [{"num_in_flight": 0}, {"frames": range(0)}, {"frames": range(-20, 100, 20)}])
-def test_options_out_of_range_are_refused(client, part, tmp_path, wrong):
-    with pytest.raises(InputError, match=next(iter(wrong))):
-        embed_videos(client, part / "video", tmp_path / "f.parquet", **wrong)
+@pytest.mark.parametrize("frames", [range(0), range(-20, 100, 20)])
+def test_frames_out_of_range_are_refused(client, part, tmp_path, frames):
+    with pytest.raises(InputError, match="frames"):
+        embed_videos(client, part / "video", tmp_path / "f.parquet", frames=frames)
+
+
+def test_no_threads_at_all_are_refused():
+    with pytest.raises(InputError, match="concurrency"):
+        Flow(concurrency=0)
+
+
+def test_shards_one_after_another_are_the_whole(client, part, tmp_path):
+    embed_images(client, part / "image", tmp_path / "whole")
+    for index in range(2):
+        embed_images(client, part / "image", tmp_path / str(index), Flow(shard=(index, 2)))
+    shards = open_features([tmp_path / "0", tmp_path / "1"])
+    whole = open_features([tmp_path / "whole"])
+    assert (len(read_features(tmp_path / "0")), len(whole)) == (4, 12)  # one item of three, and two
+    assert (shards.sources, shards.names) == (whole.sources, whole.names)
+    (shard_block,), (block,) = (list(features.blocks(99)) for features in (shards, whole))
+    assert np.array_equal(shard_block.embeddings, block.embeddings)
+    with pytest.raises(InputError, match="2/2"):
+        embed_images(client, part / "image", tmp_path / "2", Flow(shard=(2, 2)))
+
+
+def test_another_option_for_the_same_file_is_refused(client, part, tmp_path):
+    embed_images(client, part / "image", tmp_path / "f.parquet")
+    with pytest.raises(FeaturesError, match="holds images, not images, flip"):
+        embed_images(client, part / "image", tmp_path / "f.parquet", Flow(flip=True))

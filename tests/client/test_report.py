@@ -6,9 +6,9 @@ import pytest
 from PIL import Image
 
 from livematch import InputError, read_image, read_truth
+from livematch.failures import Failure
 from livematch.report import PICTURE_WIDTH_PX, write_report
 from livematch.results import Answer, BoxPair
-from livematch.sources import Failure
 
 PAIR = BoxPair("1", (20, 10, 60, 70), (10, 20, 40, 80))
 RESULT = {
@@ -77,7 +77,7 @@ def test_nothing_is_loaded_from_elsewhere_or_run(part, tmp_path):
 
 
 def test_what_did_not_match_is_listed(part, tmp_path):
-    failures = [Failure("image", "000034", "7", "7.jpg: <truncated>")]
+    failures = [Failure("image", "000034", "7", "decode", "7.jpg: <truncated>")]
     text = report(part, tmp_path, failures=failures)
     assert "<li>000034</li>" in text.split("Clips")[1].split("Items")[0]
     assert "<li>000021</li>" in text.split("Items")[1]

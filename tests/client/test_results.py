@@ -8,13 +8,11 @@ from livematch.results import (
     Answer,
     BoxPair,
     read_distances,
-    read_failures,
     to_result,
     truncated,
-    write_failures,
+    write_json,
     write_matches,
 )
-from livematch.sources import Failure
 
 MATCHES = [
     Match("000021", "000034", 240, (Pair("5", (1.9, 2.2, 30.99, 40.5), (0.0, 0.4, 12.0, 13.7)),), 0.5, 3),
@@ -80,13 +78,9 @@ def test_a_missing_result_is_named(tmp_path):
         read_result(tmp_path / "r.json")
 
 
-def test_distances_and_failures_come_back(tmp_path):
+def test_distances_come_back(tmp_path):
     write_matches(MATCHES, tmp_path / "matches.json")
     assert list(read_distances(tmp_path / "matches.json").items()) == [("000013", 0.25), ("000021", 0.5)]
-    failures = [Failure("image", "000013", "2", "2.jpg: the file is empty"), Failure("video", "7", "", "no")]
-    write_failures(failures, tmp_path / "failures.json")
-    assert read_failures(tmp_path / "failures.json") == failures
-    with pytest.raises(FileFormatError, match="not a failures file"):
-        read_failures(tmp_path / "matches.json")
+    write_json([{"video_id": "7"}], tmp_path / "other.json")
     with pytest.raises(FileFormatError, match="not a matches file"):
-        read_distances(tmp_path / "failures.json")
+        read_distances(tmp_path / "other.json")

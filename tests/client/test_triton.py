@@ -4,6 +4,7 @@ import json
 import shutil
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 
 from livematch import Client, RequestError, read_image
@@ -47,11 +48,11 @@ def test_run(triton_server, part, tmp_path, capsys):
     (tmp_path / "image" / "000013" / "3.jpg").write_bytes(b"")
     out = tmp_path / "out"
     command = ["run", "--images", tmp_path / "image", "--videos", tmp_path / "video", "--truth", part, "-o", out]
-    code = main([*map(str, command), "--url", triton_server.url, "--frames", "120:400:80"])
+    code = main([*map(str, command), "--server", triton_server.url, "--frames", "120:400:80"])
     summary = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert code == 3
     assert (summary["images"]["num_stored"], summary["videos"]["num_stored"]) == (7, 1)
-    assert [f["name"] for f in json.loads((out / "failures.json").read_text())] == ["3"]
+    assert [f["name"] for f in pq.read_table(out / "failures.parquet").to_pylist()] == ["3"]
     assert (out / "report.html").stat().st_size > 1000
 
 
