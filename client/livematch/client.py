@@ -76,8 +76,8 @@ class Client:
     """Connects to one Triton server or several, checks their models' tensors once, and sends them pictures.
 
     One client may be used by many threads at once. Each request goes to the server with the fewest in flight. One that
-    finds its server down or overloaded goes to another that is not, or is tried again after pauses of 0.5, 1, 2, 4 and
-    then 8 s, `max_tries` times in all.
+    finds its server down or overloaded goes to the others at once, and when all have been tried, again after pauses of
+    0.5, 1, 2, 4 and then 8 s, `max_tries` times in all.
 
     Args:
         urls: gRPC address, "host:port", or several.
@@ -210,9 +210,10 @@ class Client:
     ) -> _T:
         """Send a request to one of the servers, again while it is down or overloaded."""
         servers = servers or self._servers
+        untried = list(servers)
         pause_s = self._first_pause_s
         for try_number in range(1, self._max_tries + 1):
-            with self._least_busy(servers) as server:
+            with self._least_busy(untried) as server:
                 if self._closed.is_set():
                     raise UnavailableError(f"the connection to {server.url} was closed")
                 try:
@@ -235,11 +236,12 @@ class Client:
             if not self._has_warned:
                 self._has_warned = True
                 _log.warning("no answer from %s, trying again: %s", server.url, reason)
-            now_s = time.monotonic()
-            server.avoided_until_s = now_s + _AVOIDED_S
-            if all(other.avoided_until_s > now_s for other in servers):
+            server.avoided_until_s = time.monotonic() + _AVOIDED_S
+            untried.remove(server)
+            if not untried:
                 self._closed.wait(pause_s)
                 pause_s = min(2 * pause_s, _MAX_PAUSE_S)
+                untried = list(servers)
         raise AssertionError("the last try returns or raises")
 
     @contextmanager

@@ -211,5 +211,7 @@ def part(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def drawing() -> SimpleNamespace:
-    """The drawing functions of this file."""
-    return SimpleNamespace(draw=draw, write_clip=write_clip, write_part=write_part, recognize=recognize)
+    """The functions and the server of this file."""
+    return SimpleNamespace(
+        draw=draw, write_clip=write_clip, write_part=write_part, recognize=recognize, LoopbackServer=LoopbackServer
+    )

@@ -1,6 +1,7 @@
 import logging
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import grpc
 import numpy as np
@@ -153,3 +154,45 @@ def test_a_server_without_the_models_is_named(loopback_server):
     del loopback_server.num_requests["recognize_frame"]
     with pytest.raises(ContractError, match="does not serve recognize_frame"):
         quick_client(loopback_server)
+
+
+@pytest.fixture
+def second_server(drawing):
+    server = drawing.LoopbackServer()
+    yield server
+    server.stop()
+
+
+def ask_in_parallel(client, picture, num_requests):
+    with ThreadPoolExecutor(4) as threads:
+        return [len(found) for found in threads.map(client.recognize_image, [picture] * num_requests)]
+
+
+def test_several_servers_share_the_work(loopback_server, second_server, picture):
+    servers = (loopback_server, second_server)
+    for server in servers:
+        server.delay_s = 0.05
+    with Client([server.url for server in servers]) as client:
+        assert ask_in_parallel(client, picture, 20) == [1] * 20
+    counts = [server.num_requests["recognize_image"] for server in servers]
+    assert sum(counts) == 20
+    assert min(counts) >= 7
+
+
+def test_a_server_that_stops_leaves_the_work_to_the_other(loopback_server, second_server, picture):
+    with Client([loopback_server.url, second_server.url], first_pause_s=30) as client:
+        second_server.stop()
+        start_s = time.monotonic()
+        assert ask_in_parallel(client, picture, 20) == [1] * 20
+        assert time.monotonic() - start_s < 30  # without a pause
+
+
+def test_servers_with_different_models_are_refused(loopback_server, second_server):
+    second_server.identity = "loopback-2"
+    with pytest.raises(ContractError, match=rf"loopback-1 at {loopback_server.url}, loopback-2 at {second_server.url}"):
+        Client([loopback_server.url, second_server.url])
+
+
+def test_no_address_is_refused():
+    with pytest.raises(InputError, match="no server address"):
+        Client([])

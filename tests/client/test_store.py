@@ -127,3 +127,13 @@ def test_a_file_of_another_kind_is_not_overwritten(tmp_path):
     with pytest.raises(FeaturesError, match="not a readable Parquet file"):
         open_store(path)
     assert path.read_text() == "dear diary"
+
+
+def test_two_runs_on_one_file_are_refused(tmp_path):
+    path = tmp_path / "f.parquet"
+    with open_store(path) as store:
+        store.append(("a", "0"), [(-1, recognition(1))])
+        with pytest.raises(FeaturesError, match=r"f\.parquet: another run is writing it"):
+            open_store(path)
+        store.finish()
+    assert len(read_features(path)) == 1
