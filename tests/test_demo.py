@@ -51,7 +51,8 @@ def test_what_cannot_be_read_is_listed(outcome: Path) -> None:
 def test_report_holds_everything_itself(outcome: Path) -> None:
     page = (outcome / "report.html").read_text(encoding="utf-8")
     assert page.count("data:image/jpeg;base64,") >= 2 * len(json.loads((outcome / "result.json").read_text()))
-    assert "http://" not in page and "https://" not in page and "<script" not in page
+    assert "http://" not in page and "https://" not in page
+    assert not (outcome / "report_pictures").exists()
 
 
 def test_odd_encodings_of_a_photo_give_its_boxes(outcome: Path) -> None:

@@ -60,6 +60,10 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     report.add_argument("--matches", type=Path, help="matches.json, for the distances")
     report.add_argument("--truth", type=Path, help="annotated part, for the levels S1 to S3")
     report.add_argument("--failures", type=Path, help="failures.parquet")
+    report.add_argument(
+        "--pictures", type=int, default=2000, metavar="N",
+        help="matches that get pictures, the nearest; those past the first 200 lie in a folder (default: %(default)s)",
+    )  # fmt: skip
     report.add_argument("-o", "--output", type=Path, required=True, help="report.html")
     return parser.parse_args(argv)
 

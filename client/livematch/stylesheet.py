@@ -17,13 +17,22 @@ h2 small, .faint { color: var(--faint); font-weight: 400; }
 .tile b { display: block; font-size: 24px; font-variant-numeric: tabular-nums; letter-spacing: -.01em; }
 .tile span { color: var(--faint); font-size: 13px; }
 .strip { margin: 12px 0 0; padding: 12px 14px 6px; }
-.strip svg { display: block; width: 100%; height: 72px; overflow: visible; }
+.strip svg { display: block; width: 100%; overflow: visible; }
 .strip text { fill: var(--faint); font-size: 11px; }
 .strip line { stroke: var(--line); }
 .strip .limit { stroke: var(--bad); stroke-dasharray: 4 3; }
-.strip circle { fill: var(--accent); fill-opacity: .55; }
-.strip circle.good { fill: var(--good); }
-.strip circle.bad { fill: var(--bad); fill-opacity: .85; }
+.strip rect { fill: var(--accent); }
+.strip rect.good { fill: var(--good); }
+.strip rect.bad { fill: var(--bad); }
+.tools { display: flex; flex-wrap: wrap; gap: 8px; margin: 0 0 14px; }
+.tools input, .tools select, .pager button { padding: 6px 10px; border: 1px solid var(--line); border-radius: 8px;
+  background: var(--card); color: var(--ink); font: inherit; min-width: 0; }
+.tools input { flex: 1 1 160px; }
+.pager { display: flex; align-items: center; gap: 8px; font-variant-numeric: tabular-nums; }
+.pager.below { justify-content: center; margin-top: 16px; }
+.pager[hidden] { display: none; }
+.pager button { min-width: 40px; cursor: pointer; }
+.pager button:disabled { opacity: .35; cursor: default; }
 .cards { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 480px), 1fr)); gap: 16px; }
 article { padding: 14px; }
 article header { display: flex; flex-wrap: wrap; align-items: center; gap: 4px 10px; margin-bottom: 10px; }
@@ -46,9 +55,17 @@ summary { cursor: pointer; font-weight: 600; }
 ul { margin: 10px 0 4px; padding: 0; list-style: none; }
 .ids li { display: inline-block; margin: 0 6px 6px 0; padding: 1px 9px; border: 1px solid var(--line);
   border-radius: 99px; font-size: 13px; font-variant-numeric: tabular-nums; }
-.reasons li { padding: 6px 0; border-top: 1px solid var(--line); font-size: 14px; overflow-wrap: anywhere; }
+table { width: 100%; margin-top: 8px; border-collapse: collapse; font-size: 14px; }
+td, th { padding: 6px 10px 6px 0; border-top: 1px solid var(--line); text-align: left; vertical-align: top;
+  overflow-wrap: anywhere; }
+th { border: 0; color: var(--faint); font-weight: 400; }
+th:nth-child(2) { min-width: 76px; }
 .key { display: inline-block; width: 18px; height: 0; margin: 0 4px 4px 12px; border-top: 3px solid var(--accent); }
 .key.truth { border-top: 2px dashed var(--truth); }
+.legend { white-space: nowrap; }
+.key.good, .key.bad { width: 10px; height: 10px; margin-bottom: 0; border: 0; border-radius: 2px;
+  background: var(--good); }
+.key.bad { background: var(--bad); }
 @media (max-width: 520px) { body { padding: 18px 12px 48px; font-size: 14px; } h1 { font-size: 21px; }
   .tiles { grid-template-columns: repeat(4, 1fr); gap: 6px; } .tile { padding: 8px; } .tile b { font-size: 17px; }
   .tile span { display: block; font-size: 11px; line-height: 1.3; } article { padding: 10px; }

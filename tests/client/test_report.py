@@ -1,3 +1,5 @@
+import base64
+import json
 import re
 from html.parser import HTMLParser
 
@@ -6,6 +8,7 @@ import pytest
 from PIL import Image
 
 from livematch import InputError, read_image, read_truth
+from livematch import report as report_module
 from livematch.failures import Failure
 from livematch.report import PICTURE_WIDTH_PX, write_report
 from livematch.results import Answer, BoxPair
@@ -20,7 +23,7 @@ RESULT = {
 class Page(HTMLParser):
     """The elements of a page and their attributes; fails on a tag that is closed out of order."""
 
-    VOID = ("meta", "link", "img", "br")
+    VOID = ("meta", "link", "input")
 
     def __init__(self, text: str) -> None:
         super().__init__()
@@ -50,69 +53,94 @@ def report(part, tmp_path, result=RESULT, **options) -> str:
     return path.read_text(encoding="utf-8")
 
 
-def test_a_page_with_truth(part, tmp_path):
+def entries(text: str) -> list[dict]:
+    """The matches that the page's script shows, in order."""
+    return json.loads(re.search(r'<script type="application/json" id="matches">(.*?)</script>', text, re.DOTALL)[1])
+
+
+def test_matches_with_truth(part, tmp_path):
     text = report(part, tmp_path, truth=read_truth(part), distances={"000013": 0.125, "000021": 0.75})
-    page = Page(text)
-    assert len(page.all("article")) == 2
-    assert text.count('<span class="badge">S') == 3
-    assert text.count("wrong item") == 1
-    assert "distance 0.125" in text
-    assert text.index("000013 → 000013") < text.index("000021 → 000034")  # the smaller distance first
-    assert [circle["class"] for circle in page.all("circle")] == ["good", "bad"]
+    right, wrong = entries(text)
+    assert [(m["video_id"], m["item_id"], m["distance"], m["level"]) for m in (right, wrong)] == [
+        ("000013", "000013", 0.125, 3),
+        ("000021", "000034", 0.75, 0),
+    ]
+    frame, photo = right["figures"]
+    assert (frame["width"], frame["height"], frame["boxes"]) == (64, 96, [[10, 20, 40, 80]])
+    assert (photo["width"], photo["height"], photo["boxes"]) == (96, 80, [[20, 10, 60, 70]])
+    # The garment is not yet there in frame 40 of 000021.
+    assert [len(figure["truth"]) for m in (right, wrong) for figure in m["figures"]] == [1, 1, 0, 1]
     # S1 to S3: one hit of two answers and three positive videos: F1 0.4
     assert text.count("<b>0.400</b>") == 4
-    boxes = [(r["x"], r["y"], r["width"], r["height"]) for r in page.all("rect") if "class" not in r]
-    assert boxes == [("10", "20", "30", "60"), ("20", "10", "40", "60")] * 2
-    assert [r["class"] for r in page.all("rect") if "class" in r] == ["truth"] * 3  # none in frame 40 of 000021
+    bars = [rect for rect in Page(text).all("rect") if rect.get("class") in ("good", "bad")]
+    assert [bar["class"] for bar in bars] == ["good", "bad"]
+    assert float(bars[0]["x"][:-1]) < float(bars[1]["x"][:-1])
+    assert bars[0]["height"] == bars[1]["height"]
 
 
-def test_nothing_is_loaded_from_elsewhere_or_run(part, tmp_path):
-    page = Page(report(part, tmp_path))
-    sources = [image["src"] for image in page.all("img")]
+def test_nothing_is_loaded_from_elsewhere(part, tmp_path):
+    text = report(part, tmp_path)
+    page = Page(text)
+    sources = [figure["src"] for match in entries(text) for figure in match["figures"]]
     assert len(sources) == 4
     assert all(source.startswith("data:image/jpeg;base64,") for source in sources)
-    assert page.all("script") == []
+    assert all("src" not in script for script in page.all("script"))
     assert [link["href"] for link in page.all("link")] == ["data:,"]
-    assert not any(re.search(r"url\(|@import|https?:", str(element)) for element in page.elements)
+    assert not re.search(r"url\(|@import|https?:", text)
+    assert [path.name for path in (tmp_path / "new").iterdir()] == ["report.html"]
+
+
+def test_pictures_of_further_matches_lie_beside_the_page(part, tmp_path, monkeypatch):
+    monkeypatch.setattr(report_module, "NUM_EMBEDDED", 1)
+    matches = entries(report(part, tmp_path, num_pictured=2, result=RESULT | {"000034": RESULT["000013"]}))
+    assert matches[0]["figures"][0]["src"].startswith("data:")
+    assert [figure["src"] for figure in matches[1]["figures"]] == ["report_pictures/1_0.jpg", "report_pictures/1_1.jpg"]
+    assert matches[2]["figures"] == []
+    assert read_image(tmp_path / "new" / "report_pictures" / "1_0.jpg").shape == (96, 64, 3)
+
+
+def test_names_cannot_break_the_page(part, tmp_path):
+    name = "</script><b>&'\"<!--"
+    text = report(part, tmp_path, {name: Answer(name, 0, (PAIR,))})
+    assert entries(text)[0]["video_id"] == name
+    assert name not in text
+    assert len(Page(text).all("script")) == 2
 
 
 def test_what_did_not_match_is_listed(part, tmp_path):
     failures = [Failure("image", "000034", "7", "decode", "7.jpg: <truncated>")]
     text = report(part, tmp_path, failures=failures)
-    assert "<li>000034</li>" in text.split("Clips")[1].split("Items")[0]
-    assert "<li>000021</li>" in text.split("Items")[1]
-    assert "7.jpg: &lt;truncated&gt;" in text
-    assert "badge" not in text.split("</style>")[1]
+    assert "<li>000034</li>" in text.split("<summary>Clips")[1].split("<summary>Items")[0]
+    assert "<li>000021</li>" in text.split("<summary>Items")[1]
+    assert "<td>000034 7</td><td>decode</td><td>7.jpg: &lt;truncated&gt;</td>" in text
+    assert [match["level"] for match in entries(text)] == [None, None]
 
 
 def test_pictures_that_are_gone_do_not_stop_it(part, tmp_path):
     result = RESULT | {"000034": Answer("000077", 9000, (PAIR,)), "000055": Answer("000013", 0, (PAIR,))}
-    text = report(part, tmp_path, result)
-    assert "there is no frame 9000" in text
-    assert "no image 000077/1" in text
-    assert "no video 000055" in text
-    assert len(Page(text).all("img")) == 5
+    figures = [figure for match in entries(report(part, tmp_path, result)) for figure in match["figures"]]
+    errors = [figure["error"] for figure in figures if "error" in figure]
+    assert "there is no frame 9000" in errors[0]
+    assert errors[1:] == ["no image 000077/1", "no video 000055"]
+    assert len([figure for figure in figures if "src" in figure]) == 5
 
 
-def test_pictures_are_scaled_down(tmp_path, drawing):
+def test_pictures_are_scaled_down(tmp_path):
     folder = tmp_path / "image" / "a"
     folder.mkdir(parents=True)
     (tmp_path / "video").mkdir()
     noise = np.random.default_rng(0).integers(0, 256, size=(1600, 1200, 3), dtype=np.uint8)
     Image.fromarray(noise).save(folder / "1.png")
-    text = report(tmp_path, tmp_path, {"v": Answer("a", 0, (PAIR,))})
-    data = re.search(r'base64,([^"]+)"', text)[1]
-    import base64
-
-    (tmp_path / "a.jpg").write_bytes(base64.b64decode(data))
+    photo = entries(report(tmp_path, tmp_path, {"v": Answer("a", 0, (PAIR,))}))[0]["figures"][1]
+    (tmp_path / "a.jpg").write_bytes(base64.b64decode(photo["src"].split(",")[1]))
     assert read_image(tmp_path / "a.jpg").shape == (480, PICTURE_WIDTH_PX, 3)
-    assert 'viewBox="0 0 1200 1600"' in text  # boxes stay in pixels of the file
+    assert (photo["width"], photo["height"]) == (1200, 1600)  # boxes stay in pixels of the file
 
 
 def test_an_empty_result(part, tmp_path):
-    page = Page(report(part, tmp_path, {}, truth=read_truth(part)))
-    assert page.all("article") == []
-    assert len(page.all("li")) == 6
+    text = report(part, tmp_path, {}, truth=read_truth(part))
+    assert entries(text) == []
+    assert len(Page(text).all("li")) == 6
 
 
 def test_a_missing_folder_is_named(part, tmp_path):
