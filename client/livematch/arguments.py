@@ -35,10 +35,25 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 
     match = _command(commands, "match", "match items to clips")
     match.add_argument("--queries", type=Path, nargs="+", required=True, metavar="FILE", help="features of the images")
-    match.add_argument("--gallery", type=Path, nargs="+", required=True, metavar="FILE", help="features of the videos")
+    match.add_argument(
+        "--gallery", nargs="+", required=True, metavar="FILE",
+        help="features of the videos, or milvus:FILE.db or milvus:URI, as made by `livematch load`",
+    )  # fmt: skip
     match.add_argument("-o", "--output", type=Path, required=True, help="result.json")
     match.add_argument("--matches", type=Path, help="also write the matches with their distances to this JSON file")
     _add_matching_options(match)
+
+    load = _command(
+        commands, "load", "put features of videos into a Milvus gallery; those of the same clips are replaced"
+    )
+    load.add_argument("--gallery", required=True, metavar="GALLERY", help="milvus:FILE.db, or milvus:URI of a cluster")
+    load.add_argument("--features", type=Path, nargs="+", required=True, metavar="FILE", help="features of the videos")
+
+    delete = _command(commands, "delete", "remove clips from a Milvus gallery")
+    delete.add_argument(
+        "--gallery", required=True, metavar="GALLERY", help="milvus:FILE.db, or milvus:URI of a cluster"
+    )
+    delete.add_argument("--sources", nargs="+", required=True, metavar="ID", help="ids of the clips")
 
     run = _command(commands, "run", "embed, match and, with --truth, evaluate and report")
     run.add_argument("--images", type=Path, required=True, help="folder of <item_id>/<k>.jpg")

@@ -188,9 +188,28 @@ def _connected(options: argparse.Namespace) -> Iterator["Client"]:
             yield client
 
 
-def _matches(queries: Sequence[Path], gallery: Sequence[Path], options: argparse.Namespace) -> "list[Match]":
+def _load(options: argparse.Namespace) -> dict[str, Any]:
+    from livematch.features import open_features
+    from livematch.milvus import MilvusGallery
+
+    features = open_features(options.features)
+    with MilvusGallery(options.gallery) as gallery:
+        gallery.load(features)
+    return {"num_rows": len(features)}
+
+
+def _delete(options: argparse.Namespace) -> dict[str, Any]:
+    from livematch.milvus import MilvusGallery
+
+    with MilvusGallery(options.gallery) as gallery:
+        gallery.delete(options.sources)
+    return {"num_sources": len(options.sources)}
+
+
+def _matches(queries: Sequence[Path], gallery: Sequence[str | Path], options: argparse.Namespace) -> "list[Match]":
     from livematch.features import open_features
     from livematch.matching import Rule, match
+    from livematch.milvus import PREFIX, MilvusGallery
 
     rule = Rule(
         quantile=options.quantile,
@@ -199,7 +218,10 @@ def _matches(queries: Sequence[Path], gallery: Sequence[Path], options: argparse
         assignment=options.assignment,
         num_pairs=options.pairs,
     )
-    return match(open_features(queries), open_features(gallery), rule, memory_bytes=options.memory)
+    if len(gallery) == 1 and str(gallery[0]).startswith(PREFIX):
+        with MilvusGallery(str(gallery[0])) as collection:
+            return collection.match(open_features(queries), rule)
+    return match(open_features(queries), open_features(list(map(Path, gallery))), rule, memory_bytes=options.memory)
 
 
 def _embedded_summary(embedded: "Embedded") -> dict[str, Any]:
@@ -243,6 +265,8 @@ _COMMANDS: dict[str, Callable[[argparse.Namespace], dict[str, Any]]] = {
     "serve": _serve,
     "embed": _embed,
     "match": _match,
+    "load": _load,
+    "delete": _delete,
     "run": _run,
     "evaluate": _evaluate,
     "report": _report,

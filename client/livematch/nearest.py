@@ -95,6 +95,14 @@ def keep_best(
     cosines[improved[is_nearer]] = exact[best[is_nearer]]
 
 
+def relative_margin(embedding_size: int) -> float:
+    """How far apart two float32 cosines may be that are equal on paper.
+
+    Each is off by at most (size + 8)·eps/2, whatever order it is summed in.
+    """
+    return (embedding_size + 8) * float(np.finfo(np.float32).eps)
+
+
 def to_distances(cosines: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
     """Squared distances of unit vectors, 0..4."""
     return np.clip(2 - 2 * cosines, 0, 4).round(DECIMALS)
@@ -113,13 +121,10 @@ def _near(
 
 
 def _margins(queries: Block) -> npt.NDArray[np.float32]:
-    """How far apart two products may be that are equal on paper.
-
-    Each float32 cosine is off by at most (size + 8)·eps/2, whatever order it is summed in. Queries keep their length:
-    within one query it changes no order.
-    """
-    relative = (queries.embeddings.shape[1] + 8) * np.finfo(np.float32).eps
-    margins: npt.NDArray[np.float32] = (relative * queries.lengths).astype(np.float32)
+    """How far apart two products may be that are equal on paper; queries keep their length, which changes no order."""
+    margins: npt.NDArray[np.float32] = (relative_margin(queries.embeddings.shape[1]) * queries.lengths).astype(
+        np.float32
+    )
     return margins
 
 
