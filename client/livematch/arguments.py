@@ -31,7 +31,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         "--shard", type=_shard, default=(0, 1), metavar="I/N",
         help="only part I of N, counted from 0, as in a job array; give each part its own output file",
     )  # fmt: skip
-    _add_server_options(embed)
+    _add_embedding_options(embed)
 
     match = _command(commands, "match", "match items to clips")
     match.add_argument("--queries", type=Path, nargs="+", required=True, metavar="FILE", help="features of the images")
@@ -60,8 +60,22 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     run.add_argument("--videos", type=Path, required=True, help="folder of <video_id>.mp4")
     run.add_argument("--truth", type=Path, help="annotated part: image_annotation/ and video_annotation/")
     run.add_argument("-o", "--output", type=Path, required=True, help="folder for all that is written")
-    _add_server_options(run)
+    _add_embedding_options(run)
     _add_matching_options(run)
+
+    watch = _command(commands, "watch", "say frame by frame which product a stream shows, one line of JSON each")
+    watch.add_argument("--video", required=True, metavar="FILE_OR_URL", help="whatever ffmpeg can open")
+    watch.add_argument("--gallery", type=Path, required=True, metavar="FILE", help="features of the products' images")
+    watch.add_argument(
+        "--every", type=_positive, default=20, metavar="N", help="look at every N-th frame (default: %(default)s)"
+    )
+    watch.add_argument(
+        "--window", type=_positive, default=16, metavar="N", help="frames that decide together (default: %(default)s)"
+    )
+    watch.add_argument(
+        "--limit", type=float, default=1.12, help="distance a box must be below to count (default: %(default)s)"
+    )
+    _add_connection_options(watch)
 
     evaluate = _command(commands, "evaluate", "score a result against annotations")
     evaluate.add_argument("--result", type=Path, required=True, help="result.json")
@@ -91,13 +105,21 @@ def _command(
     return commands.add_parser(name, help=description, description=description)
 
 
-def _add_server_options(parser: argparse.ArgumentParser) -> None:
+def _add_connection_options(parser: argparse.ArgumentParser) -> None:
     server = parser.add_mutually_exclusive_group()
     server.add_argument(
         "--server", nargs="+", default=[DEFAULT_SERVER], metavar="HOST:PORT",
         help=f"gRPC addresses of servers with the same models, which share the work (default: {DEFAULT_SERVER})",
     )  # fmt: skip
     server.add_argument("--repository", type=Path, help="start a server on this model repository for the run")
+    parser.add_argument(
+        "--max-tries", type=_positive, default=10, metavar="N",
+        help="how often a request is sent to a server that is down or overloaded (default: %(default)s)",
+    )  # fmt: skip
+
+
+def _add_embedding_options(parser: argparse.ArgumentParser) -> None:
+    _add_connection_options(parser)
     parser.add_argument(
         "--frames", type=_frame_range, default="80:400:20", metavar="START:STOP:STEP",
         help="frames of a video, STOP not included (default: %(default)s)",
@@ -109,10 +131,6 @@ def _add_server_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--flip", action="store_true", help="average embeddings with those of the mirrored picture, for twice the work"
     )
-    parser.add_argument(
-        "--max-tries", type=_positive, default=10, metavar="N",
-        help="how often a request is sent to a server that is down or overloaded (default: %(default)s)",
-    )  # fmt: skip
     parser.add_argument("--strict", action="store_true", help="stop at the first source that fails")
 
 

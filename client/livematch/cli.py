@@ -188,6 +188,22 @@ def _connected(options: argparse.Namespace) -> Iterator["Client"]:
             yield client
 
 
+def _watch(options: argparse.Namespace) -> dict[str, Any]:
+    from dataclasses import asdict
+
+    from livematch.features import read_features
+    from livematch.watch import watch
+
+    products = read_features(options.gallery)
+    num_decisions = 0
+    with _connected(options) as client:
+        window = {"every": options.every, "num_frames": options.window, "limit": options.limit}
+        for decision in watch(client, options.video, products, **window):
+            print(json.dumps(asdict(decision), ensure_ascii=False), flush=True)
+            num_decisions += 1
+    return {"num_decisions": num_decisions}
+
+
 def _load(options: argparse.Namespace) -> dict[str, Any]:
     from livematch.features import open_features
     from livematch.milvus import MilvusGallery
@@ -268,6 +284,7 @@ _COMMANDS: dict[str, Callable[[argparse.Namespace], dict[str, Any]]] = {
     "load": _load,
     "delete": _delete,
     "run": _run,
+    "watch": _watch,
     "evaluate": _evaluate,
     "report": _report,
 }

@@ -5,6 +5,7 @@ boxes are in the pixels a person sees. Whatever is wrong with a file becomes a `
 """
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import av
@@ -18,6 +19,8 @@ Pixels = npt.NDArray[np.uint8]
 
 DEFAULT_FRAMES = range(80, 400, 20)
 """The 16 frames of a clip that are looked at: 80, 100, ..., 380."""
+
+STREAM_TIMEOUT_S = 30.0
 
 SIXTEEN_BIT_MODES = ("I;16", "I;16L", "I;16B", "I;16N", "I")
 
@@ -72,6 +75,40 @@ def read_frames(path: Path, frame_indices: Sequence[int] = DEFAULT_FRAMES) -> It
         raise DecodeError(f"{path}: not a readable video after {num_decoded} frames: {_reason(error)}") from error
     if wanted and num_decoded <= wanted[-1]:
         raise DecodeError(f"{path}: has {num_decoded} frames, so there is no frame {wanted[-1]}")
+
+
+@dataclass(frozen=True)
+class StreamFrame:
+    """A frame of a video that plays; time_s counts from the stream's own zero."""
+
+    frame_index: int
+    time_s: float
+    pixels: Pixels
+
+
+def read_stream(video: str, every: int = 1) -> Iterator[StreamFrame]:
+    """Decode a file or a stream from its beginning to its end, and yield every `every`-th frame as `read_frames` does.
+
+    Args:
+        video: a path, or an address that ffmpeg can open (rtmp://, http://, ...).
+
+    Raises:
+        DecodeError: it cannot be opened, gives nothing for STREAM_TIMEOUT_S, or breaks off.
+        InputError: `every` is below 1.
+    """
+    if every < 1:
+        raise InputError(f"every must be at least 1, got {every}")
+    num_decoded = 0
+    try:
+        with av.open(video, timeout=STREAM_TIMEOUT_S) as container:
+            if not container.streams.video:
+                raise DecodeError(f"{video}: has no video stream")
+            for frame in container.decode(video=0):
+                if num_decoded % every == 0:
+                    yield StreamFrame(num_decoded, round(frame.time or 0.0, 3), _upright(frame))
+                num_decoded += 1
+    except (av.FFmpegError, OSError, ValueError) as error:
+        raise DecodeError(f"{video}: not a readable video after {num_decoded} frames: {_reason(error)}") from error
 
 
 def _check_file(path: Path) -> None:

@@ -17,7 +17,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -313,16 +313,16 @@ def numbered(ids: Sequence[str]) -> npt.NDArray[np.intp]:
     return np.array([number_of[row_id] for row_id in ids], np.intp)
 
 
-class _Embedded(Protocol):
-    @property
-    def origin(self) -> str: ...
-    @property
-    def model_identity(self) -> str | None: ...
-    @property
-    def embedding_size(self) -> int: ...
+@dataclass(frozen=True)
+class Origin:
+    """Where embeddings are from, by which models, and their size."""
+
+    origin: str
+    model_identity: str | None
+    embedding_size: int
 
 
-def check_comparable(first: _Embedded, second: _Embedded) -> None:
+def check_comparable(first: AnyFeatures | Origin, second: AnyFeatures | Origin) -> None:
     """Raise FeaturesError if two sets of features are of different models or dimension; both are named."""
     names = [f"{f.origin} by {f.model_identity or 'an unnamed model'} ({f.embedding_size}-d)" for f in (first, second)]
     identities = {first.model_identity, second.model_identity} - {None}

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from livematch.errors import FeaturesError, InputError, LivematchError, UnavailableError
-from livematch.features import AnyFeatures, Block, Rows, StoredFeatures, check_comparable
+from livematch.features import AnyFeatures, Block, Origin, Rows, StoredFeatures, check_comparable
 from livematch.matching import Match, Rule, vote
 from livematch.nearest import exact_cosines, keep_best, relative_margin, to_distances
 
@@ -77,7 +77,7 @@ class MilvusGallery:
         with self._translated():
             if self._client.has_collection(COLLECTION):
                 if (first := self._first_row()) is not None:
-                    check_comparable(features, _Origin(self.origin, first["model_identity"] or None, self._size()))
+                    check_comparable(features, Origin(self.origin, first["model_identity"] or None, self._size()))
             else:
                 self._create(features.embedding_size)
         self.delete(list(dict.fromkeys(features.sources)))
@@ -120,7 +120,7 @@ class MilvusGallery:
         if not len(queries) or not len(rows):
             return []
         with self._translated():
-            check_comparable(queries, _Origin(self.origin, rows.model_identity, self._size()))
+            check_comparable(queries, Origin(self.origin, rows.model_identity, self._size()))
             hits, distances = self._nearest(queries, row_ids)
         return vote(queries, rows, hits, distances, rule or Rule())
 
@@ -251,12 +251,3 @@ class MilvusGallery:
             yield
         except self._pymilvus.MilvusException as error:
             raise UnavailableError(f"{self.origin}: {' '.join(str(error.message).split())}") from error
-
-
-class _Origin:
-    """What `check_comparable` asks of a gallery."""
-
-    def __init__(self, origin: str, model_identity: str | None, embedding_size: int) -> None:
-        self.origin = origin
-        self.model_identity = model_identity
-        self.embedding_size = embedding_size
