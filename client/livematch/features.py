@@ -16,6 +16,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -158,8 +159,8 @@ class Features(Rows):
         """Euclidean length of each embedding, float64 [n]."""
         return _lengths(self.embeddings)
 
-    def blocks(self, num_rows: int) -> Iterator[Block]:
-        """All embeddings, `num_rows` rows at a time; views of `embeddings`."""
+    def blocks(self, num_rows: int, num_buffers: int = 1) -> Iterator[Block]:
+        """All embeddings, `num_rows` rows at a time; views of `embeddings`, for which no buffer is needed."""
         for start in range(0, len(self), num_rows):
             rows = slice(start, start + num_rows)
             yield Block(start, self.embeddings[rows], self.lengths[rows])
@@ -172,18 +173,22 @@ class StoredFeatures(Rows):
     paths: Sequence[Path]
     embedding_size: int
 
-    def blocks(self, num_rows: int) -> Iterator[Block]:
-        """All embeddings, read `num_rows` rows at a time into one buffer: a block is valid until the next one.
+    def blocks(self, num_rows: int, num_buffers: int = 1) -> Iterator[Block]:
+        """All embeddings, read `num_rows` rows at a time into buffers that take turns.
+
+        With one buffer a block is valid until the next one is asked for, with two until the next but one.
 
         Raises:
             FeaturesError: a file cannot be read any more, or an embedding is not finite, zero or of another size.
         """
-        for block in self._read(num_rows):
+        for block in self._read(num_rows, num_buffers):
             self._check_lengths(block)
             yield block
 
-    def _read(self, num_rows: int) -> Iterator[Block]:
-        buffer = np.empty((min(num_rows, len(self)), self.embedding_size), np.float32)
+    def _read(self, num_rows: int, num_buffers: int) -> Iterator[Block]:
+        buffers = np.empty((num_buffers, min(num_rows, len(self)), self.embedding_size), np.float32)
+        turns = cycle(buffers)
+        buffer = next(turns)
         start = num_filled = 0
         for path in self.paths:
             for batch in _batches(path, ("embedding",)):
@@ -197,6 +202,7 @@ class StoredFeatures(Rows):
                     if num_filled == len(buffer):
                         yield Block(start, buffer, _lengths(buffer))
                         start, num_filled = start + num_filled, 0
+                        buffer = next(turns)
         if num_filled:
             rest = buffer[:num_filled]
             yield Block(start, rest, _lengths(rest))

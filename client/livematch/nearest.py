@@ -4,6 +4,8 @@ A float32 product of tiles only preselects, float64 decides, and cosines are com
 on the BLAS in use, on its threads or on the tiles, and what is equal on paper is equal here: the first row wins.
 """
 
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -48,7 +50,7 @@ def nearest(
     products = np.empty(min(_TILE_QUERIES, len(queries)) * len(scaled), np.float32)
     for held in queries.blocks(num_held):
         largest = np.full(len(held.lengths), -np.inf, np.float32)
-        for block in gallery.blocks(num_rows):
+        for block in _ahead(gallery.blocks(num_rows, num_buffers=2)):
             inverse_lengths = (1 / block.lengths).astype(np.float32)[:, np.newaxis]
             directions = np.multiply(block.embeddings, inverse_lengths, out=scaled[: len(inverse_lengths)])
             for start in range(0, len(largest), _TILE_QUERIES):
@@ -61,6 +63,15 @@ def nearest(
                 exact = exact_cosines(tile, block, near_queries, near_rows)
                 keep_best(near_queries, near_rows + block.start, exact, hits[tile.rows], cosines[tile.rows])
     return hits, to_distances(cosines)
+
+
+def _ahead(blocks: Iterator[Block]) -> Iterator[Block]:
+    """The same blocks, with the next one being read while one is worked on."""
+    with ThreadPoolExecutor(1) as reader:
+        coming = reader.submit(next, blocks, None)
+        while (block := coming.result()) is not None:
+            coming = reader.submit(next, blocks, None)
+            yield block
 
 
 def exact_cosines(
