@@ -191,3 +191,24 @@ def test_another_option_for_the_same_file_is_refused(client, part, tmp_path):
     embed_images(client, part / "image", tmp_path / "f.parquet")
     with pytest.raises(FeaturesError, match="holds images, not images, flip"):
         embed_images(client, part / "image", tmp_path / "f.parquet", Flow(flip=True))
+
+
+def test_memory_does_not_grow_with_the_number_of_clips(tmp_path, drawing, loopback_server):
+    drawing.write_clip(tmp_path / "clip.mp4", [drawing.draw((640, 360), (50, 60, 300, 200), (200, 40, 40))] * 11)
+    code = (
+        "import sys; from pathlib import Path; from livematch.cli import main; main(sys.argv[1:]);"
+        "print(Path('/proc/self/status').read_text().split('VmHWM:')[1].split()[0])"
+    )
+    peak_kib = []
+    for num_clips in (20, 200):
+        folder = tmp_path / str(num_clips)
+        folder.mkdir()
+        for k in range(num_clips):
+            (folder / f"{k:06}.mp4").hardlink_to(tmp_path / "clip.mp4")
+        command = ["embed", "--videos", folder, "-o", tmp_path / f"{num_clips}.parquet", "--frames", "0:11:5"]
+        command += ["--server", loopback_server.url, "--concurrency", "4"]
+        done = subprocess.run(
+            [sys.executable, "-c", code, *map(str, command)], capture_output=True, text=True, check=True
+        )
+        peak_kib.append(int(done.stdout.split()[-1]))
+    assert peak_kib[1] < 1.1 * peak_kib[0]
