@@ -25,7 +25,7 @@ from livematch.errors import LivematchError, ServerError
 if TYPE_CHECKING:
     from livematch.client import Client
     from livematch.embedding import Embedded
-    from livematch.matching import Match
+    from livematch.matching import Match, Rule
 
 EXIT_ERROR = 2
 EXIT_FAILURES = 3
@@ -91,7 +91,7 @@ def _embed(options: argparse.Namespace) -> dict[str, Any]:
 def _match(options: argparse.Namespace) -> dict[str, Any]:
     from livematch.results import write_matches, write_result
 
-    matches = _matches(options.queries, options.gallery, options)
+    matches = _matches(options.queries, options.gallery, _rule(options), options.memory)
     write_result(matches, options.output)
     if options.matches:
         write_matches(matches, options.matches)
@@ -138,7 +138,9 @@ def _run(options: argparse.Namespace) -> dict[str, Any]:
 
     start_s = time.monotonic()
     out: Path = options.output
-    truth = read_truth(options.truth) if options.truth else None  # before the long part: it may be unreadable
+    # Before the long part, because both may be wrong.
+    truth = read_truth(options.truth) if options.truth else None
+    rule = _rule(options)
     concurrency = options.concurrency or DEFAULT_CONCURRENCY
     flow = Flow(concurrency=concurrency, strict=options.strict, flip=options.flip)
     queries, gallery = out / "features" / "images.parquet", out / "features" / "videos.parquet"
@@ -147,7 +149,7 @@ def _run(options: argparse.Namespace) -> dict[str, Any]:
         videos = embed_videos(client, options.videos, gallery, flow, frames=options.frames)
     failures = [*images.failures, *videos.failures]
     write_failures(failures, out / "failures.parquet")
-    matches = _matches([queries], [gallery], options)
+    matches = _matches([queries], [gallery], rule, options.memory)
     write_result(matches, out / "result.json")
     write_matches(matches, out / "matches.json")
     summary: dict[str, Any] = {
@@ -222,22 +224,27 @@ def _delete(options: argparse.Namespace) -> dict[str, Any]:
     return {"num_sources": len(options.sources)}
 
 
-def _matches(queries: Sequence[Path], gallery: Sequence[str | Path], options: argparse.Namespace) -> "list[Match]":
-    from livematch.features import open_features
-    from livematch.matching import Rule, match
-    from livematch.milvus import PREFIX, MilvusGallery
+def _rule(options: argparse.Namespace) -> "Rule":
+    from livematch.matching import Rule
 
-    rule = Rule(
+    return Rule(
         quantile=options.quantile,
         vote_share=options.vote_share,
         limit=options.limit,
         assignment=options.assignment,
         num_pairs=options.pairs,
     )
+
+
+def _matches(queries: Sequence[Path], gallery: Sequence[str | Path], rule: "Rule", memory_bytes: int) -> "list[Match]":
+    from livematch.features import open_features
+    from livematch.matching import match
+    from livematch.milvus import PREFIX, MilvusGallery
+
     if len(gallery) == 1 and str(gallery[0]).startswith(PREFIX):
         with MilvusGallery(str(gallery[0])) as collection:
             return collection.match(open_features(queries), rule)
-    return match(open_features(queries), open_features(list(map(Path, gallery))), rule, memory_bytes=options.memory)
+    return match(open_features(queries), open_features(list(map(Path, gallery))), rule, memory_bytes=memory_bytes)
 
 
 def _embedded_summary(embedded: "Embedded") -> dict[str, Any]:

@@ -205,11 +205,49 @@ def test_a_server_that_dies_is_one_line(part, tmp_path, loopback_server, capsys)
     assert (code, summary["images"]["num_resumed"], summary["num_matches"]) == (0, 3, 3)
 
 
-@pytest.mark.parametrize("text", ["80:400", "0:0:1", "-20:80:20", "80:400:0", "a:b:c"])
-def test_frames_that_make_no_sense_are_refused(tmp_path, capsys, text):
+@pytest.mark.parametrize(
+    ("option", "values"),
+    [
+        ("--frames", ["80:400", "0:0:1", "-20:80:20", "80:400:0", "a:b:c"]),
+        ("--shard", ["1", "2/2", "-1/2", "0/0", "a/b"]),
+        ("--concurrency", ["0", "-1", "x"]),
+    ],
+)
+def test_options_that_make_no_sense_are_refused(tmp_path, capsys, option, values):
+    for value in values:
+        with pytest.raises(SystemExit, match="2"):
+            main(["embed", "--videos", str(tmp_path), "-o", "f.parquet", f"{option}={value}"])
+        assert option in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("text", ["800", "G", "1.5G", "-1G", "2K"])
+def test_memory_that_makes_no_sense_is_refused(capsys, text):
     with pytest.raises(SystemExit, match="2"):
-        main(["embed", "--videos", str(tmp_path), "-o", "f.parquet", f"--frames={text}"])
-    assert "--frames" in capsys.readouterr().err
+        main(["match", "--queries", "q", "--gallery", "g", "-o", "r", f"--memory={text}"])
+    assert "--memory" in capsys.readouterr().err
+
+
+def test_matching_options_are_checked_before_anything_is_embedded(part, tmp_path, loopback_server, capsys):
+    code, _, stderr = run_command(capsys, *run_options(part, tmp_path, loopback_server, "--quantile", "2"))
+    assert (code, stderr) == (2, "livematch: quantile must be in 0..1, got 2.0\n")
+    assert sum(loopback_server.num_requests.values()) == 0
+
+
+def test_shards_joint_assignment_and_pairs(part, tmp_path, loopback_server, capsys):
+    server = ("--server", loopback_server.url)
+    for kind, folder in (("images", part / "image"), ("videos", part / "video")):
+        for index in range(2):
+            output = tmp_path / f"{kind}{index}"
+            command = ("embed", f"--{kind}", folder, "-o", output, "--shard", f"{index}/2", *server)
+            assert run_command(capsys, *command)[0] == 0
+    files = [[tmp_path / f"{kind}{index}" for index in range(2)] for kind in ("images", "videos")]
+    command = ("match", "--queries", *files[0], "--gallery", *files[1], "-o", tmp_path / "result.json")
+    options = ("--assignment", "joint", "--pairs", "3", "--quantile", "0.9", "--memory", "1G")
+    code, summary, _ = run_command(capsys, *command, *options)
+    assert (code, summary) == (0, {"num_matches": 3})
+    result = json.loads((tmp_path / "result.json").read_text())
+    assert [answer["item_id"] for answer in result.values()] == list(result)
+    assert max(len(answer["result"]) for answer in result.values()) > 1
 
 
 def test_interrupted_run_ends_cleanly(part, tmp_path, loopback_server):
