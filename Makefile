@@ -38,8 +38,7 @@ train-demo: .venv/.installed
 		training/demo/checkpoints/
 
 $(TRAIN)/detector.pth:
-	$(RUN) -m training.detector.train --config demo --data $(TRAIN)/world --output $(TRAIN) \
-		--frame-cache $(TRAIN)/cache/world/frames --resume
+	$(RUN) -m training.detector.train --config demo --data $(TRAIN)/world --output $(TRAIN) --resume
 
 $(TRAIN)/embedder_%.pth:
 	$(RUN) -m training.embedder.train --config demo-$* --data $(TRAIN)/world --output $(TRAIN) --resume

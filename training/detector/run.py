@@ -14,7 +14,6 @@ from torch.nn.parallel import DistributedDataParallel
 from training.detector.model import build_detector
 from training.detector.recipe import Recipe
 
-BACKBONE = "backbone.bottom_up."
 FREE_TO_CHANGE = ("checkpoint_every", "evaluate_every", "num_workers")
 """Fields of a recipe that do not touch the losses, so a resumed run may have others."""
 
@@ -125,22 +124,6 @@ class Run:
 
     def _parts(self) -> dict[str, Any]:
         return {name: getattr(self, name) for name in ("model", "optimizer", "scheduler", "scaler")}
-
-
-def read_weights(path: Path) -> dict[str, torch.Tensor]:
-    return torch.load(path, map_location="cpu", weights_only=True)["model"]
-
-
-def load_weights(model: nn.Module, state_dict: Mapping[str, torch.Tensor], source: Path, *, prefix: str = "") -> None:
-    """Loads the weights whose names start with `prefix`.
-
-    Raises ValueError, listing the keys, if they are not exactly the model's; RuntimeError names wrong shapes.
-    """
-    expected = {name for name in model.state_dict() if name.startswith(prefix)}
-    missing, unexpected = sorted(expected - set(state_dict)), sorted(set(state_dict) - expected)
-    if missing or unexpected:
-        raise ValueError(f"{source}: missing keys {missing}, unexpected keys {unexpected}")
-    model.load_state_dict(state_dict, strict=False)
 
 
 def build_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:

@@ -25,8 +25,9 @@ from training.detector.data import Batches
 from training.detector.evaluate import evaluate
 from training.detector.progress import Progress
 from training.detector.recipe import STAGES, Recipe, demo
-from training.detector.run import BACKBONE, Run, load_weights, read_weights
+from training.detector.run import Run
 from training.detector.survey import read_data
+from training.detector.weights import load_backbone, load_checkpoint, load_weights
 from training.wab.dataset import Picture
 
 
@@ -141,8 +142,10 @@ def train(
     if len(set(starts)) > 1:
         raise ValueError(f"{last} differs between processes: they would go on from iterations {starts}")
     start_from = weights or backbone_weights if saved_progress is None else last
-    if saved_progress is None and start_from is not None:
-        load_weights(run.model, read_weights(start_from), start_from, prefix="" if weights else BACKBONE)
+    if saved_progress is None and weights is not None:
+        load_weights(run.model, load_checkpoint(weights, recipe.model), weights)
+    elif saved_progress is None and backbone_weights is not None:
+        load_weights(run.model.backbone.bottom_up, load_backbone(backbone_weights), backbone_weights)
 
     progress = None
     if comm.is_main_process():

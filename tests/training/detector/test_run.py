@@ -13,7 +13,7 @@ from detectron2.utils.events import EventStorage
 from training.detector.config import DEMO
 from training.detector.model import build_detector
 from training.detector.recipe import Recipe, demo, stage1, stage3
-from training.detector.run import BACKBONE, Run, build_optimizer, learning_rate_factor, load_weights
+from training.detector.run import Run, build_optimizer, learning_rate_factor
 
 pytestmark = pytest.mark.detectron2
 
@@ -88,25 +88,6 @@ def test_a_checkpoint_holds_everything_and_is_only_for_its_run(tmp_path: Path) -
         Run(replace(recipe(), batch_size=2)).load(path)
     with pytest.raises(ValueError, match=r"name 'demo', here 'stage9'.*amp False, here True"):
         Run(recipe(name="stage9"), seed=1, amp=True).load(path)
-
-
-def test_wrong_keys_are_listed() -> None:
-    model = build_detector(DEMO)
-    state_dict = dict(model.state_dict())
-    state_dict["extra.weight"] = state_dict.pop("backbone.fpn_lateral2.bias")
-    with pytest.raises(ValueError, match=r"w\.pth.*fpn_lateral2\.bias.*extra\.weight"):
-        load_weights(model, state_dict, Path("w.pth"))
-
-
-def test_backbone_weights_are_the_backbones_and_nothing_else() -> None:
-    model, other = build_detector(DEMO), build_detector(DEMO)
-    backbone = {name: value for name, value in other.state_dict().items() if name.startswith(BACKBONE)}
-    head = model.roi_heads.box_head.fc1.weight.clone()
-    load_weights(model, backbone, Path("w.pth"), prefix=BACKBONE)
-    assert all(torch.equal(model.state_dict()[name], value) for name, value in backbone.items())
-    assert torch.equal(model.roi_heads.box_head.fc1.weight, head)
-    with pytest.raises(ValueError, match=r"w\.pth.*unexpected keys \['backbone\.fpn_lateral2\.bias"):
-        load_weights(model, other.state_dict(), Path("w.pth"), prefix=BACKBONE)
 
 
 def test_learning_rate_warms_up_then_falls_along_a_cosine() -> None:

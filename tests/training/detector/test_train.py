@@ -20,9 +20,10 @@ from training.detector.config import DEMO
 from training.detector.model import build_detector
 from training.detector.progress import read_log
 from training.detector.recipe import STAGES, Recipe, demo
-from training.detector.run import Run, load_weights
+from training.detector.run import Run
 from training.detector.survey import read_data
 from training.detector.train import main, train
+from training.detector.weights import load_checkpoint, load_weights
 from training.wab.dataset import Annotation, Picture
 
 pytestmark = pytest.mark.detectron2
@@ -178,7 +179,7 @@ def test_command_writes_checkpoint_config_and_metrics(tmp_path: Path, capsys: py
     assert values["num_photos"] == 1
     assert 0 <= values["ap"] <= values["ap50"] <= 1
     model = build_detector(DEMO)
-    load_weights(model, torch.load(output / "detector.pth", weights_only=True)["model"], output / "detector.pth")
+    load_weights(model, load_checkpoint(output / "detector.pth", DEMO), output / "detector.pth")
     assert (output / "detector.pth").stat().st_size <= 6e6
     with pytest.raises(SystemExit):
         main(arguments)
