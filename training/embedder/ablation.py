@@ -46,7 +46,7 @@ class Size:
 
 
 def full(recipe: Recipe) -> Recipe:
-    return replace(recipe, restart_epochs=0, template_sets=("XS-S", "XS", "XS-M"))
+    return replace(recipe, num_restarts=0, template_sets=("XS-S", "XS", "XS-M"))
 
 
 def without_gem(recipe: Recipe) -> Recipe:

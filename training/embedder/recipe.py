@@ -11,7 +11,8 @@ class Recipe:
 
     model: EmbedderConfig
     num_epochs: int  # of the first cosine
-    restart_epochs: int = 0  # then a second one from half the learning rate
+    num_restarts: int = 0  # then more of them, each from half the learning rate
+    restart_epochs: int = 0  # of each
     batch_size: int
     seed: int
     memory_size: int = 0  # embeddings of past batches; 0: no cross-batch memory
@@ -23,6 +24,10 @@ class Recipe:
     max_crop_side: int = 600  # pixels of a cached crop
     scale: float = 30.0
     margin: float = 0.3
+
+    @property
+    def total_epochs(self) -> int:
+        return self.num_epochs + self.num_restarts * self.restart_epochs
 
 
 def production(name: str) -> Recipe:
@@ -42,6 +47,7 @@ def demo(name: str) -> Recipe:
     return Recipe(
         model=DEMO[name],
         num_epochs=12,
+        num_restarts=2,
         restart_epochs=6,
         batch_size=32,
         memory_size=memory_size,

@@ -79,11 +79,12 @@ class Run:
         self.epoch = 0
 
     def _factor(self, step: int) -> float:
-        """Factor of the learning rate at a step, counted over both cosines."""
+        """Factor of the learning rate at a step, counted over all cosines."""
         first = self.recipe.num_epochs * len(self.batches)
-        if step < first or not self.recipe.restart_epochs:
+        if step < first or not self.recipe.num_restarts:
             return warmup_cosine(step, first, self.recipe.warmup_share)
-        return 0.5 * warmup_cosine(step - first, self.recipe.restart_epochs * len(self.batches), 0.0)
+        restart = self.recipe.restart_epochs * len(self.batches)
+        return 0.5 * warmup_cosine((step - first) % restart, restart, 0.0)
 
     def train_epoch(self, num_workers: int) -> dict[str, float]:
         """Runs one epoch; returns mean losses and speed.
@@ -198,7 +199,7 @@ def train(arguments: argparse.Namespace, device: torch.device) -> None:
         run.load(resume)
     if rank == 0:
         print(json.dumps({"crops": len(crops), "identities": run.dataset.num_identities, "batches": len(run.batches)}))
-    while run.epoch < recipe.num_epochs + recipe.restart_epochs:
+    while run.epoch < recipe.total_epochs:
         metrics = run.train_epoch(arguments.num_workers)
         if rank == 0:
             print(json.dumps(metrics), flush=True)

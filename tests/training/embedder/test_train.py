@@ -95,12 +95,13 @@ def test_schedule() -> None:
     assert factors[5:] == sorted(factors[5:], reverse=True)
 
 
-def test_second_cosine_starts_at_half_the_rate(crops: list[Crop]) -> None:
-    run = Run(replace(demo("b5a"), batch_size=4, num_epochs=2, restart_epochs=1), crops)
+def test_each_restart_begins_at_half_the_rate(crops: list[Crop]) -> None:
+    run = Run(replace(demo("b5a"), batch_size=4, num_epochs=2, num_restarts=2, restart_epochs=1), crops)
     steps = len(run.batches)
-    assert run._factor(2 * steps - 1) < 0.1
-    assert run._factor(2 * steps) == 0.5
-    assert run._factor(3 * steps) == pytest.approx(0)
+    factors = [run._factor(step) for step in range(4 * steps)]
+    assert run.recipe.total_epochs == 4
+    assert factors[2 * steps - 1] < 0.1 and factors[2 * steps] == 0.5
+    assert factors[3 * steps : 4 * steps] == factors[2 * steps : 3 * steps]
 
 
 def test_resumed_run_has_the_losses_of_an_unbroken_one(crops: list[Crop], tmp_path: Path) -> None:
@@ -141,7 +142,7 @@ def test_overfits_32_identities(tmp_path: Path) -> None:
     crops = prepare_crops([tmp_path / "world"], tmp_path / "cache", max_side=240)
     identities = sorted({(crop.item_id, crop.instance_id) for crop in crops})[:32]
     crops = [crop for crop in crops if (crop.item_id, crop.instance_id) in identities]
-    recipe = replace(demo("b5a"), num_epochs=60, restart_epochs=0, heavy_augmentation=False)
+    recipe = replace(demo("b5a"), num_epochs=60, num_restarts=0, heavy_augmentation=False)
     run = Run(recipe, crops)
     for _ in range(recipe.num_epochs):
         run.train_epoch(0)
