@@ -33,7 +33,7 @@ OTHER_KINDS: dict[str, tuple[str, ...]] = {
     "背心上衣": ("短袖上衣", "长袖上衣"),
     "短袖衬衫": ("长袖衬衫",),
     "长袖衬衫": ("短袖衬衫",),
-    "短外套": ("长袖上衣",),
+    "短外套": ("短袖上衣", "背心上衣"),
     "短袖连衣裙": ("长袖连衣裙", "无袖连衣裙"),
     "长袖连衣裙": ("短袖连衣裙", "无袖连衣裙"),
     "无袖连衣裙": ("短袖连衣裙", "长袖连衣裙"),
@@ -129,12 +129,14 @@ def item_designs(seed: int, item: int) -> tuple[Design, ...]:
 
 
 def _palette(rng: np.random.Generator) -> tuple[tuple[int, int, int], ...]:
-    """Three BGR colours: a base, a second of other lightness, an accent that stands out from the base."""
+    """Three BGR colours: a base, a second of other lightness, an accent that stands out from both."""
     hue = rng.uniform()
     value = rng.uniform(0.15, 0.95)
     base = _bgr(hue, rng.choice([rng.uniform(0.0, 0.15), rng.uniform(0.3, 0.9)]), value)
-    second = _bgr((hue + rng.uniform(-0.1, 0.1)) % 1, rng.uniform(0.1, 0.7), (value + rng.uniform(0.25, 0.5)) % 1)
-    accent = _bgr((hue + rng.uniform(0.3, 0.7)) % 1, rng.uniform(0.5, 1.0), 0.95 if value < 0.55 else 0.2)
+    second_value = (value + rng.uniform(0.25, 0.5)) % 1
+    second = _bgr((hue + rng.uniform(-0.1, 0.1)) % 1, rng.uniform(0.1, 0.7), second_value)
+    accent_value = max((0.15, 0.55, 0.95), key=lambda level: min(abs(level - value), abs(level - second_value)))
+    accent = _bgr((hue + rng.uniform(0.3, 0.7)) % 1, rng.uniform(0.5, 1.0), accent_value)
     return base, second, accent
 
 

@@ -230,12 +230,12 @@ def _print_places(design: Design) -> list[tuple[float, float, float]]:
     """Where the motif goes, (center x, center y, size) in body pixels: once on a chest, several times elsewhere."""
     rng = np.random.default_rng(design.print_seed + 1)
     if design.is_upper or design.is_dress:
-        places = [(240.0, 300.0, float(rng.uniform(124, 156)))]
+        places = [(240.0, 300.0, float(rng.uniform(150, 182)))]
         if design.is_dress:
-            places += [(188.0, 520.0, 100.0), (292.0, 520.0, 100.0)]
+            places += [(188.0, 520.0, 110.0), (292.0, 520.0, 110.0)]
         return places
     if design.kind in ("短裙", "中等半身裙", "长半身裙"):
-        return [(240.0, 476.0, 130.0), (176.0, 590.0, 104.0), (304.0, 590.0, 104.0), (240.0, 700.0, 130.0)]
+        return [(240.0, 476.0, 140.0), (176.0, 590.0, 112.0), (304.0, 590.0, 112.0), (240.0, 700.0, 140.0)]
     return [
         (190.0, 475.0, 84.0),
         (290.0, 475.0, 84.0),
