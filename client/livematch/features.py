@@ -361,14 +361,11 @@ def _vectors(column: pa.ChunkedArray, size: int | None, path: Path) -> npt.NDArr
     if not chunks:
         return np.empty((0, size or int(getattr(column.type, "list_size", 0))), np.float32)
     size = size or int(chunks[0][1][0])
-    vectors = np.empty((len(column), size), np.float32)
-    row = 0
-    for values, lengths in chunks:
+    for _, lengths in chunks:
         if (lengths != size).any():
             raise FeaturesError(f"{path}: vectors of length {sorted(set(lengths.tolist()))} where {size} is expected")
-        vectors[row : row + len(lengths)] = values.reshape(-1, size)
-        row += len(lengths)
-    return vectors
+    vectors = [values.reshape(-1, size) for values, _ in chunks]
+    return vectors[0] if len(vectors) == 1 else np.concatenate(vectors)
 
 
 def _flat_and_lengths(chunk: pa.Array, path: Path) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]:
