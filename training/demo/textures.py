@@ -85,25 +85,25 @@ MOTIF_SIDE = 256
 
 def _motif(design: Design, rng: np.random.Generator) -> tuple[Image, np.ndarray]:
     """Returns colours uint8 [256, 256, 3] and coverage uint8 [256, 256] of the design's motif."""
-    _, second, accent = design.colors
-    colors = (accent, second) if rng.uniform() < 0.5 else (accent, _readable(accent))
+    accent = design.colors[2]
+    other = _readable(accent)
     image = np.zeros((MOTIF_SIDE, MOTIF_SIDE, 3), np.uint8)
     mask = np.zeros((MOTIF_SIDE, MOTIF_SIDE), np.uint8)
     outer = _shape(design.print, rng, 118)
-    for target, color in ((image, colors[0]), (mask, 255)):
+    for target, color in ((image, accent), (mask, 255)):
         for polygon in outer:
             cv2.fillPoly(target, [polygon], color, cv2.LINE_AA)
     if design.print == "letters":
-        return _outlined(image, mask, _readable(accent))
+        return _outlined(image, mask, other)
     inner_names = [name for name in ("disc", "star", "triangle", "cross", "heart", "bolt") if name != design.print]
     style = rng.integers(3)
     if style == 0:  # another shape on top, in the other colour
         for polygon in _shape(str(rng.choice(inner_names)), rng, 52):
-            cv2.fillPoly(image, [polygon], colors[1], cv2.LINE_AA)
+            cv2.fillPoly(image, [polygon], other, cv2.LINE_AA)
             cv2.fillPoly(mask, [polygon], 255, cv2.LINE_AA)
     elif style == 1:  # half of it in the other colour
-        image[: MOTIF_SIDE // 2] = np.where(image[: MOTIF_SIDE // 2].any(-1, keepdims=True), colors[1], 0)
-    return _outlined(image, mask, _readable(accent))
+        image[: MOTIF_SIDE // 2] = np.where(image[: MOTIF_SIDE // 2].any(-1, keepdims=True), other, 0)
+    return _outlined(image, mask, other)
 
 
 def _outlined(image: Image, mask: np.ndarray, color: tuple[int, int, int]) -> tuple[Image, np.ndarray]:
