@@ -34,8 +34,8 @@ _MATCH_ALONE = """
 import sys
 from pathlib import Path
 from livematch import open_features
-from livematch.nearest import nearest
-nearest(*(open_features([path]) for path in sys.argv[1:3]), memory_bytes=int(sys.argv[3]))
+from livematch.nearest import memory_left, nearest
+nearest(*(open_features([path]) for path in sys.argv[1:3]), memory_bytes=memory_left(int(sys.argv[3])))
 print(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0])
 """
 

@@ -240,11 +240,13 @@ def _matches(queries: Sequence[Path], gallery: Sequence[str | Path], rule: "Rule
     from livematch.features import open_features
     from livematch.matching import match
     from livematch.milvus import PREFIX, MilvusGallery
+    from livematch.nearest import memory_left
 
     if len(gallery) == 1 and str(gallery[0]).startswith(PREFIX):
         with MilvusGallery(str(gallery[0])) as collection:
             return collection.match(open_features(queries), rule)
-    return match(open_features(queries), open_features(list(map(Path, gallery))), rule, memory_bytes=memory_bytes)
+    features = open_features(queries), open_features(list(map(Path, gallery)))
+    return match(*features, rule, memory_bytes=memory_left(memory_bytes))
 
 
 def _embedded_summary(embedded: "Embedded") -> dict[str, Any]:

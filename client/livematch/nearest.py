@@ -33,7 +33,7 @@ def nearest(
     As many queries as fit are held at once, and the gallery goes past them block by block.
 
     Args:
-        memory_bytes: what the whole process may use, with what it uses already.
+        memory_bytes: what this may use besides what the process holds already; see `memory_left`.
 
     Returns:
         hits: intp [n], the first row of those equally near.
@@ -142,21 +142,20 @@ def _margins(queries: Block) -> npt.NDArray[np.float32]:
 def _tiles(memory_bytes: int, embedding_size: int) -> tuple[int, int]:
     """How many queries to hold, and how many gallery rows to read at once."""
     row_bytes = 4 * max(embedding_size, 1)
-    in_use_bytes = resident_bytes() + _RESERVED_BYTES
-    num_free = (memory_bytes - in_use_bytes) // row_bytes
+    num_free = (memory_bytes - _RESERVED_BYTES) // row_bytes
     num_rows = min(_BLOCK_ROWS, num_free // (2 * _NUM_BLOCKS_BESIDE))
     if num_rows < _MIN_BLOCK_ROWS:
-        needed_bytes = in_use_bytes + 2 * _NUM_BLOCKS_BESIDE * _MIN_BLOCK_ROWS * row_bytes
+        needed_bytes = _RESERVED_BYTES + 2 * _NUM_BLOCKS_BESIDE * _MIN_BLOCK_ROWS * row_bytes
         raise InputError(
             f"{memory_bytes >> 20} MiB of memory are too little for matching: it takes {-(-needed_bytes >> 20)} MiB"
         )
     return num_free - _NUM_BLOCKS_BESIDE * num_rows, num_rows
 
 
-def resident_bytes() -> int:
-    """Memory that this process holds now; 0 where there is no /proc."""
+def memory_left(limit_bytes: int) -> int:
+    """What is left of a limit for the whole process; all of it where there is no /proc to tell what is in use."""
     status = Path("/proc/self/status")
     if not status.exists():
-        return 0
+        return limit_bytes
     (line,) = (line for line in status.read_text().splitlines() if line.startswith("VmRSS:"))
-    return int(line.split()[1]) << 10
+    return max(0, limit_bytes - (int(line.split()[1]) << 10))

@@ -251,7 +251,7 @@ def test_shards_joint_assignment_and_pairs(part, tmp_path, loopback_server, caps
 
 
 def test_interrupted_run_ends_cleanly(part, tmp_path, loopback_server):
-    loopback_server.delay_s = 0.2
+    loopback_server.delay_s = 1.0  # so that the run cannot end before the signal
     command = [str(c) for c in run_options(part, tmp_path, loopback_server)]
     process = subprocess.Popen([sys.executable, "-m", "livematch.cli", *command], stderr=subprocess.PIPE, text=True)
     while loopback_server.num_requests["recognize_image"] < 6:

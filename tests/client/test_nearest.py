@@ -100,7 +100,8 @@ def test_memory_stays_within_the_limit(large_and_small, order):
     """The process alone takes some 120 MB, so that neither side fits."""
     code = (
         "import sys; from pathlib import Path; from livematch import open_features, nearest;"
-        "q, g = (open_features([path]) for path in sys.argv[1:]); nearest.nearest(q, g, memory_bytes=200 << 20);"
+        "q, g = (open_features([path]) for path in sys.argv[1:]);"
+        "nearest.nearest(q, g, memory_bytes=nearest.memory_left(200 << 20));"
         "print(Path('/proc/self/status').read_text().split('VmHWM:')[1].split()[0])"
     )
     command = [sys.executable, "-c", code, *large_and_small[::order]]
