@@ -70,7 +70,7 @@ class Clip:
         height = self.flat[id(self.held)].height
         nearer = min(1.5, max(1.0, 300 / height))  # small garments are held up to the camera
         self.held_scale = rng.uniform(0.85, 1.1) * nearer * min(1.0, 620 / height)
-        self.light = light_table(rng, 0.24)
+        self.light = light_table(rng, 0.2)
         grain = rng.standard_normal((HEIGHT_PX + 64, WIDTH_PX + 64, 3), np.float32)
         self.noise = (NOISE_LEVEL + rng.uniform(1, 3) * grain).astype(np.uint8)
         levels = np.clip(np.arange(256) - NOISE_LEVEL, 0, 255)

@@ -84,7 +84,7 @@ def draw_photo(
         weight = np.roll(weight, (10, 8), (0, 1))[..., None]
         scene.image = (scene.image * (1 - 0.35 * weight)).astype(np.uint8)
     scene.draw(layers, pose)
-    image = cv2.LUT(scene.image, light_table(rng, 0.15))
+    image = cv2.LUT(scene.image, light_table(rng, 0.12))
     if index and rng.uniform() < 0.3:
         _banner(image, rng)
     return image, scene.annotations()
