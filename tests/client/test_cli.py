@@ -242,7 +242,7 @@ def test_shards_joint_assignment_and_pairs(part, tmp_path, loopback_server, caps
             assert run_command(capsys, *command)[0] == 0
     files = [[tmp_path / f"{kind}{index}" for index in range(2)] for kind in ("images", "videos")]
     command = ("match", "--queries", *files[0], "--gallery", *files[1], "-o", tmp_path / "result.json")
-    options = ("--assignment", "joint", "--pairs", "3", "--quantile", "0.9", "--memory", "1G")
+    options = ("--assignment", "joint", "--pairs", "3", "--quantile", "0.9", "--memory", "16G")
     code, summary, _ = run_command(capsys, *command, *options)
     assert (code, summary) == (0, {"num_matches": 3})
     result = json.loads((tmp_path / "result.json").read_text())
@@ -251,9 +251,14 @@ def test_shards_joint_assignment_and_pairs(part, tmp_path, loopback_server, caps
 
 
 def test_interrupted_run_ends_cleanly(part, tmp_path, loopback_server):
-    loopback_server.delay_s = 1.0  # so that the run cannot end before the signal
+    loopback_server.delay_s = 0.2
     command = [str(c) for c in run_options(part, tmp_path, loopback_server)]
-    process = subprocess.Popen([sys.executable, "-m", "livematch.cli", *command], stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "livematch.cli", *command],
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background jobs ignore it
+    )
     while loopback_server.num_requests["recognize_image"] < 6:
         assert process.poll() is None
         time.sleep(0.01)
