@@ -51,12 +51,14 @@ class Artifact:
     write: Callable[[Path], None]
     check: Callable[[Path], parity.Report]
     inputs: tuple[bytes, ...]  # what it is made from: a checkpoint's files, or the graph itself
-    sources: tuple[str, ...] = ()  # the code it is made by, besides export/parity.py
+    sources: tuple[str, ...] = ()  # the code it is made by, besides that of the parity check
 
     def stamp(self) -> str:
         """Changes whenever the file has to be made again."""
         versions = [f"{package} {importlib.metadata.version(package)}" for package in _PACKAGES]
-        code = [(_ROOT / source).read_bytes() for source in (*self.sources, "export/parity.py")]
+        code = [
+            (_ROOT / source).read_bytes() for source in (*self.sources, "export/parity.py", "export/parity_pictures.py")
+        ]
         return _digest([*self.inputs, *code, *(version.encode() for version in versions)])
 
 

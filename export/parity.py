@@ -29,18 +29,15 @@ from export.config import CONFIGS, PipelineConfig
 from export.detector import build_detector_graph
 from export.detector_graph import DetectorGraph
 from export.embedder import build_embedder
+from export.parity_pictures import Pictures, demo_batches, smooth_images
 from export.signature import MODELS, PADDING_MULTIPLE
-from training.demo.designs import item_designs
-from training.demo.photos import draw_photo
 from training.detector.config import DetectorConfig
 from training.embedder.model import EmbedderConfig
 
 Report = dict[str, Any]
 Detected = list[tuple[torch.Tensor, torch.Tensor]]  # of each image: boxes float32 [n, 4], scores float32 [n]
-Pictures = dict[str, torch.Tensor]  # by name, resized images float32 [3, h, w], BGR, 0..255
 Arrays = dict[str, np.ndarray]
 
-IMAGE_SIZES = ((113, 97), (97, 201), (640, 360), (5, 700))  # height, width
 MAX_CROP_DIFFERENCE = 1  # grey levels
 MAX_PIXELS_DIFFERENCE = 3
 MAX_MEAN_PIXELS_DIFFERENCE = 0.05
@@ -133,7 +130,7 @@ def crop(image: np.ndarray, boxes: np.ndarray, size: np.ndarray) -> np.ndarray:
 def check_prepare(path: Path, config: PipelineConfig, kind: str) -> Report:
     check_signature(path, f"prepare_{kind}")
     largest = mean = 0.0
-    for image in _images():
+    for image in smooth_images():
         found = run_onnx(path, {"image": image})
         expected = prepare(image, config, kind)
         for name in ("image_size", "scale", "min_score"):
@@ -149,7 +146,7 @@ def check_prepare(path: Path, config: PipelineConfig, kind: str) -> Report:
 def check_crop(path: Path) -> Report:
     check_signature(path, "crop")
     largest = 0
-    for image in _images():
+    for image in smooth_images():
         height, width = image.shape[1:3]
         boxes = np.array([[0, 0, width, height], [1, 1, 3, 4], [width - 1, height - 1, width, height]], np.int32)
         for size in ((40, 160), (116, 116), (33, 17)):
@@ -217,7 +214,7 @@ def check_detector(
     detect = {"detectron2": _detectron2, "graph": _graph}[reference](graph)
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     images, num_matched, num_all = [], 0, 0
-    for pictures in _demo_batches() if batches is None else batches:
+    for pictures in demo_batches() if batches is None else batches:
         pixels, image_size = _pad(list(pictures.values()), graph.config)
         boxes, scores, counts = session.run(None, {"pixels": pixels.numpy(), "image_size": image_size.numpy()})
         for index, (name, expected) in enumerate(zip(pictures, detect(list(pictures.values())), strict=True)):
@@ -299,21 +296,6 @@ def _detectron2(graph: DetectorGraph) -> Callable[[Sequence[torch.Tensor]], Dete
     return detect
 
 
-def _demo_batches() -> Iterator[Pictures]:
-    for seed, pictures, height, width in (
-        (1, _noise(1), 256, 160),
-        (2, _photos(2), 320, 320),
-        (3, _photos(3), 288, 352),
-    ):
-        sizes = ((height, width), (height - 5, width - 31))
-        yield {
-            f"demo {seed}.{index}": functional.interpolate(
-                picture[None].float(), size, mode="bilinear", antialias=True
-            )[0]
-            for index, (picture, size) in enumerate(zip(pictures, sizes, strict=False))
-        }
-
-
 def _folder(path: Path, config: PipelineConfig) -> Iterator[Pictures]:
     """The folder's JPEG and PNG files one by one, resized as product photos are."""
     files = sorted(file for file in path.iterdir() if file.suffix.lower() in (".jpg", ".jpeg", ".png"))
@@ -324,30 +306,6 @@ def _folder(path: Path, config: PipelineConfig) -> Iterator[Pictures]:
         prepared = prepare(np.asarray(Image.open(file).convert("RGB"))[None].copy(), config, "image")
         height, width = prepared["image_size"][0].astype(int)
         yield {file.name: torch.from_numpy(prepared["pixels"][0, :, :height, :width]) + mean}
-
-
-def _noise(seed: int) -> torch.Tensor:
-    """Smooth noise, float32 [1, 3, 240, 180] BGR."""
-    noise = torch.rand(1, 3, 12, 9, generator=torch.Generator().manual_seed(seed)) * 255
-    return functional.interpolate(noise, (240, 180), mode="bicubic")
-
-
-def _photos(seed: int) -> torch.Tensor:
-    """Two photos of the demo world, uint8 [2, 3, 800, 800] BGR."""
-    rng = np.random.default_rng(seed)
-    designs = item_designs(seed, 0)
-    photos = [draw_photo(designs, range(1, 1 + len(designs)), index, rng)[0] for index in (0, 2)]
-    return torch.from_numpy(np.stack(photos)).permute(0, 3, 1, 2)
-
-
-def _images() -> list[np.ndarray]:
-    """Smooth random images, uint8 [1, H, W, 3]; white noise would only measure how rounding falls."""
-    images = []
-    for height, width in IMAGE_SIZES:
-        noise = torch.from_numpy(np.random.default_rng(width).uniform(0, 255, (1, 3, 12, 9)).astype(np.float32))
-        smooth = functional.interpolate(noise, (height, width), mode="bicubic").clamp(0, 255)
-        images.append(smooth.to(torch.uint8).permute(0, 2, 3, 1).contiguous().numpy())
-    return images
 
 
 def _limit(path: Path, what: str, value: float, limit: float) -> None:

@@ -20,8 +20,8 @@ from torchvision.transforms import v2
 from tqdm import tqdm
 
 from training.embedder.templates import TEMPLATES, nearest_template
-from training.wab.dataset import NO_INSTANCE, Picture, read_part
-from training.wab.frames import cache_frames, read_rgb
+from training.wab.dataset import NO_INSTANCE, Picture
+from training.wab.frames import read_parts, read_rgb
 
 FRAMES = range(80, 361, 40)
 """Annotated frames used for training."""
@@ -45,11 +45,8 @@ class Crop:
 def prepare_crops(parts: Sequence[Path], cache_directory: Path, *, max_side: int) -> list[Crop]:
     """Extracts frames and cuts crops of every part into a cache; instances of different parts stay apart."""
     crops = []
-    for part in parts:
-        pictures = read_part(part)
-        cache = cache_directory / part.resolve().name
-        pictures = cache_frames(pictures, cache / "frames")
-        crops += cut_crops(pictures, cache / f"crops_{max_side}", max_side=max_side)
+    for part, pictures in zip(parts, read_parts(parts, cache_directory), strict=True):
+        crops += cut_crops(pictures, cache_directory / part.resolve().name / f"crops_{max_side}", max_side=max_side)
     return crops
 
 

@@ -30,8 +30,8 @@ from training.embedder.crops import FRAMES, Crop, cut_crops, prepare_crops, read
 from training.embedder.model import Embedder, load_embedder
 from training.embedder.recipe import RECIPES
 from training.embedder.templates import TEMPLATES
-from training.wab.dataset import NO_INSTANCE, Picture, read_part
-from training.wab.frames import cache_frames
+from training.wab.dataset import NO_INSTANCE, Picture
+from training.wab.frames import read_parts
 
 BATCH_SIZE = 64
 MIN_IOU = 0.5
@@ -116,16 +116,13 @@ def detected_crops(
     digest = hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[:12]
     nothing = np.empty((0, 4), np.float32)
     crops, num_garments = [], 0
-    for part in parts:
-        cache = cache_directory / part.resolve().name
-        pictures = [
-            picture
-            for picture in cache_frames(read_part(part), cache / "frames")
-            if picture.frame_index is None or picture.frame_index in FRAMES
-        ]
+    for part, pictures in zip(parts, read_parts(parts, cache_directory), strict=True):
+        pictures = [p for p in pictures if p.frame_index is None or p.frame_index in FRAMES]
         num_garments += sum(a.instance_id != NO_INSTANCE for picture in pictures for a in picture.annotations)
         detected = [with_detected_boxes(p, detections.get((p.item_id, p.name), nothing)) for p in pictures]
-        crops += cut_crops(detected, cache / f"crops_{max_side}_{digest}", max_side=max_side)
+        crops += cut_crops(
+            detected, cache_directory / part.resolve().name / f"crops_{max_side}_{digest}", max_side=max_side
+        )
     return crops, len(crops) / max(1, num_garments)
 
 

@@ -1,0 +1,54 @@
+"""The pictures that exported files and PyTorch are compared on by default (`export.parity`)."""
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from torch.nn import functional
+
+from training.demo.designs import item_designs
+from training.demo.photos import draw_photo
+
+Pictures = dict[str, torch.Tensor]  # by name, resized images float32 [3, h, w], BGR, 0..255
+
+IMAGE_SIZES = ((113, 97), (97, 201), (640, 360), (5, 700))  # height, width
+
+
+def demo_batches() -> Iterator[Pictures]:
+    """Batches for the detector: noise, and photos of the demo world in true sizes that differ within a batch."""
+    for seed, pictures, height, width in (
+        (1, _noise(1), 256, 160),
+        (2, _photos(2), 320, 320),
+        (3, _photos(3), 288, 352),
+    ):
+        sizes = ((height, width), (height - 5, width - 31))
+        yield {
+            f"demo {seed}.{index}": functional.interpolate(
+                picture[None].float(), size, mode="bilinear", antialias=True
+            )[0]
+            for index, (picture, size) in enumerate(zip(pictures, sizes, strict=False))
+        }
+
+
+def _noise(seed: int) -> torch.Tensor:
+    """Smooth noise, float32 [1, 3, 240, 180] BGR."""
+    noise = torch.rand(1, 3, 12, 9, generator=torch.Generator().manual_seed(seed)) * 255
+    return functional.interpolate(noise, (240, 180), mode="bicubic")
+
+
+def _photos(seed: int) -> torch.Tensor:
+    """Two photos of the demo world, uint8 [2, 3, 800, 800] BGR."""
+    rng = np.random.default_rng(seed)
+    designs = item_designs(seed, 0)
+    photos = [draw_photo(designs, range(1, 1 + len(designs)), index, rng)[0] for index in (0, 2)]
+    return torch.from_numpy(np.stack(photos)).permute(0, 3, 1, 2)
+
+
+def smooth_images() -> list[np.ndarray]:
+    """Smooth random images, uint8 [1, H, W, 3]; white noise would only measure how rounding falls."""
+    images = []
+    for height, width in IMAGE_SIZES:
+        noise = torch.from_numpy(np.random.default_rng(width).uniform(0, 255, (1, 3, 12, 9)).astype(np.float32))
+        smooth = functional.interpolate(noise, (height, width), mode="bicubic").clamp(0, 255)
+        images.append(smooth.to(torch.uint8).permute(0, 2, 3, 1).contiguous().numpy())
+    return images
