@@ -1,9 +1,26 @@
-"""Augmentation in the order and strength of the reference solution, from torchvision's transforms v2."""
+"""Augmentation in the order and strength of the reference solution, from torchvision's transforms v2, CLAHE from OpenCV."""
 
+import cv2
+import numpy as np
 import torch
 from torchvision.transforms import InterpolationMode, v2
 
 FILL = 114
+
+
+class LocalContrast(torch.nn.Module):
+    """Equalises the lightness of a uint8 [3, h, w] RGB image tile by tile (CLAHE), by OpenCV."""
+
+    def __init__(self, max_clip_limit: float = 4.0) -> None:
+        super().__init__()
+        self.max_clip_limit = max_clip_limit
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        clip_limit = 1 + (self.max_clip_limit - 1) * float(torch.rand(()))
+        lab = cv2.cvtColor(image.permute(1, 2, 0).numpy(), cv2.COLOR_RGB2LAB)
+        lightness = np.ascontiguousarray(lab[:, :, 0])
+        lab[:, :, 0] = cv2.createCLAHE(clip_limit, tileGridSize=(8, 8)).apply(lightness)
+        return torch.from_numpy(cv2.cvtColor(lab, cv2.COLOR_LAB2RGB)).permute(2, 0, 1)
 
 
 class ChannelShift(torch.nn.Module):
@@ -56,7 +73,7 @@ def augmentation(*, heavy: bool = True) -> v2.Transform:
     return v2.Compose(
         [
             mirror,
-            _sometimes(0.35, v2.RandomChoice([v2.RandomEqualize(1.0), v2.RandomAdjustSharpness(2.0, 1.0)])),
+            _sometimes(0.35, v2.RandomChoice([LocalContrast(), v2.RandomAdjustSharpness(2.0, 1.0)])),
             _sometimes(0.7, v2.ColorJitter(brightness=0.2, contrast=0.2)),
             _sometimes(
                 0.6,
