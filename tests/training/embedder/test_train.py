@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from training.demo.world import render_world
-from training.embedder.augment import FILL, Cutout, augmentation
+from training.embedder.augment import FILL, Cutout, LocalContrast, augmentation
 from training.embedder.crops import FRAMES, AspectBatches, Crop, cut_crops, prepare_crops, read_crop
 from training.embedder.evaluate import both_ways, embed_crops
 from training.embedder.recipe import demo
@@ -86,6 +86,18 @@ def test_cutout_paints_one_rectangle() -> None:
         rows, columns = hole.any(1).sum(), hole.any(0).sum()
         assert hole.sum() == rows * columns and rows < 63 and columns < 63
     assert max(int(hole.any(1).sum()) for hole in holes) > 50
+
+
+def test_local_contrast_spreads_each_part_of_the_picture_on_its_own() -> None:
+    torch.manual_seed(0)
+    faint = torch.randint(60, 68, (1, 80, 80)).repeat(3, 1, 1)
+    faint[:, :, 40:] += 120
+    spread = LocalContrast()(faint.to(torch.uint8))
+    assert spread.dtype == torch.uint8 and spread.shape == faint.shape
+    dark, bright = spread[:, :, :30].float(), spread[:, :, 50:].float()
+    assert dark.std() > 1.5 * faint[:, :, :30].float().std() and bright.std() > 1.5 * faint[:, :, 50:].float().std()
+    assert dark.mean() < bright.mean() - 60
+    assert (spread.int() - spread[:1].int()).abs().max() <= 2  # gray stays gray
 
 
 def test_schedule() -> None:
