@@ -14,6 +14,7 @@ import json
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
+from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
 
@@ -161,18 +162,23 @@ def check_embedder(
     path: Path,
     checkpoint: Path | None,
     *,
-    sizes: Sequence[tuple[int, int]],
+    sizes: Iterable[tuple[int, int]],
+    batch_sizes: Sequence[int] = (1, 2, 3, 4),
     config: EmbedderConfig | None = None,
     random_seed: int | None = None,
 ) -> Report:
-    """`sizes` are (height, width) of crops. Compares noise, a smooth picture, all black and all white."""
+    """`sizes` are (height, width) of crops, and each takes the next batch size in turn.
+
+    Compares noise, a smooth picture, all black and all white, again and again until the batch is full.
+    """
     check_signature(path, "embedder_b5a")
     embedder = build_embedder(checkpoint, config=config, random_seed=random_seed)
     largest, cosine = 0.0, 1.0
-    for index, (height, width) in enumerate(sizes):
+    for (height, width), num_crops in zip(sizes, cycle(batch_sizes), strict=False):
         noise = np.random.default_rng(height).integers(0, 256, (height, width, 3), np.uint8)
         smooth = np.asarray(Image.fromarray(noise[:4, :3]).resize((width, height)))
-        crops = np.stack([noise, smooth, np.zeros_like(noise), np.full_like(noise, 255)][: index % 4 + 1])
+        kinds = cycle([noise, smooth, np.zeros_like(noise), np.full_like(noise, 255)])
+        crops = np.stack(list(islice(kinds, num_crops)))
         found = run_onnx(path, {"crops": crops})["embedding"]
         pixels = (crops - np.float32(embedder.config.mean)) / np.float32(embedder.config.std)
         with torch.inference_mode():
