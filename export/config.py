@@ -25,7 +25,9 @@ class ServingConfig:
     num_instances: int = 1
     is_on_gpu: bool = False
     num_threads: int = 1  # of one ONNX Runtime session on CPU
-    max_queue_delay_us: int = 0
+    max_queue_delay_us: int = 0  # how long a batch waits for more requests
+    max_queue_size: int = 256  # requests waiting for the model; more are refused at once, and the client backs off
+    queue_timeout_us: int = 60_000_000  # for which a request may wait before it is refused
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,6 +14,7 @@ KINDS = ("image", "frame")
 EMBEDDING_SIZE = 512  # of one embedder
 MAX_DETECTIONS = 100
 PADDING_MULTIPLE = 32
+PRIORITIES = {"live": 1, "batch": 2}  # a request's `priority`; in every queue live requests go first
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """The options of each `livematch` command."""
 
 import argparse
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -20,6 +21,12 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     serve.add_argument("--http-port", type=int, default=8000, help="0: any free one (default: %(default)s)")
     serve.add_argument("--metrics-port", type=int, default=8002, help="0: any free one (default: %(default)s)")
     serve.add_argument("--log", type=Path, help="the server's log file")
+    serve.add_argument(
+        "--exit-timeout", type=float, default=10.0, metavar="S",
+        help="how long requests in flight may take when the server is stopped (default: %(default)g)",
+    )  # fmt: skip
+    _add_key_option(serve, "wanted from clients for all but the health endpoint")
+    serve.add_argument("triton_options", nargs="*", metavar="-- OPTION", help="further options of tritonserver")
 
     embed = _command(commands, "embed", "detect and embed the garments of images or of videos")
     kind = embed.add_mutually_exclusive_group(required=True)
@@ -116,6 +123,20 @@ def _add_connection_options(parser: argparse.ArgumentParser) -> None:
         "--max-tries", type=_positive, default=10, metavar="N",
         help="how often a request is sent to a server that is down or overloaded (default: %(default)s)",
     )  # fmt: skip
+
+    parser.add_argument(
+        "--shared-memory", action="store_true", help="hand pictures to servers on this machine through shared memory"
+    )
+    _add_key_option(parser, "of servers that want one")
+    parser.add_argument("--tls-ca", type=Path, metavar="PEM", help="TLS: certificate of the authority to trust")
+    parser.add_argument("--tls-cert", type=Path, metavar="PEM", help="TLS: certificate that this client shows")
+    parser.add_argument("--tls-key", type=Path, metavar="PEM", help="TLS: private key of that certificate")
+
+
+def _add_key_option(parser: argparse.ArgumentParser, purpose: str) -> None:
+    parser.add_argument(
+        "--key", default=os.environ.get("LIVEMATCH_KEY"), help=f"access key {purpose} (default: $LIVEMATCH_KEY)"
+    )
 
 
 def _add_embedding_options(parser: argparse.ArgumentParser) -> None:

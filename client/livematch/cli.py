@@ -8,9 +8,9 @@ Progress, warnings and errors go to stderr. The last line of stdout is the summa
 import argparse
 import json
 import logging
-import os
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from tqdm import tqdm
 
 from livematch.arguments import parse_arguments
-from livematch.errors import LivematchError, ServerError
+from livematch.errors import LivematchError, ServerError, UnavailableError
 
 if TYPE_CHECKING:
     from livematch.client import Client
@@ -60,12 +60,18 @@ def _serve(options: argparse.Namespace) -> dict[str, Any]:
         http_port=options.http_port,
         metrics_port=options.metrics_port,
         log_path=options.log,
+        exit_timeout_s=options.exit_timeout,
+        access_key=options.key,
+        extra_args=options.triton_options,
     )
+    has_ended = threading.Event()
+    server.call_on_death(has_ended.set)
     with server:
         addresses = {"url": server.url, "http_url": server.http_url, "metrics_url": server.metrics_url}
         print(json.dumps(addresses), flush=True)
-        _wait_for_end(server.pid)
-        raise ServerError(f"the server for {options.repository} has ended")
+        has_ended.wait()
+        server.check()
+    raise AssertionError("a server that has ended is an error")
 
 
 def _embed(options: argparse.Namespace) -> dict[str, Any]:
@@ -179,15 +185,30 @@ def _run(options: argparse.Namespace) -> dict[str, Any]:
 @contextmanager
 def _connected(options: argparse.Namespace) -> Iterator["Client"]:
     """A client of the servers at --server, or of one started on --repository for as long as this lasts."""
-    from livematch.client import Client
+    from livematch.client import Client, Tls
     from livematch.server import LocalServer
 
+    settings: dict[str, Any] = {
+        "max_tries": options.max_tries,
+        "priority": "live" if options.command == "watch" else "batch",
+        "shared_memory": options.shared_memory,
+    }
     if options.repository is None:
-        with Client(options.server, max_tries=options.max_tries) as client:
+        tls = Tls(root_certificates=options.tls_ca, certificate_chain=options.tls_cert, private_key=options.tls_key)
+        settings |= {"access_key": options.key, "tls": None if tls == Tls() else tls}
+        with Client(options.server, **settings) as client:
             yield client
-    else:
-        with LocalServer(options.repository) as server, Client(server.url, max_tries=options.max_tries) as client:
+        return
+    with LocalServer(options.repository) as server, Client(server.url, **settings) as client:
+        server.call_on_death(client.close)  # so that nobody waits for it to come back
+        try:
             yield client
+        except UnavailableError as error:
+            try:
+                server.check()
+            except ServerError as reason:
+                raise ServerError(f"{reason}; {error}") from error
+            raise
 
 
 def _watch(options: argparse.Namespace) -> dict[str, Any]:
@@ -258,15 +279,6 @@ def _embedded_summary(embedded: "Embedded") -> dict[str, Any]:
         "elapsed_s": round(embedded.elapsed_s, 3),
         "sources_per_s": round(embedded.sources_per_s, 2),
     }
-
-
-def _wait_for_end(pid: int) -> None:
-    while True:
-        try:
-            os.kill(pid, 0)
-        except ProcessLookupError:
-            return
-        time.sleep(0.5)
 
 
 def _raise_interrupt(signal_number: int, frame: object) -> NoReturn:

@@ -6,8 +6,9 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import Any, Literal, Self, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -15,6 +16,8 @@ import tritonclient.grpc as triton
 from tritonclient.utils import InferenceServerException
 
 from livematch.errors import ContractError, InputError, RequestError, UnavailableError
+from livematch.server import KEY_NAME
+from livematch.shared_memory import SharedMemory
 
 EMBEDDING_SIZE = 2048
 IMAGE_MODEL = "recognize_image"
@@ -28,6 +31,8 @@ OUTPUTS = {
     "embeddings": ("FP32", (-1, -1, EMBEDDING_SIZE)),
     "num_detections": ("INT32", (-1, 1)),
 }
+
+PRIORITIES = {"live": 1, "batch": 2}  # in the server's queues live requests go first
 
 # UNAVAILABLE: nothing listens, the server is shutting down, or a model's queue is full.
 _RETRIED_STATUSES = {"StatusCode.UNAVAILABLE", "StatusCode.DEADLINE_EXCEEDED"}
@@ -62,12 +67,22 @@ class Recognition:
         return len(self.scores)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Tls:
+    """PEM files for an encrypted connection; without any, the system's authorities are trusted."""
+
+    root_certificates: Path | None = None  # of the authority that signed the server's certificate
+    certificate_chain: Path | None = None  # of this client, where the server wants one,
+    private_key: Path | None = None  # and its key
+
+
 @dataclass(eq=False)
 class _Server:
     """A connection to one server, and how it does."""
 
     url: str
     connection: triton.InferenceServerClient
+    memory: SharedMemory | None
     num_in_flight: int = 0
     avoided_until_s: float = 0.0  # on the monotonic clock
 
@@ -83,15 +98,28 @@ class Client:
         urls: gRPC address, "host:port", or several.
         max_tries: how often a request is sent before `UnavailableError`.
         timeout_s: how long one try may take.
+        priority: "live" requests go first in the server's queues.
+        shared_memory: hand pictures over through shared memory; for servers on this machine that allow it.
+        access_key: of servers that want one.
+        tls: encrypt the connection.
 
     Raises:
         UnavailableError: nobody answers at one of the addresses.
-        ContractError: a server has no such models, their tensors are others than this client expects, or two servers
-            have models with different identities.
+        ContractError: a server has no such models, their tensors are others than this client expects, it cannot use
+            shared memory of this machine, or two servers have models with different identities.
     """
 
     def __init__(
-        self, urls: str | Sequence[str], *, max_tries: int = 10, first_pause_s: float = 0.5, timeout_s: float = 120.0
+        self,
+        urls: str | Sequence[str],
+        *,
+        max_tries: int = 10,
+        first_pause_s: float = 0.5,
+        timeout_s: float = 120.0,
+        priority: Literal["live", "batch"] = "batch",
+        shared_memory: bool = False,
+        access_key: str | None = None,
+        tls: Tls | None = None,
     ) -> None:
         if max_tries < 1:
             raise InputError(f"max_tries must be at least 1, got {max_tries}")
@@ -101,13 +129,12 @@ class Client:
         self._max_tries = max_tries
         self._first_pause_s = first_pause_s
         self._timeout_s = timeout_s
+        self._priority = PRIORITIES[priority]
+        self._headers = {} if access_key is None else {f"triton-grpc-protocol-{KEY_NAME}": access_key}
         self._closed = threading.Event()
         self._has_warned = True  # not before the first answer: a server that never answers is an error, not an outage
         self._lock = threading.Lock()
-        self._servers = [
-            _Server(url, triton.InferenceServerClient(url, channel_args=_CHANNEL_OPTIONS))
-            for url in dict.fromkeys(urls)
-        ]
+        self._servers = [self._connect(url, tls, shared_memory) for url in dict.fromkeys(urls)]
         try:
             self.model_identity = self._check_servers()
         except BaseException:
@@ -138,6 +165,8 @@ class Client:
         """End the connection; requests that wait for another try in other threads end with UnavailableError."""
         self._closed.set()
         for server in self._servers:
+            if server.memory is not None:
+                server.memory.close()
             server.connection.close()
 
     def __enter__(self) -> Self:
@@ -152,17 +181,49 @@ class Client:
         if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3 or pixels.size == 0:
             raise InputError(f"expected uint8 pixels [H,W,3], got {pixels.dtype} {list(pixels.shape)}")
         batch = np.ascontiguousarray(pixels[np.newaxis])
-        tensor = triton.InferInput("image", batch.shape, "UINT8")
-        tensor.set_data_from_numpy(batch)
         outputs = [triton.InferRequestedOutput(name) for name in OUTPUTS]
-        response = self._call(
-            lambda connection: connection.infer(model, [tensor], outputs=outputs, client_timeout=self._timeout_s)
-        )
+
+        def infer(server: _Server) -> triton.InferResult:
+            with self._sent(batch, server) as tensor:
+                return server.connection.infer(
+                    model,
+                    [tensor],
+                    outputs=outputs,
+                    priority=self._priority,
+                    timeout=int(self._timeout_s * 1e6),  # nobody waits for the answer after that
+                    client_timeout=self._timeout_s,
+                    headers=self._headers,
+                )
+
+        response = self._call(infer)
         num_detections = int(response.as_numpy("num_detections")[0, 0])
         boxes, scores, embeddings = (
             response.as_numpy(name)[0, :num_detections] for name in ("boxes", "scores", "embeddings")
         )
         return Recognition(boxes, scores, embeddings)
+
+    def _connect(self, url: str, tls: Tls | None, shared_memory: bool) -> _Server:
+        files = tls or Tls()
+        connection = triton.InferenceServerClient(
+            url,
+            ssl=tls is not None,
+            root_certificates=files.root_certificates,
+            private_key=files.private_key,
+            certificate_chain=files.certificate_chain,
+            channel_args=_CHANNEL_OPTIONS,
+        )
+        return _Server(url, connection, SharedMemory(connection, self._headers) if shared_memory else None)
+
+    @contextmanager
+    def _sent(self, batch: npt.NDArray[np.uint8], server: _Server) -> Iterator[triton.InferInput]:
+        """The tensor "image" with `batch` in it, or where a server on this machine finds it."""
+        tensor = triton.InferInput("image", batch.shape, "UINT8")
+        if server.memory is None:
+            tensor.set_data_from_numpy(batch)
+            yield tensor
+        else:
+            with server.memory.holding(batch, tensor):
+                yield tensor
 
     def _check_servers(self) -> str | None:
         """Raise ContractError unless all servers have the models that are expected; returns their identity."""
@@ -170,6 +231,8 @@ class Client:
         for server in self._servers:
             for model in (IMAGE_MODEL, FRAME_MODEL):
                 self._check_contract(server, model)
+            if server.memory is not None:
+                self._check_memory(server, server.memory)
             identities.setdefault(self._read_identity(server), server.url)
         if len(identities) > 1:
             found = ", ".join(f"{identity or 'unnamed models'} at {url}" for identity, url in identities.items())
@@ -179,7 +242,9 @@ class Client:
     def _check_contract(self, server: _Server, model: str) -> None:
         try:
             metadata = self._call(
-                lambda connection: connection.get_model_metadata(model, as_json=True, client_timeout=self._timeout_s),
+                lambda server: server.connection.get_model_metadata(
+                    model, as_json=True, client_timeout=self._timeout_s, headers=self._headers
+                ),
                 [server],
             )
         except RequestError as error:
@@ -195,8 +260,8 @@ class Client:
     def _read_identity(self, server: _Server) -> str | None:
         try:
             config = self._call(
-                lambda connection: connection.get_model_config(
-                    IDENTITY_MODEL, as_json=True, client_timeout=self._timeout_s
+                lambda server: server.connection.get_model_config(
+                    IDENTITY_MODEL, as_json=True, client_timeout=self._timeout_s, headers=self._headers
                 ),
                 [server],
             )
@@ -205,9 +270,15 @@ class Client:
         parameter: dict[str, str] = config["config"].get("parameters", {}).get("model_identity", {})
         return parameter.get("string_value")
 
-    def _call(
-        self, request: Callable[[triton.InferenceServerClient], _T], servers: Sequence[_Server] | None = None
-    ) -> _T:
+    def _check_memory(self, server: _Server, memory: SharedMemory) -> None:
+        try:
+            self._call(lambda server: memory.check(), [server])
+        except RequestError as error:
+            raise ContractError(
+                f"the server at {server.url} cannot use shared memory of this machine: {error}"
+            ) from error
+
+    def _call(self, request: Callable[[_Server], _T], servers: Sequence[_Server] | None = None) -> _T:
         """Send a request to one of the servers, again while it is down or overloaded."""
         servers = servers or self._servers
         untried = list(servers)
@@ -217,10 +288,10 @@ class Client:
                 if self._closed.is_set():
                     raise UnavailableError(f"the connection to {server.url} was closed")
                 try:
-                    answer = request(server.connection)
+                    answer = request(server)
                 except InferenceServerException as error:
                     reason = _reason(error)
-                    if error.status() not in _RETRIED_STATUSES and self._is_ready(server):
+                    if not self._is_outage(error, server):
                         raise RequestError(reason) from error
                     if try_number == self._max_tries:
                         raise UnavailableError(
@@ -256,12 +327,16 @@ class Client:
             with self._lock:
                 server.num_in_flight -= 1
 
-    def _is_ready(self, server: _Server) -> bool:
-        """Tells a refusal from what a server says while it stops: unknown models, failed steps of the ensemble."""
-        try:
-            return bool(server.connection.is_server_ready(client_timeout=self._timeout_s))
+    def _is_outage(self, error: InferenceServerException, server: _Server) -> bool:
+        """Tells what a later try may mend from a refusal of this one request."""
+        if error.status() in _RETRIED_STATUSES:
+            return True
+        if server.memory is not None and server.memory.is_lost(error):
+            return True
+        try:  # A server that stops speaks of unknown models and failed steps of the ensemble.
+            return not server.connection.is_server_ready(client_timeout=self._timeout_s, headers=self._headers)
         except InferenceServerException:
-            return False
+            return True
 
 
 def _describe(tensors: dict[str, tuple[Any, ...]]) -> str:

@@ -1,15 +1,18 @@
 """A real tritonserver on this machine, without Docker: the binary inside the nvidia-pytriton package.
 
-The server listens on loopback only, ends with its parent (even on SIGKILL) and serves the same repository as the NGC
-container. Its `onnxruntime` backend is the Python one in `livematch/backends/onnxruntime`, run by the interpreter and
-the packages of the calling process.
+The server listens on loopback only unless told otherwise, ends with its parent (even on SIGKILL) and serves the same
+repository as the NGC container. Its `onnxruntime` backend is the Python one in `livematch/backends/onnxruntime`, run by
+the interpreter and the packages of the calling process.
 """
 
 import contextlib
 import http.client
 import importlib.util
+import ipaddress
+import math
 import os
 import re
+import secrets
 import shutil
 import signal
 import socket
@@ -19,7 +22,7 @@ import sysconfig
 import tempfile
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -37,7 +40,14 @@ if os.getppid() != int(sys.argv[1]):
 os.execv(sys.argv[2], sys.argv[2:])
 """
 
-_EXIT_TIMEOUT_S = 10.0  # for requests in flight; after it the process group is killed
+KEY_NAME = "livematch-key"
+"""HTTP header of a server's access key; over gRPC "triton-grpc-protocol-" comes before it."""
+
+_ADMINISTRATION = "model-repository,shared-memory,trace,logging"  # of the endpoints, those that change the server
+_USE = "inference,metadata,model-config,statistics"  # the rest but for health, which is always open
+
+_SHARED_MEMORY_BYTES = 4 << 20  # of each Python instance, to begin with and to grow by; one 800 × 800 photo as float
+_KILL_AFTER_S = 5.0  # past the exit timeout
 _POLL_INTERVAL_S = 0.05
 _NUM_ERROR_LINES = 3
 
@@ -50,6 +60,8 @@ class LocalServer:
 
     A port of 0 stands for a free one. `config_name` chooses `configs/<config_name>.pbtxt` where a model has it.
     The log goes to `log_path`; without one to a temporary file, which is kept only if the server failed.
+    `stop()` lets requests in flight finish for `exit_timeout_s`. With an `access_key` every endpoint but health wants
+    it (see KEY_NAME); without one, those that change the server are closed wherever `host` is not a loopback address.
     """
 
     def __init__(
@@ -63,6 +75,8 @@ class LocalServer:
         metrics_port: int = 0,
         log_path: Path | None = None,
         startup_timeout_s: float = 120.0,
+        exit_timeout_s: float = 10.0,
+        access_key: str | None = None,
         extra_args: Sequence[str] = (),
     ) -> None:
         self.repository = Path(repository)
@@ -70,10 +84,15 @@ class LocalServer:
         self.host = host
         self.log_path = log_path
         self.startup_timeout_s = startup_timeout_s
+        self.exit_timeout_s = exit_timeout_s
+        self.access_key = access_key
         self.extra_args = tuple(extra_args)
         self._requested_ports = {"HTTP": http_port, "gRPC": grpc_port, "metrics": metrics_port}
         self._ports: dict[str, int] = {}
         self._process: subprocess.Popen[bytes] | None = None
+        self._log_in_use = Path()
+        self._shared_memory_prefix = f"livematch-server-{secrets.token_hex(8)}"
+        self._on_death: list[Callable[[], None]] = []
         self._resources = contextlib.ExitStack()
 
     @property
@@ -103,13 +122,24 @@ class LocalServer:
         with contextlib.ExitStack() as resources:
             folder = Path(resources.enter_context(tempfile.TemporaryDirectory(prefix="livematch-server-")))
             environment = _assemble(folder)
-            log_path = self._open_log()
-            self._process = _spawn(self._command(folder / "backends"), environment, log_path)
+            self._log_in_use = self._open_log()
+            self._process = _spawn(self._command(folder / "backends"), environment, self._log_in_use, self._tell_death)
             resources.callback(self._end_process)
-            self._await_ready(log_path)
+            self._await_ready()
             self._resources = resources.pop_all()
         if self.log_path is None:
-            self._resources.callback(log_path.unlink, missing_ok=True)
+            self._resources.callback(self._discard_log)
+
+    def call_on_death(self, callback: Callable[[], None]) -> None:
+        """`callback` is called, in another thread, as soon as the server ends without having been stopped."""
+        self._on_death.append(callback)
+
+    def check(self) -> None:
+        """Raises ServerError if the server has ended."""
+        return_code = self._running().poll()
+        if return_code is not None:
+            log = self._log_in_use
+            raise ServerError(f"tritonserver {_ending(return_code)}: {_reason(log)} (log: {log})")
 
     def stop(self) -> None:
         """Ends the server and everything it started; a second call does nothing."""
@@ -155,20 +185,40 @@ class LocalServer:
             f"--http-port={self._ports['HTTP']}",
             f"--grpc-port={self._ports['gRPC']}",
             f"--metrics-port={self._ports['metrics']}",
-            f"--exit-timeout-secs={int(_EXIT_TIMEOUT_S / 2)}",
+            f"--exit-timeout-secs={math.ceil(self.exit_timeout_s)}",
+            f"--backend-config=python,shm-default-byte-size={_SHARED_MEMORY_BYTES}",
+            f"--backend-config=python,shm-growth-byte-size={_SHARED_MEMORY_BYTES}",
+            f"--backend-config=python,shm-region-prefix-name={self._shared_memory_prefix}",
+            *self._restrictions(),
             *self.extra_args,
         ]
 
-    def _await_ready(self, log_path: Path) -> None:
-        process = self._running()
+    def _restrictions(self) -> list[str]:
+        if self.access_key is not None:
+            setting = f"{_USE},{_ADMINISTRATION}:{KEY_NAME}={self.access_key}"
+        elif not ipaddress.ip_address(socket.gethostbyname(self.host)).is_loopback:
+            setting = f"{_ADMINISTRATION}:{KEY_NAME}={secrets.token_hex()}"  # nobody has this key
+        else:
+            return []
+        return [f"--http-restricted-api={setting}", f"--grpc-restricted-protocol={setting}"]
+
+    def _discard_log(self) -> None:
+        if self._running().poll() is None:
+            self._log_in_use.unlink()
+
+    def _tell_death(self) -> None:
+        if self._process is not None:
+            for callback in self._on_death:
+                callback()
+
+    def _await_ready(self) -> None:
         deadline = time.monotonic() + self.startup_timeout_s
         while not _is_ready(self.host, self._ports["HTTP"]):
-            if process.poll() is not None:
-                raise ServerError(f"tritonserver {_ending(process.returncode)}: {_reason(log_path)} (log: {log_path})")
+            self.check()
             if time.monotonic() > deadline:
+                log = self._log_in_use
                 raise ServerError(
-                    f"tritonserver was not ready after {self.startup_timeout_s:g} s: {_reason(log_path)} "
-                    f"(log: {log_path})"
+                    f"tritonserver was not ready after {self.startup_timeout_s:g} s: {_reason(log)} (log: {log})"
                 )
             time.sleep(_POLL_INTERVAL_S)
 
@@ -177,13 +227,15 @@ class LocalServer:
         self._process = None
         process.terminate()
         try:
-            process.wait(_EXIT_TIMEOUT_S)
+            process.wait(self.exit_timeout_s + _KILL_AFTER_S)
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
         # The group holds the Python backend's stubs too. It is empty after a clean stop.
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
+        for region in Path("/dev/shm").glob(f"{self._shared_memory_prefix}*"):  # of a server that was killed
+            region.unlink()
 
 
 def _package_folder(name: str) -> Path:
@@ -265,8 +317,10 @@ def _reserve_ports(host: str, requested: dict[str, int]) -> dict[str, int]:
     return ports
 
 
-def _spawn(command: list[str], environment: dict[str, str], log_path: Path) -> subprocess.Popen[bytes]:
-    """Starts the server from a thread that lives as long as it does.
+def _spawn(
+    command: list[str], environment: dict[str, str], log_path: Path, on_end: Callable[[], None]
+) -> subprocess.Popen[bytes]:
+    """Starts the server from a thread that lives as long as it does, and then calls `on_end`.
 
     The kernel sends the parent-death signal when the *thread* that forked ends, so not a caller's thread.
     """
@@ -289,6 +343,7 @@ def _spawn(command: list[str], environment: dict[str, str], log_path: Path) -> s
         finally:
             ready.set()
         process.wait()
+        on_end()
 
     threading.Thread(target=run, name="tritonserver", daemon=True).start()
     ready.wait()

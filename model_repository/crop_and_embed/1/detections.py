@@ -15,12 +15,31 @@ def select(
 
     boxes [100, 4] in resized pixels, scores [100], of which the first `num_detections` count; scale [2] is resized /
     original for height and width; image [H, W, 3]. Returns boxes FP32 [k, 4], clipped to the image, and scores [k].
+
+    Raises ValueError, naming the tensor, for what no working detector says; a box may overrun the image, though.
     """
-    is_kept = scores[:num_detections] > min_score
     height, width = image.shape[:2]
-    original = boxes[:num_detections][is_kept] / scale[[1, 0, 1, 0]]
+    if height == 0 or width == 0:
+        raise ValueError(f"image has no pixels: {list(image.shape)}")
+    if not 0 <= num_detections <= len(boxes):
+        raise ValueError(f"num_detections is {num_detections}, not 0 to {len(boxes)}")
+    if not (np.isfinite(scale).all() and (scale > 0).all()):
+        raise ValueError(f"scale is {scale.tolist()}, not two positive numbers")
+    boxes, scores = boxes[:num_detections], scores[:num_detections]
+    _check_rows("scores", scores, np.isfinite(scores), "not a finite number")
+    _check_rows("boxes", boxes, np.isfinite(boxes).all(axis=1), "not finite numbers")
+    is_kept = scores > min_score
+    kept = boxes[is_kept] / scale[[1, 0, 1, 0]]
+    _check_rows("boxes", boxes[is_kept], (kept[:, :2] <= kept[:, 2:]).all(axis=1), "of negative width or height")
+    is_inside = (kept[:, 2:] >= 0).all(axis=1) & (kept[:, :2] <= [width, height]).all(axis=1)
+    _check_rows("boxes", boxes[is_kept], is_inside, f"outside the image of {width} x {height} pixels")
     limits = np.array([width, height, width, height], np.float32)
-    return np.clip(original, 0, limits).astype(np.float32), scores[:num_detections][is_kept]
+    return np.clip(kept, 0, limits).astype(np.float32), scores[is_kept]
+
+
+def _check_rows(name: str, rows: np.ndarray, is_good: np.ndarray, fault: str) -> None:
+    if not is_good.all():
+        raise ValueError(f"{name} has {rows[~is_good][0].tolist()}, which is {fault}")
 
 
 def to_pixels(boxes: np.ndarray, image: np.ndarray) -> np.ndarray:

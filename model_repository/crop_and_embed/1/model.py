@@ -42,9 +42,14 @@ class TritonPythonModel:
         self.sizes = np.array([[int(side) for side in size.split("x")] for _, size in templates])  # width, height
 
     async def execute(self, requests: list) -> list:
-        images = [image for index, request in enumerate(requests) for image in self._read(index, request)]
+        images: list[Image] = []
         errors: dict[int, tuple[str, int]] = {}  # message and code by request
-        templates = np.unique(np.concatenate([image.templates for image in images]))
+        for index, request in enumerate(requests):
+            try:
+                images += self._read(index, request)
+            except ValueError as error:
+                errors[index] = (f"crop_and_embed: {error}", pb_utils.TritonError.INVALID_ARG)
+        templates = {template for image in images for template in image.templates}
         await asyncio.gather(*(self._embed(template, images, errors) for template in templates))
         return [
             pb_utils.InferenceResponse(error=pb_utils.TritonError(*errors[index]))
@@ -81,7 +86,7 @@ class TritonPythonModel:
                 targets.extend((image, row) for row in np.flatnonzero(image.templates == template))
         if not crops:
             return
-        stacked = np.concatenate(crops)
+        stacked = np.concatenate(crops) if len(crops) > 1 else crops[0]
 
         async def embed_chunk(chunk: slice, position: int) -> None:
             try:
@@ -92,6 +97,9 @@ class TritonPythonModel:
             columns = slice(position * EMBEDDING_SIZE, (position + 1) * EMBEDDING_SIZE)
             for (image, row), vector in zip(targets[chunk], vectors, strict=True):
                 image.embeddings[row, columns] = vector
+                if not np.isfinite(vector).all():
+                    message = f"crop_and_embed: embedding of {self.embedders[position]} is not finite"
+                    errors[image.request] = (message, pb_utils.TritonError.INTERNAL)
 
         await asyncio.gather(
             *(

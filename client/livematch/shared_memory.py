@@ -1,0 +1,103 @@
+"""Pictures handed to a server on the same machine through system shared memory instead of over the connection."""
+
+import contextlib
+import mmap
+import os
+import secrets
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import tritonclient.grpc as triton
+from tritonclient.utils import InferenceServerException
+
+_FOLDER = Path("/dev/shm")
+_PREFIX = "livematch-"
+_SIZE_STEP_BYTES = 1 << 20  # sizes are rounded up to it, so that pictures of about one size share regions
+
+
+@dataclass(eq=False)
+class _Region:
+    name: str
+    memory: mmap.mmap
+
+
+class SharedMemory:
+    """Regions that one server has mapped too, as many as requests were in flight at once.
+
+    Nothing is left behind by a killed process: a region's file is removed as soon as the server has opened it.
+    """
+
+    def __init__(self, connection: triton.InferenceServerClient, headers: dict[str, str]) -> None:
+        self._connection = connection
+        self._headers = headers
+        self._lock = threading.Lock()
+        self._free: list[_Region] = []
+
+    @contextmanager
+    def holding(self, array: npt.NDArray[np.uint8], tensor: triton.InferInput) -> Iterator[None]:
+        """For as long as this lasts, `array` is in a region, and `tensor` says so.
+
+        A region is not used again after an error: the server may have been restarted and know it no longer, or may
+        still be reading it.
+
+        Raises:
+            InferenceServerException: the server cannot open the region; it runs elsewhere, say, or does not allow it.
+            OSError: no shared memory is left.
+        """
+        region = self._take(array.nbytes) or self._create(array.nbytes)
+        try:
+            np.frombuffer(region.memory, np.uint8, array.size)[:] = array.reshape(-1)
+            tensor.set_shared_memory(region.name, array.nbytes)
+            yield
+        except BaseException:
+            self._remove(region)
+            raise
+        with self._lock:
+            self._free.append(region)
+
+    def check(self) -> None:
+        """Raises InferenceServerException or OSError if there is no use in trying."""
+        self._remove(self._create(1))
+
+    def is_lost(self, error: InferenceServerException) -> bool:
+        """Whether the server did not know a region, because it was restarted since."""
+        return f"shared memory region: '{_PREFIX}" in (error.message() or "")
+
+    def close(self) -> None:
+        with self._lock:
+            free, self._free = self._free, []
+        for region in free:
+            self._remove(region)
+
+    def _take(self, num_bytes: int) -> _Region | None:
+        with self._lock:
+            for index, region in enumerate(self._free):
+                if len(region.memory) >= num_bytes:
+                    return self._free.pop(index)
+            outgrown = self._free.pop() if self._free else None
+        if outgrown is not None:
+            self._remove(outgrown)
+        return None
+
+    def _create(self, num_bytes: int) -> _Region:
+        size_bytes = -(-num_bytes // _SIZE_STEP_BYTES) * _SIZE_STEP_BYTES
+        name = f"{_PREFIX}{os.getpid()}-{secrets.token_hex(8)}"
+        path = _FOLDER / name
+        descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600)
+        try:
+            os.posix_fallocate(descriptor, 0, size_bytes)  # here an error, when written to a SIGBUS
+            self._connection.register_system_shared_memory(name, f"/{name}", size_bytes, headers=self._headers)
+            return _Region(name, mmap.mmap(descriptor, size_bytes))
+        finally:
+            os.close(descriptor)
+            path.unlink()
+
+    def _remove(self, region: _Region) -> None:
+        # A server that is gone, or was restarted, has no such region any more.
+        with contextlib.suppress(InferenceServerException):
+            self._connection.unregister_system_shared_memory(region.name, headers=self._headers)
