@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from livematch.embedding import Embedded
     from livematch.matching import Match, Rule
 
+_MIN_UPTIME_S = 10.0  # a server that ends before is not started again
+
 EXIT_ERROR = 2
 EXIT_FAILURES = 3
 EXIT_INTERRUPTED = 130
@@ -69,9 +71,18 @@ def _serve(options: argparse.Namespace) -> dict[str, Any]:
     with server:
         addresses = {"url": server.url, "http_url": server.http_url, "metrics_url": server.metrics_url}
         print(json.dumps(addresses), flush=True)
-        has_ended.wait()
-        server.check()
-    raise AssertionError("a server that has ended is an error")
+        while True:
+            start_s = time.monotonic()
+            has_ended.wait()
+            has_ended.clear()
+            try:
+                server.check()
+            except ServerError as error:
+                if time.monotonic() - start_s < _MIN_UPTIME_S:
+                    raise
+                logging.getLogger("livematch").warning("%s; it is started again", error)
+            server.stop()
+            server.start()
 
 
 def _embed(options: argparse.Namespace) -> dict[str, Any]:

@@ -36,6 +36,8 @@ PRIORITIES = {"live": 1, "batch": 2}  # in the server's queues live requests go 
 
 # UNAVAILABLE: nothing listens, the server is shutting down, or a model's queue is full.
 _RETRIED_STATUSES = {"StatusCode.UNAVAILABLE", "StatusCode.DEADLINE_EXCEEDED"}
+_RESTRICTED = "This protocol is restricted"  # the access key is missing or wrong, which is UNAVAILABLE too
+_DEAD_STUB = "is not healthy"  # the process of a Python model has ended; another server has one, or a restarted one
 # Without the first, gRPC waits up to two minutes before it looks whether a restarted server is back.
 _CHANNEL_OPTIONS = [
     ("grpc.max_reconnect_backoff_ms", 1000),
@@ -329,7 +331,10 @@ class Client:
 
     def _is_outage(self, error: InferenceServerException, server: _Server) -> bool:
         """Tells what a later try may mend from a refusal of this one request."""
-        if error.status() in _RETRIED_STATUSES:
+        reason = error.message() or ""
+        if _RESTRICTED in reason:
+            return False
+        if error.status() in _RETRIED_STATUSES or _DEAD_STUB in reason:
             return True
         if server.memory is not None and server.memory.is_lost(error):
             return True

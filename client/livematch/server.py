@@ -14,13 +14,10 @@ import os
 import re
 import secrets
 import shutil
-import signal
 import socket
-import subprocess
 import sys
 import sysconfig
 import tempfile
-import threading
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -28,17 +25,7 @@ from types import TracebackType
 from typing import Self
 
 from livematch.errors import ServerError
-
-# Runs between fork and the server: asks the kernel for SIGTERM when the parent dies, then becomes the server.
-# The parent may have died before the request was made, hence the second look at it.
-_LAUNCHER = """
-import ctypes, os, signal, sys
-PR_SET_PDEATHSIG = 1
-ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
-if os.getppid() != int(sys.argv[1]):
-    sys.exit("the parent has ended")
-os.execv(sys.argv[2], sys.argv[2:])
-"""
+from livematch.process import Process
 
 KEY_NAME = "livematch-key"
 """HTTP header of a server's access key; over gRPC "triton-grpc-protocol-" comes before it."""
@@ -60,8 +47,9 @@ class LocalServer:
 
     A port of 0 stands for a free one. `config_name` chooses `configs/<config_name>.pbtxt` where a model has it.
     The log goes to `log_path`; without one to a temporary file, which is kept only if the server failed.
-    `stop()` lets requests in flight finish for `exit_timeout_s`. With an `access_key` every endpoint but health wants
-    it (see KEY_NAME); without one, those that change the server are closed wherever `host` is not a loopback address.
+    `stop()` lets requests in flight finish for `exit_timeout_s`; then the server can be started again, on the same
+    ports. With an `access_key` every endpoint but health wants it (see KEY_NAME); without one, those that change the
+    server are closed wherever `host` is not a loopback address.
     """
 
     def __init__(
@@ -89,7 +77,7 @@ class LocalServer:
         self.extra_args = tuple(extra_args)
         self._requested_ports = {"HTTP": http_port, "gRPC": grpc_port, "metrics": metrics_port}
         self._ports: dict[str, int] = {}
-        self._process: subprocess.Popen[bytes] | None = None
+        self._process: Process | None = None
         self._log_in_use = Path()
         self._shared_memory_prefix = f"livematch-server-{secrets.token_hex(8)}"
         self._on_death: list[Callable[[], None]] = []
@@ -118,14 +106,15 @@ class LocalServer:
             raise ServerError(f"the server for {self.repository} is already running (pid {self._process.pid})")
         if not self.repository.is_dir():
             raise ServerError(f"no model repository at {self.repository}")
-        self._ports = _reserve_ports(self.host, self._requested_ports)
+        self._ports = _reserve_ports(self.host, self._ports or self._requested_ports)
         with contextlib.ExitStack() as resources:
             folder = Path(resources.enter_context(tempfile.TemporaryDirectory(prefix="livematch-server-")))
             environment = _assemble(folder)
             self._log_in_use = self._open_log()
-            self._process = _spawn(self._command(folder / "backends"), environment, self._log_in_use, self._tell_death)
+            self._process = Process(self._command(folder / "backends"), environment, self._log_in_use, self._tell_death)
             resources.callback(self._end_process)
             self._await_ready()
+            self._process.watch_children()
             self._resources = resources.pop_all()
         if self.log_path is None:
             self._resources.callback(self._discard_log)
@@ -136,10 +125,9 @@ class LocalServer:
 
     def check(self) -> None:
         """Raises ServerError if the server has ended."""
-        return_code = self._running().poll()
-        if return_code is not None:
-            log = self._log_in_use
-            raise ServerError(f"tritonserver {_ending(return_code)}: {_reason(log)} (log: {log})")
+        ending = self._running().ending
+        if ending is not None:
+            raise ServerError(f"tritonserver {ending}: {_reason(self._log_in_use)} (log: {self._log_in_use})")
 
     def stop(self) -> None:
         """Ends the server and everything it started; a second call does nothing."""
@@ -158,7 +146,7 @@ class LocalServer:
         self._running()
         return f"{self.host}:{self._ports[service]}"
 
-    def _running(self) -> subprocess.Popen[bytes]:
+    def _running(self) -> Process:
         if self._process is None:
             raise ServerError("the server is not running: call start() first")
         return self._process
@@ -203,13 +191,12 @@ class LocalServer:
         return [f"--http-restricted-api={setting}", f"--grpc-restricted-protocol={setting}"]
 
     def _discard_log(self) -> None:
-        if self._running().poll() is None:
+        if self._running().ending is None:
             self._log_in_use.unlink()
 
     def _tell_death(self) -> None:
-        if self._process is not None:
-            for callback in self._on_death:
-                callback()
+        for callback in self._on_death:
+            callback()
 
     def _await_ready(self) -> None:
         deadline = time.monotonic() + self.startup_timeout_s
@@ -225,15 +212,7 @@ class LocalServer:
     def _end_process(self) -> None:
         process = self._running()
         self._process = None
-        process.terminate()
-        try:
-            process.wait(self.exit_timeout_s + _KILL_AFTER_S)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
-        # The group holds the Python backend's stubs too. It is empty after a clean stop.
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
+        process.stop(self.exit_timeout_s + _KILL_AFTER_S)
         for region in Path("/dev/shm").glob(f"{self._shared_memory_prefix}*"):  # of a server that was killed
             region.unlink()
 
@@ -317,41 +296,6 @@ def _reserve_ports(host: str, requested: dict[str, int]) -> dict[str, int]:
     return ports
 
 
-def _spawn(
-    command: list[str], environment: dict[str, str], log_path: Path, on_end: Callable[[], None]
-) -> subprocess.Popen[bytes]:
-    """Starts the server from a thread that lives as long as it does, and then calls `on_end`.
-
-    The kernel sends the parent-death signal when the *thread* that forked ends, so not a caller's thread.
-    """
-    started: list[subprocess.Popen[bytes]] = []
-    ready = threading.Event()
-
-    def run() -> None:
-        launcher = [sys.executable, "-I", "-S", "-c", _LAUNCHER, str(os.getpid()), *command]
-        try:
-            with log_path.open("ab") as log:
-                process = subprocess.Popen(
-                    launcher,
-                    env=environment,
-                    stdin=subprocess.DEVNULL,
-                    stdout=log,
-                    stderr=subprocess.STDOUT,
-                    start_new_session=True,
-                )
-            started.append(process)
-        finally:
-            ready.set()
-        process.wait()
-        on_end()
-
-    threading.Thread(target=run, name="tritonserver", daemon=True).start()
-    ready.wait()
-    if not started:
-        raise ServerError(f"cannot run {command[0]}")
-    return started[0]
-
-
 def _is_ready(host: str, port: int) -> bool:
     connection = http.client.HTTPConnection(host, port, timeout=5.0)
     try:
@@ -361,10 +305,6 @@ def _is_ready(host: str, port: int) -> bool:
         return False
     finally:
         connection.close()
-
-
-def _ending(return_code: int) -> str:
-    return f"was killed by signal {-return_code}" if return_code < 0 else f"ended with exit code {return_code}"
 
 
 def _reason(log_path: Path) -> str:

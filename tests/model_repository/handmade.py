@@ -26,6 +26,13 @@ def unit_boxes() -> np.ndarray:
     return boxes
 
 
+def make_image(num_detections: int, height: int = 320, width: int = 240, seed: int = 0) -> np.ndarray:
+    """uint8 [1, H, W, 3]: coloured blocks of 16 pixels; the blue of the first says how many detections there are."""
+    blocks = np.random.default_rng(seed).integers(0, 256, (height // 16 + 1, width // 16 + 1, 3), np.uint8)
+    blocks[0, 0, 2] = num_detections
+    return blocks.repeat(16, axis=0).repeat(16, axis=1)[None, :height, :width]
+
+
 def scores() -> np.ndarray:
     return (0.999 - np.arange(100) / 10000).astype(np.float32)
 

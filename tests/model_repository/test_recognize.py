@@ -21,13 +21,6 @@ from training.embedder.templates import nearest_template
 pytestmark = pytest.mark.triton
 
 
-def make_image(num_detections: int, height: int = 320, width: int = 240, seed: int = 0) -> np.ndarray:
-    """uint8 [1, H, W, 3]: coloured blocks of 16 pixels; the blue of the first says how many detections there are."""
-    blocks = np.random.default_rng(seed).integers(0, 256, (height // 16 + 1, width // 16 + 1, 3), np.uint8)
-    blocks[0, 0, 2] = num_detections
-    return blocks.repeat(16, axis=0).repeat(16, axis=1)[None, :height, :width]
-
-
 def expected_embedding(image: np.ndarray, box: np.ndarray, config: PipelineConfig) -> np.ndarray:
     """2048 numbers for a box x0 y0 x1 y1, by cv2 and handmade.py's definition of the embedders."""
     height, width = image.shape[1:3]
@@ -62,7 +55,7 @@ def check(
 @pytest.mark.parametrize("num_detections", [0, 1, 3, 95])
 @pytest.mark.parametrize("model", ["recognize_image", "recognize_frame"])
 def test_counts(infer: Infer, config: PipelineConfig, model: str, num_detections: int) -> None:
-    image = make_image(num_detections, seed=num_detections)
+    image = handmade.make_image(num_detections, seed=num_detections)
     answer = infer(model, image=image)
     assert answer["boxes"].shape == (1, num_detections, 4)
     assert answer["embeddings"].shape == (1, num_detections, 2048)
@@ -77,14 +70,14 @@ def test_no_detections_call_no_embedder(infer: Infer, handmade_server: LocalServ
             return statistics.model_stats[0].inference_count
 
         before = num_inferences()
-        infer("recognize_image", image=make_image(0))
+        infer("recognize_image", image=handmade.make_image(0))
         assert num_inferences() == before
-        infer("recognize_image", image=make_image(2))
+        infer("recognize_image", image=handmade.make_image(2))
         assert num_inferences() == before + 2
 
 
 def test_images_of_one_request_are_padded_to_the_largest_count(infer: Infer, config: PipelineConfig) -> None:
-    images = [make_image(count, seed=count) for count in (2, 0, 5)]
+    images = [handmade.make_image(count, seed=count) for count in (2, 0, 5)]
     answer = infer("recognize_frame", image=np.concatenate(images))
     assert answer["boxes"].shape == (3, 5, 4)
     for row, (image, count) in enumerate(zip(images, (2, 0, 5), strict=True)):
@@ -93,12 +86,12 @@ def test_images_of_one_request_are_padded_to_the_largest_count(infer: Infer, con
 
 @pytest.mark.parametrize(("height", "width"), [(7, 300), (640, 33), (1, 1), (1000, 1504)])
 def test_unusual_sizes(infer: Infer, config: PipelineConfig, height: int, width: int) -> None:
-    image = make_image(4, height, width)
+    image = handmade.make_image(4, height, width)
     check(infer("recognize_image", image=image), 0, image, 4, config)
 
 
 def test_clients_at_once_get_their_own_answers(infer: Infer, config: PipelineConfig) -> None:
-    images = [make_image(seed % 5, 100 + 37 * seed, 400 - 23 * seed, seed) for seed in range(12)]
+    images = [handmade.make_image(seed % 5, 100 + 37 * seed, 400 - 23 * seed, seed) for seed in range(12)]
     with ThreadPoolExecutor(4) as pool:
         answers = list(pool.map(lambda image: infer("recognize_frame", image=image), images))
     for seed, (image, answer) in enumerate(zip(images, answers, strict=True)):
@@ -123,12 +116,12 @@ def test_bad_image_is_refused_and_the_next_one_served(
     with pytest.raises(InferenceServerException, match=message) as refusal:
         infer("recognize_image", image=image)
     assert refusal.value.status() == "StatusCode.INVALID_ARGUMENT"
-    good = make_image(1)
+    good = handmade.make_image(1)
     check(infer("recognize_image", image=good), 0, good, 1, config)
 
 
 def test_a_refused_image_leaves_its_neighbours_alone(infer: Infer, config: PipelineConfig) -> None:
-    good, bad = make_image(3), np.zeros((1, 9000, 2, 3), np.uint8)
+    good, bad = handmade.make_image(3), np.zeros((1, 9000, 2, 3), np.uint8)
 
     def ask(image: np.ndarray) -> dict[str, np.ndarray] | InferenceServerException:
         try:
@@ -151,8 +144,8 @@ def test_a_failing_embedder_is_named_and_spares_images_without_detections(
     with LocalServer(repository) as server, livematch.Client(server.url) as client:
         assert client.model_identity == "handmade-0"
         with ThreadPoolExecutor(4) as pool:
-            empty = [pool.submit(client.recognize_image, make_image(0)[0]) for _ in range(4)]
-            full = [pool.submit(client.recognize_image, make_image(2)[0]) for _ in range(4)]
+            empty = [pool.submit(client.recognize_image, handmade.make_image(0)[0]) for _ in range(4)]
+            full = [pool.submit(client.recognize_image, handmade.make_image(2)[0]) for _ in range(4)]
         assert [len(answer.result()) for answer in empty] == [0] * 4
         for answer in full:
             with pytest.raises(

@@ -1,0 +1,88 @@
+"""Many clients at once, and what a server's processes hold meanwhile."""
+
+import itertools
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import tritonclient.grpc as triton
+
+import livematch
+from export.signature import EMBEDDERS
+from livematch.client import Recognition
+
+MAX_COSINE_DIFFERENCE = 1e-4
+
+
+def ask_one_by_one(url: str, pictures: Sequence[np.ndarray]) -> list[Recognition]:
+    with livematch.Client(url) as client:
+        return [client.recognize_image(picture) for picture in pictures]
+
+
+def ask_at_once(
+    url: str, pictures: Sequence[np.ndarray], expected: Sequence[Recognition], *, num_requests: int, num_clients: int
+) -> float:
+    """Requests per second. Raises AssertionError if an answer differs from the expected one of its picture."""
+    numbers = iter(range(num_requests))
+    pick = itertools.cycle(range(len(pictures)))
+
+    def work(client: livematch.Client) -> int:
+        num_answers = 0
+        for _, index in zip(numbers, pick, strict=False):  # both are shared by all threads
+            assert_equal(client.recognize_image(pictures[index]), expected[index])
+            num_answers += 1
+        return num_answers
+
+    clients = [livematch.Client(url) for _ in range(num_clients)]
+    start_s = time.monotonic()
+    with ThreadPoolExecutor(num_clients) as pool:
+        num_answers = sum(pool.map(work, clients))
+    elapsed_s = time.monotonic() - start_s
+    for client in clients:
+        client.close()
+    assert num_answers == num_requests
+    return num_requests / elapsed_s
+
+
+def assert_equal(found: Recognition, expected: Recognition) -> None:
+    np.testing.assert_allclose(found.boxes, expected.boxes, atol=0.01)
+    np.testing.assert_allclose(found.scores, expected.scores, atol=1e-4)
+    cosines = (found.embeddings * expected.embeddings).sum(axis=1)
+    assert (cosines > 1 - MAX_COSINE_DIFFERENCE).all(), f"cosine {cosines.min()}"
+
+
+class EmbedderCalls:
+    """How many crops one call of an embedder held, on average, since this object was made."""
+
+    def __init__(self, url: str) -> None:
+        self._url = url
+        self._before = self._count()
+
+    def crops_per_call(self) -> float:
+        num_crops, num_calls = self._count() - self._before
+        return float(num_crops / num_calls)
+
+    def _count(self) -> np.ndarray:
+        with triton.InferenceServerClient(self._url) as client:
+            statistics = client.get_inference_statistics(EMBEDDERS[0]).model_stats[0]
+        return np.array([statistics.inference_count, statistics.execution_count])
+
+
+def descendants(pid: int) -> set[int]:
+    """Processes started by `pid`, at any depth."""
+    children = {
+        int(child) for task in Path(f"/proc/{pid}/task").glob("*/children") for child in task.read_text().split()
+    }
+    return children.union(*(descendants(child) for child in children))
+
+
+def memory_bytes(pid: int) -> int:
+    """Of a process and its descendants, pages that they share counted once (proportional set size)."""
+    return sum(_pss_bytes(process) for process in {pid, *descendants(pid)})
+
+
+def _pss_bytes(pid: int) -> int:
+    lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("Pss:")) << 10
