@@ -125,6 +125,10 @@ def _add_connection_options(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
 
     parser.add_argument(
+        "--crop-scale", type=float, default=1.0, metavar="F",
+        help="crop this much wider and higher than the boxes, the same for images and videos (default: %(default)g)",
+    )  # fmt: skip
+    parser.add_argument(
         "--shared-memory", action="store_true", help="hand pictures to servers on this machine through shared memory"
     )
     _add_key_option(parser, "of servers that want one")

@@ -201,6 +201,7 @@ def _connected(options: argparse.Namespace) -> Iterator["Client"]:
 
     settings: dict[str, Any] = {
         "max_tries": options.max_tries,
+        "crop_scale": options.crop_scale,
         "priority": "live" if options.command == "watch" else "batch",
         "shared_memory": options.shared_memory,
     }

@@ -100,6 +100,7 @@ class Client:
         urls: gRPC address, "host:port", or several.
         max_tries: how often a request is sent before `UnavailableError`.
         timeout_s: how long one try may take.
+        crop_scale: factor, 1 to 2, by which crops are wider and higher than their boxes.
         priority: "live" requests go first in the server's queues.
         shared_memory: hand pictures over through shared memory; for servers on this machine that allow it.
         access_key: of servers that want one.
@@ -118,6 +119,7 @@ class Client:
         max_tries: int = 10,
         first_pause_s: float = 0.5,
         timeout_s: float = 120.0,
+        crop_scale: float = 1.0,
         priority: Literal["live", "batch"] = "batch",
         shared_memory: bool = False,
         access_key: str | None = None,
@@ -125,12 +127,15 @@ class Client:
     ) -> None:
         if max_tries < 1:
             raise InputError(f"max_tries must be at least 1, got {max_tries}")
+        if not 1 <= crop_scale <= 2:
+            raise InputError(f"crop_scale must be from 1 to 2, got {crop_scale}")
         urls = [urls] if isinstance(urls, str) else urls
         if not urls:
             raise InputError("no server address given")
         self._max_tries = max_tries
         self._first_pause_s = first_pause_s
         self._timeout_s = timeout_s
+        self.crop_scale = crop_scale
         self._priority = PRIORITIES[priority]
         self._headers = {} if access_key is None else {f"triton-grpc-protocol-{KEY_NAME}": access_key}
         self._closed = threading.Event()
@@ -195,6 +200,7 @@ class Client:
                     timeout=int(self._timeout_s * 1e6),  # nobody waits for the answer after that
                     client_timeout=self._timeout_s,
                     headers=self._headers,
+                    parameters={} if self.crop_scale == 1 else {"crop_scale": str(self.crop_scale)},
                 )
 
         response = self._call(infer)

@@ -128,6 +128,8 @@ def _embed(
     if flow.flip:
         stages = _Stages(stages.decode, with_flip(stages.recognize))
         selection += ", flip"
+    if client.crop_scale != 1:
+        selection += f", crops scaled by {client.crop_scale}"
     sources = take_shard(listed[0], flow.shard)
     failures = listed[1] if flow.shard[0] == 0 else []  # these are in no shard
     for failure in failures:

@@ -187,10 +187,17 @@ def test_shards_one_after_another_are_the_whole(client, part, tmp_path):
         embed_images(client, part / "image", tmp_path / "2", Flow(shard=(2, 2)))
 
 
-def test_another_option_for_the_same_file_is_refused(client, part, tmp_path):
+def test_another_option_for_the_same_file_is_refused(client, part, tmp_path, loopback_server):
     embed_images(client, part / "image", tmp_path / "f.parquet")
     with pytest.raises(FeaturesError, match="holds images, not images, flip"):
         embed_images(client, part / "image", tmp_path / "f.parquet", Flow(flip=True))
+    with (
+        Client(loopback_server.url, crop_scale=1.1) as wider,
+        pytest.raises(FeaturesError, match=r"holds images, not images, crops scaled by 1\.1"),
+    ):
+        embed_images(wider, part / "image", tmp_path / "f.parquet")
+    with pytest.raises(InputError, match=r"crop_scale must be from 1 to 2, got 0\.9"):
+        Client(loopback_server.url, crop_scale=0.9)
 
 
 def test_memory_does_not_grow_with_the_number_of_clips(tmp_path, drawing, loopback_server):

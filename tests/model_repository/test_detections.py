@@ -46,6 +46,20 @@ def test_to_pixels_truncates_and_keeps_a_pixel(detections: ModuleType, box: list
     assert found.dtype == np.int32
 
 
+def test_widen_keeps_the_middle(detections: ModuleType) -> None:
+    boxes = np.array([[10, 20, 30, 60], [0, 0, 300, 400]], np.float32)
+    wider = detections.widen(boxes, 1.5)
+    np.testing.assert_allclose(wider, [[5, 10, 35, 70], [-75, -100, 375, 500]])
+    np.testing.assert_array_equal(detections.to_pixels(wider, IMAGE), [[5, 10, 35, 70], [0, 0, 300, 400]])
+    np.testing.assert_array_equal(detections.widen(boxes, 1.0), boxes)
+
+
+@pytest.mark.parametrize("factor", [0.99, 2.01, float("nan")])
+def test_widen_has_limits(detections: ModuleType, factor: float) -> None:
+    with pytest.raises(ValueError, match=r"crop_scale is .*, not from 1 to 2"):
+        detections.widen(np.ones((1, 4), np.float32), factor)
+
+
 def test_to_pixels_of_nothing(detections: ModuleType) -> None:
     assert detections.to_pixels(np.empty((0, 4), np.float32), IMAGE).shape == (0, 4)
 

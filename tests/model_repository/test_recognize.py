@@ -84,6 +84,18 @@ def test_images_of_one_request_are_padded_to_the_largest_count(infer: Infer, con
         check(answer, row, image, count, config)
 
 
+def test_wider_crops_leave_the_boxes(handmade_server: LocalServer, config: PipelineConfig) -> None:
+    image = handmade.make_image(3)
+    with livematch.Client(handmade_server.url, crop_scale=1.2) as client:
+        found = client.recognize_image(image[0])
+    boxes = handmade.unit_boxes()[:3] * [240, 320, 240, 320]
+    np.testing.assert_allclose(found.boxes, boxes, atol=1e-3)
+    margins = 0.1 * (boxes[:, 2:] - boxes[:, :2])
+    wider = np.concatenate([boxes[:, :2] - margins, boxes[:, 2:] + margins], axis=1).clip(0, [240, 320, 240, 320])
+    for box, embedding in zip(wider, found.embeddings, strict=True):
+        np.testing.assert_allclose(embedding, expected_embedding(image, box, config), atol=3e-3)
+
+
 @pytest.mark.parametrize(("height", "width"), [(7, 300), (640, 33), (1, 1), (1000, 1504)])
 def test_unusual_sizes(infer: Infer, config: PipelineConfig, height: int, width: int) -> None:
     image = handmade.make_image(4, height, width)

@@ -1,4 +1,4 @@
-"""Augmentation in the order and strength of the reference solution, from torchvision's transforms v2, CLAHE from OpenCV."""
+"""Augmentation in the order and strength of the reference solution: torchvision's transforms v2, OpenCV's CLAHE."""
 
 import cv2
 import numpy as np

@@ -42,10 +42,21 @@ def _check_rows(name: str, rows: np.ndarray, is_good: np.ndarray, fault: str) ->
         raise ValueError(f"{name} has {rows[~is_good][0].tolist()}, which is {fault}")
 
 
+def widen(boxes: np.ndarray, factor: float) -> np.ndarray:
+    """Boxes [k, 4] with `factor` times their width and height about the same middle; may overrun the image.
+
+    Raises ValueError for a factor that is not from 1 to 2.
+    """
+    if not 1 <= factor <= 2:
+        raise ValueError(f"crop_scale is {factor}, not from 1 to 2")
+    margins = (factor - 1) / 2 * (boxes[:, 2:] - boxes[:, :2])
+    return np.concatenate([boxes[:, :2] - margins, boxes[:, 2:] + margins], axis=1)
+
+
 def to_pixels(boxes: np.ndarray, image: np.ndarray) -> np.ndarray:
     """Truncates boxes [k, 4] to INT32: inside the image [H, W, 3] and at least one pixel wide and high."""
     height, width = image.shape[:2]
-    start = np.minimum(boxes[:, :2].astype(np.int32), [width - 1, height - 1])
+    start = np.clip(boxes[:, :2].astype(np.int32), 0, [width - 1, height - 1])
     end = np.clip(boxes[:, 2:].astype(np.int32), start + 1, [width, height])
     return np.concatenate([start, end], axis=1).astype(np.int32)
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import triton_python_backend_utils as pb_utils
-from detections import chunks, nearest_templates, pad_rows, select, to_pixels, to_unit_length
+from detections import chunks, nearest_templates, pad_rows, select, to_pixels, to_unit_length, widen
 
 EMBEDDING_SIZE = 512  # of one embedder
 
@@ -61,10 +61,11 @@ class TritonPythonModel:
     def _read(self, index: int, request: object) -> list[Image]:
         names = ("image", "boxes", "scores", "num_detections", "scale", "min_score")
         tensors = [pb_utils.get_input_tensor_by_name(request, name).as_numpy() for name in names]
+        crop_scale = float(json.loads(request.parameters()).get("crop_scale", 1))
         images = []
         for pixels, boxes, scores, num_detections, scale, min_score in zip(*tensors, strict=True):
             boxes, scores = select(boxes, scores, num_detections[0], scale, min_score[0], pixels)
-            crop_boxes = to_pixels(boxes, pixels)
+            crop_boxes = to_pixels(widen(boxes, crop_scale), pixels)
             templates = nearest_templates(crop_boxes, self.aspect_ratios)
             embeddings = np.empty((len(boxes), EMBEDDING_SIZE * len(self.embedders)), np.float32)
             images.append(Image(index, pixels, boxes, scores, crop_boxes, templates, embeddings))
