@@ -58,7 +58,7 @@ class Process:
         if return_code is None:
             return None
         if self._has_lost_child:
-            return "was stopped because the process of one of its models had ended"
+            return "was killed because the process of one of its models had ended"
         return f"was killed by signal {-return_code}" if return_code < 0 else f"ended with exit code {return_code}"
 
     def watch_children(self) -> None:
@@ -99,7 +99,7 @@ class Process:
             except subprocess.TimeoutExpired:
                 if not (self._is_stopping or self._has_lost_child) and not all(map(_is_running, self._children)):
                     self._has_lost_child = True
-                    popen.terminate()
+                    popen.kill()  # a gentle end would wait for requests that the lost child holds
         if not self._is_stopping:
             self._on_end()
 

@@ -70,9 +70,9 @@ def _detector(
     return boxes, scores, num_detections
 
 
-def build_embedder(position: int) -> onnx.ModelProto:
+def build_embedder(position: int, *, unit: float = 100) -> onnx.ModelProto:
     tail = np.zeros((1, EMBEDDING_SIZE - 5), np.float32)
-    tail[0, 0] = 100 * (position + 1)
+    tail[0, 0] = unit * (position + 1)
     return bind(_embedder.to_model_proto(), {"tail": tail})
 
 

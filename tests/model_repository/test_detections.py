@@ -26,6 +26,36 @@ def test_select_wants_more_than_the_minimum_score(detections: ModuleType) -> Non
     assert len(kept) == 1
 
 
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"boxes": [1, 2, np.nan, 4]}, r"boxes has \[1.0, 2.0, nan, 4.0\], which is not finite"),
+        ({"boxes": [1, 2, np.inf, 4]}, r"boxes has .*inf.*, which is not finite"),
+        ({"boxes": [9, 1, 8, 4]}, "boxes has .* of negative width or height"),
+        ({"boxes": [-9, -9, -2, -2]}, "boxes has .* outside the image of 300 x 400 pixels"),
+        ({"boxes": [1, 401, 2, 402]}, "boxes has .* outside the image"),
+        ({"scores": np.nan}, "scores has nan"),
+        ({"num_detections": 2}, "num_detections is 2, not 0 to 1"),
+        ({"num_detections": -1}, "num_detections is -1"),
+        ({"scale": [0, 1]}, "scale is"),
+        ({"scale": [np.nan, 1]}, "scale is"),
+        ({"image": IMAGE[:0]}, r"image has no pixels: \[0, 300, 3\]"),
+    ],
+)
+def test_select_refuses_what_no_detector_says(detections: ModuleType, changes: dict, message: str) -> None:
+    inputs = {"boxes": [1, 2, 3, 4], "scores": 0.99, "num_detections": 1, "scale": [1, 1], "image": IMAGE} | changes
+    boxes, scores = np.float32([inputs["boxes"]]), np.float32([inputs["scores"]])
+    scale = np.array(inputs["scale"], np.float32)
+    with pytest.raises(ValueError, match=message):
+        detections.select(boxes, scores, inputs["num_detections"], scale, np.float32(0.9), inputs["image"])
+
+
+def test_select_does_not_look_at_boxes_of_low_score(detections: ModuleType) -> None:
+    boxes = np.float32([[1, 2, 3, 4], [9, 9, 1, 1]])
+    kept, _ = detections.select(boxes, np.float32([0.99, 0.1]), 2, np.ones(2, np.float32), 0.9, IMAGE)
+    assert kept.tolist() == [[1, 2, 3, 4]]
+
+
 def test_select_ignores_rows_past_the_count(detections: ModuleType) -> None:
     kept, scores = detections.select(np.ones((100, 4)), np.ones(100), 0, np.ones(2), 0.9, IMAGE)
     assert kept.shape == (0, 4) and scores.shape == (0,)

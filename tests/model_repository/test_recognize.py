@@ -1,5 +1,6 @@
 """The ensembles on a real server, with the networks of handmade.py: every number of an answer is worked out here."""
 
+import random
 import shutil
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -16,6 +17,7 @@ from export.config import PipelineConfig
 from livematch.server import LocalServer
 from tests.model_repository import handmade
 from tests.model_repository.conftest import Infer
+from tests.model_repository.malformed import GRPC, Malformed, detections, send
 from training.embedder.templates import nearest_template
 
 pytestmark = pytest.mark.triton
@@ -146,6 +148,33 @@ def test_a_refused_image_leaves_its_neighbours_alone(infer: Infer, config: Pipel
     for answer in answers[::2]:
         check(answer, 0, good, 3, config)
     assert all("9000" in str(answer) for answer in answers[1::2])
+
+
+def test_a_broken_detectors_boxes_are_named_and_spare_their_neighbours(handmade_server: LocalServer) -> None:
+    """Straight to crop_and_embed, which collects these requests into batches."""
+    rng = random.Random(5)
+    good = Malformed("good", detections(rng), "", "crop_and_embed")
+    bad = Malformed("bad", detections(rng, box=(1, 2, np.nan, 4)), "", "crop_and_embed")
+
+    def ask(request: Malformed) -> str:
+        try:
+            return send(request, GRPC, handmade_server.url)
+        except AssertionError as answer:
+            return str(answer)
+
+    with ThreadPoolExecutor(8) as pool:
+        outcomes = list(pool.map(ask, [good, bad] * 8))
+    assert outcomes[::2] == ["good was answered"] * 8
+    assert outcomes[1::2] == ["crop_and_embed: boxes has [1.0, 2.0, nan, 4.0], which is not finite numbers"] * 8
+
+
+def test_an_embedding_that_is_not_finite_is_named(handmade_repository: Path, tmp_path: Path) -> None:
+    repository = shutil.copytree(handmade_repository, tmp_path / "repository")
+    onnx.save(handmade.build_embedder(1, unit=np.nan), repository / "embedder_b5b" / "1" / "model.onnx")
+    with LocalServer(repository) as server, livematch.Client(server.url) as client:
+        assert len(client.recognize_image(handmade.make_image(0)[0])) == 0
+        with pytest.raises(livematch.RequestError, match="crop_and_embed: embedding of embedder_b5b is not finite"):
+            client.recognize_image(handmade.make_image(2)[0])
 
 
 def test_a_failing_embedder_is_named_and_spares_images_without_detections(
