@@ -309,11 +309,13 @@ def _is_ready(host: str, port: int) -> bool:
 
 def _reason(log_path: Path) -> str:
     """The first errors in a tritonserver log, without time stamps and source positions, as one line."""
-    lines = log_path.read_text(errors="replace").splitlines()
+    lines = re.sub(r"\x1b\[[0-9;]*m", "", log_path.read_text(errors="replace")).splitlines()  # without colours
     lines = [line for line in lines if "CudaDriverHelper" not in line]  # logged as an error wherever there is no GPU
     # What depends on a failed model fails too.
     causes = [line for line in lines if re.match(r"E\d{4} ", line) and "failed to load" in line]
-    causes = causes or [line for line in lines if re.match(r"error: |E\d{4} |.*unrecognized option", line)]
+    causes = causes or [
+        line for line in lines if re.match(r"error: |E\d{4} |.*unrecognized option|.*\[E:onnxruntime", line)
+    ]
     causes = causes or [line for line in lines if line.strip()][-1:]
     # A failed Python model's line goes on with a traceback, in which line feeds are written as \\n.
     plain = [re.sub(r"^E\d{4} \S+ \d+ \S+\] |\\n\\nAt:.*", "", line).strip(' "') for line in causes]

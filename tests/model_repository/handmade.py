@@ -86,12 +86,20 @@ def _embedder(crops: UINT8["n", "h", "w", 3], tail: FLOAT[1, 507]) -> FLOAT["n",
     return embedding
 
 
-def build_failing_embedder() -> onnx.ModelProto:
-    """Fails on every call, at a node named "out of order"."""
+def build_failing_embedder(*, on_black: bool) -> onnx.ModelProto:
+    """Fails at a node named "out of order", on every call or only on crops that are not black (as warm-up's are)."""
     model = build_embedder(0)
-    sabotage = onnx.helper.make_node("Gather", ["tail", "two"], ["no_tail"], name="out of order", axis=0)
-    model.graph.initializer.append(onnx.numpy_helper.from_array(np.array([2]), "two"))
+    make_node = onnx.helper.make_node
+    sabotage = [
+        make_node("ReduceMax", ["crops"], ["brightest"], keepdims=0),
+        make_node("Cast", ["brightest"], ["is_bright"], to=onnx.TensorProto.BOOL),
+        make_node("Cast", ["is_bright"], ["zero_or_one"], to=onnx.TensorProto.INT64),
+        make_node("Add", ["zero_or_one", "offset"], ["index"]),
+        make_node("Gather", ["tail", "index"], ["no_tail"], name="out of order", axis=0),
+    ]
+    model.graph.initializer.append(onnx.numpy_helper.from_array(np.array([int(on_black)]), "offset"))
     for node in model.graph.node:
         node.input[:] = ["no_tail" if name == "tail" else name for name in node.input]
-    model.graph.node.insert(0, sabotage)
+    for node in reversed(sabotage):
+        model.graph.node.insert(0, node)
     return model

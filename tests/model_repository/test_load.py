@@ -1,18 +1,21 @@
-"""Sixteen clients at once get what one client gets; the long run is marked slow.
+"""Sixteen clients at once get what one client gets, and the server does not grow.
 
-pytest -m slow tests/model_repository -rP    with LIVEMATCH_SOAK_REQUESTS=5000 or another number
+LIVEMATCH_SOAK_REQUESTS=5000 pytest -m slow -rP tests/model_repository    the long runs, with their figures
 """
 
 import itertools
 import os
 import re
+from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 
+from livematch import read_image
 from livematch.server import LocalServer
 from tests.model_repository import handmade
-from tests.model_repository.load import EmbedderCalls, ask_at_once, ask_one_by_one
+from tests.model_repository.load import EmbedderCalls, ask_at_once, ask_one_by_one, memory_bytes
 from tests.model_repository.malformed import GRPC, HTTP, malformed_requests, send
 
 pytestmark = pytest.mark.triton
@@ -50,3 +53,66 @@ def refuse(server: LocalServer, protocol: str, num_requests: int) -> None:
         refusal = send(request, protocol, url)
         assert re.search(request.refusal, refusal, re.DOTALL), f"{request.kind}: {refusal}"
     assert len(ask_one_by_one(server.url, [handmade.make_image(2, 64, 64)[0]])[0]) == 2
+
+
+@pytest.fixture(scope="module")
+def demo_pictures(demo_world: Path) -> list[np.ndarray]:
+    """Sheets of 0 to 48 photos of mixed sizes, and single photos; pictures of one size share batches."""
+    paths = sorted((demo_world / "image").glob("*/*.jpg"))
+    sheets = [(0, 1, 160), (1, 1, 200), (4, 2, 160), (9, 3, 120), (16, 4, 100), (30, 6, 90), (48, 8, 100)]
+    return [make_sheet(paths, *sheet, seed) for seed, sheet in enumerate(sheets * 3)] + [
+        read_image(p) for p in paths[:8]
+    ]
+
+
+def make_sheet(paths: list[Path], num_photos: int, num_columns: int, side_px: int, seed: int) -> np.ndarray:
+    """uint8 [H, W, 3]: photos drawn at random in a grid, the rest of it white."""
+    chosen = np.random.default_rng(seed).choice(len(paths), num_photos)
+    num_rows = max(1, -(-num_photos // num_columns))
+    sheet = np.full((num_rows, side_px, num_columns, side_px, 3), 255, np.uint8)
+    for position, index in enumerate(chosen):
+        row, column = divmod(position, num_columns)
+        sheet[row, :, column] = cv2.resize(read_image(paths[index]), (side_px, side_px), interpolation=cv2.INTER_AREA)
+    return sheet.reshape(num_rows * side_px, num_columns * side_px, 3)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(4 * 3600)
+def test_soak(demo_repository: Path, demo_pictures: list[np.ndarray]) -> None:
+    num_warm_up = min(1000, NUM_SOAK_REQUESTS // 2)
+    with LocalServer(demo_repository) as server:
+        expected = ask_one_by_one(server.url, demo_pictures)
+        counts = sorted({len(recognition) for recognition in expected})
+
+        def ask(num_requests: int, num_clients: int) -> tuple[float, float]:
+            calls = EmbedderCalls(server.url)
+            counted = {"num_requests": num_requests, "num_clients": num_clients}
+            requests_per_s = ask_at_once(server.url, demo_pictures, expected, **counted)
+            return requests_per_s, calls.crops_per_call()
+
+        ask(num_warm_up, NUM_CLIENTS)
+        before_bytes = memory_bytes(server.pid)
+        alone, crops_alone = ask(min(200, NUM_SOAK_REQUESTS), 1)
+        together, crops_together = ask(NUM_SOAK_REQUESTS - num_warm_up, NUM_CLIENTS)
+        growth = memory_bytes(server.pid) / before_bytes - 1
+    print(
+        f"boxes per picture {counts}; memory after {num_warm_up} requests {before_bytes / 2**20:.0f} MiB, {growth:+.2%}"
+    )
+    print(f"1 client {alone:.2f} requests/s, {crops_alone:.2f} crops per embedder call")
+    print(f"{NUM_CLIENTS} clients {together:.2f} requests/s, {crops_together:.2f} crops per embedder call")
+    assert counts[0] == 0 and counts[-1] >= 30
+    assert growth < MAX_GROWTH
+    assert crops_together > crops_alone
+
+
+@pytest.mark.slow
+def test_memory_stays_flat_under_malformed_requests(handmade_repository: Path) -> None:
+    with LocalServer(handmade_repository) as server:
+        for protocol in (GRPC, HTTP):
+            refuse(server, protocol, num_requests=150)
+        before_bytes = memory_bytes(server.pid)
+        for protocol in (GRPC, HTTP):
+            refuse(server, protocol, num_requests=150)
+        growth = memory_bytes(server.pid) / before_bytes - 1
+    print(f"300 malformed requests: {before_bytes / 2**20:.0f} MiB, {growth:+.2%}")
+    assert growth < MAX_GROWTH

@@ -181,7 +181,7 @@ def test_a_failing_embedder_is_named_and_spares_images_without_detections(
     handmade_repository: Path, tmp_path: Path
 ) -> None:
     repository = shutil.copytree(handmade_repository, tmp_path / "repository")
-    onnx.save(handmade.build_failing_embedder(), repository / "embedder_b6" / "1" / "model.onnx")
+    onnx.save(handmade.build_failing_embedder(on_black=False), repository / "embedder_b6" / "1" / "model.onnx")
     with LocalServer(repository) as server, livematch.Client(server.url) as client:
         assert client.model_identity == "handmade-0"
         with ThreadPoolExecutor(4) as pool:
@@ -193,3 +193,12 @@ def test_a_failing_embedder_is_named_and_spares_images_without_detections(
                 livematch.RequestError, match=r"crop_and_embed: embedding of embedder_b6: .*out of order"
             ):
                 answer.result()
+
+
+def test_a_model_that_fails_its_warm_up_keeps_the_server_from_starting(
+    handmade_repository: Path, tmp_path: Path
+) -> None:
+    repository = shutil.copytree(handmade_repository, tmp_path / "repository")
+    onnx.save(handmade.build_failing_embedder(on_black=True), repository / "embedder_b6" / "1" / "model.onnx")
+    with pytest.raises(livematch.ServerError, match=r"tritonserver (ended|was killed).*out of order"):
+        LocalServer(repository, log_path=tmp_path / "log").start()

@@ -1,0 +1,129 @@
+"""Where a request's time goes, from Triton's own statistics, with one client and with many.
+
+    python -m benchmarks.stages --repository build/demo/model_repository --images build/demo/world/image
+
+Starts a server of its own. Prints a table for each number of clients, in milliseconds per request of the ensemble, and
+ends in one line of JSON. A model's time is what it waits in its queue, what its inputs and outputs take to copy, and
+what it computes. `crop_and_embed` computes by calling `crop` and the embedders, so its time holds theirs.
+
+`overhead` is the share of a request's time, from the ensemble's start to its end, in which no model computes. The four
+embedders count as if they shared the processors perfectly: by the longest, or by their sum over the processors.
+"""
+
+import argparse
+import json
+import os
+import sys
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Self
+
+import numpy as np
+import tritonclient.grpc as triton
+
+from export.signature import EMBEDDERS
+from livematch import Client, LocalServer, read_image
+
+ENSEMBLE = "recognize_image"
+MODELS = (ENSEMBLE, "prepare_image", "detector", "crop_and_embed", "crop", *EMBEDDERS)
+
+
+@dataclass(frozen=True)
+class Stage:
+    """What one model has done; times are totals in milliseconds."""
+
+    num_requests: float
+    num_calls: float  # of the backend, each with a batch of rows
+    num_rows: float  # images or crops
+    total_ms: float
+    queue_ms: float
+    input_ms: float
+    compute_ms: float
+    output_ms: float
+
+    @classmethod
+    def read(cls, client: triton.InferenceServerClient, model: str) -> Self:
+        found = client.get_inference_statistics(model).model_stats[0]
+        times = found.inference_stats
+        parts = (times.success, times.queue, times.compute_input, times.compute_infer, times.compute_output)
+        return cls(
+            times.success.count, found.execution_count, found.inference_count, *(part.ns / 1e6 for part in parts)
+        )
+
+    def __sub__(self, earlier: "Stage") -> "Stage":
+        return Stage(*(getattr(self, field.name) - getattr(earlier, field.name) for field in fields(self)))
+
+
+def measure(
+    url: str, pictures: Sequence[np.ndarray], *, num_requests: int, num_clients: int
+) -> tuple[dict[str, Stage], float]:
+    """What requests by `num_clients` threads at once cost each model, and how many were answered per second.
+
+    A dozen that do not count go before them.
+    """
+
+    def ask(index: int) -> None:
+        client.recognize_image(pictures[index % len(pictures)])
+
+    with Client(url) as client, triton.InferenceServerClient(url) as observer, ThreadPoolExecutor(num_clients) as pool:
+        list(pool.map(ask, range(12)))
+        before = {model: Stage.read(observer, model) for model in MODELS}
+        start_s = time.monotonic()
+        list(pool.map(ask, range(num_requests)))
+        requests_per_s = num_requests / (time.monotonic() - start_s)
+        return {model: Stage.read(observer, model) - before[model] for model in MODELS}, requests_per_s
+
+
+def overhead(stages: dict[str, Stage], num_cpus: int) -> float:
+    """Share of the ensemble's time in which no model computes; says something for one client only."""
+    embedders = [stages[model].compute_ms for model in EMBEDDERS]
+    computing_ms = sum(stages[model].compute_ms for model in ("prepare_image", "detector", "crop"))
+    computing_ms += max(max(embedders), sum(embedders) / num_cpus)
+    return 1 - computing_ms / stages[ENSEMBLE].total_ms
+
+
+def table(stages: dict[str, Stage]) -> str:
+    """Milliseconds per request of the ensemble; calls per request, and rows per call."""
+    lines = [f"{'model':16}{'calls':>7}{'rows':>7}{'total':>9}{'queue':>9}{'input':>9}{'compute':>9}{'output':>9}"]
+    num_requests = stages[ENSEMBLE].num_requests
+    for model, stage in stages.items():
+        times = (stage.total_ms, stage.queue_ms, stage.input_ms, stage.compute_ms, stage.output_ms)
+        calls, rows = stage.num_calls / num_requests, stage.num_rows / max(stage.num_calls, 1)
+        lines.append(f"{model:16}{calls:7.2f}{rows:7.2f}" + "".join(f"{ms / num_requests:9.2f}" for ms in times))
+    return "\n".join(lines)
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--repository", type=Path, required=True)
+    parser.add_argument("--images", type=Path, required=True, help="folder of <item_id>/<k>.jpg")
+    parser.add_argument("--requests", type=int, default=200, help="for each number of clients (default: %(default)s)")
+    parser.add_argument("--clients", type=int, nargs="+", default=[1, 16], help="(default: 1 16)")
+    options = parser.parse_args(argv)
+    pictures = [read_image(path) for path in sorted(options.images.glob("*/*.jpg"))[:48]]
+    if not pictures:
+        parser.error(f"no pictures in {options.images}")
+    num_cpus = os.cpu_count() or 1
+    result: dict[str, object] = {"num_cpus": num_cpus}
+    with LocalServer(options.repository) as server:
+        for num_clients in options.clients:
+            stages, requests_per_s = measure(
+                server.url, pictures, num_requests=options.requests, num_clients=num_clients
+            )
+            print(f"{num_clients} clients\n{table(stages)}\n", flush=True)
+            embedder = stages[EMBEDDERS[0]]
+            result[f"{num_clients} clients"] = {
+                "requests_per_s": round(requests_per_s, 2),
+                "crops_per_call": round(embedder.num_rows / max(embedder.num_calls, 1), 2),
+            }
+            if num_clients == 1:
+                result["overhead"] = round(overhead(stages, num_cpus), 3)
+    print(json.dumps(result))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
