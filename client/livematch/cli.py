@@ -8,6 +8,7 @@ Progress, warnings and errors go to stderr. The last line of stdout is the summa
 import argparse
 import json
 import logging
+import math
 import signal
 import sys
 import threading
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
     from livematch.embedding import Embedded
     from livematch.matching import Match, Rule
 
-_MIN_UPTIME_S = 10.0  # a server that ends before is not started again
+_MIN_UPTIME_S = 10.0  # a server that ends so soon after it was started again is given up
 
 EXIT_ERROR = 2
 EXIT_FAILURES = 3
@@ -71,18 +72,19 @@ def _serve(options: argparse.Namespace) -> dict[str, Any]:
     with server:
         addresses = {"url": server.url, "http_url": server.http_url, "metrics_url": server.metrics_url}
         print(json.dumps(addresses), flush=True)
+        restart_s = -math.inf
         while True:
-            start_s = time.monotonic()
             has_ended.wait()
             has_ended.clear()
             try:
                 server.check()
             except ServerError as error:
-                if time.monotonic() - start_s < _MIN_UPTIME_S:
+                if time.monotonic() < restart_s + _MIN_UPTIME_S:
                     raise
                 logging.getLogger("livematch").warning("%s; it is started again", error)
             server.stop()
             server.start()
+            restart_s = time.monotonic()
 
 
 def _embed(options: argparse.Namespace) -> dict[str, Any]:

@@ -202,8 +202,10 @@ class LocalServer:
         deadline = time.monotonic() + self.startup_timeout_s
         while not _is_ready(self.host, self._ports["HTTP"]):
             self.check()
+            log = self._log_in_use
+            if _has_failed(log):  # Triton does not always end then: a failed warm-up makes it wait for ever
+                raise ServerError(f"tritonserver cannot serve its models: {_reason(log)} (log: {log})")
             if time.monotonic() > deadline:
-                log = self._log_in_use
                 raise ServerError(
                     f"tritonserver was not ready after {self.startup_timeout_s:g} s: {_reason(log)} (log: {log})"
                 )
@@ -305,6 +307,10 @@ def _is_ready(host: str, port: int) -> bool:
         return False
     finally:
         connection.close()
+
+
+def _has_failed(log_path: Path) -> bool:
+    return re.search(r"^E\d{4} .*failed to load", log_path.read_text(errors="replace"), re.MULTILINE) is not None
 
 
 def _reason(log_path: Path) -> str:

@@ -5,8 +5,9 @@ from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2 as proto
 
 from export.config import PipelineConfig, demo, production
-from export.signature import EMBEDDERS, MODELS
+from export.signature import EMBEDDERS, MODELS, PRIORITIES
 from export.triton_config import REPOSITORY, main, repository_files, stale_files, write_files
+from livematch.client import PRIORITIES as CLIENT_PRIORITIES
 
 
 def parse(text: str) -> proto.ModelConfig:
@@ -53,7 +54,21 @@ def test_networks_have_an_engine_by_default_and_onnx_by_name() -> None:
         engine, graph = parse(files[f"{model}/config.pbtxt"]), parse(files[f"{model}/configs/onnx.pbtxt"])
         assert engine.platform == "tensorrt_plan" and graph.backend == "onnxruntime"
         assert engine.input == graph.input and engine.output == graph.output
-        assert engine.model_warmup
+        assert [warmup.name for warmup in engine.model_warmup] == [warmup.name for warmup in graph.model_warmup]
+
+
+def test_models_are_warmed_up_at_the_usual_sizes() -> None:
+    files = repository_files(production())
+
+    def sizes(path: str, tensor: str) -> list[list[int]]:
+        return [list(warmup.inputs[tensor].dims) for warmup in parse(files[path]).model_warmup]
+
+    assert sizes("prepare_image/config.pbtxt", "image") == [[800, 800, 3]]
+    assert sizes("prepare_frame/config.pbtxt", "image") == [[960, 540, 3]]
+    # 540 × 960 at short side 608 is 608 × 1081, padded to multiples of 32
+    assert sizes("detector/configs/onnx.pbtxt", "pixels") == [[3, 800, 800], [3, 1088, 608]]
+    crops = sizes("embedder_b7/configs/onnx.pbtxt", "crops")
+    assert len(crops) == 12 and crops[0] == [400, 100, 3]
 
 
 def test_every_queue_is_bounded_and_every_instance_count_explicit() -> None:
@@ -65,6 +80,17 @@ def test_every_queue_is_bounded_and_every_instance_count_explicit() -> None:
         if message.max_batch_size > 0:
             policy = message.dynamic_batching.default_queue_policy
             assert policy.max_queue_size > 0 and policy.default_timeout_microseconds > 0, path
+            assert message.dynamic_batching.priority_levels == len(PRIORITIES) == 2, path
+            assert message.dynamic_batching.default_priority_level == PRIORITIES["batch"], path
+
+
+@pytest.mark.parametrize("config", [production(), demo()], ids=lambda config: config.name)
+def test_requests_overlap_in_crop_and_embed(config: PipelineConfig) -> None:
+    assert parse(repository_files(config)["crop_and_embed/config.pbtxt"]).instance_group[0].count > 1
+
+
+def test_the_client_knows_the_priorities() -> None:
+    assert CLIENT_PRIORITIES == PRIORITIES
 
 
 def test_crop_and_embed_knows_its_templates() -> None:

@@ -6,12 +6,17 @@ LIVEMATCH_SOAK_REQUESTS=5000 pytest -m slow -rP tests/model_repository    the lo
 import itertools
 import os
 import re
+import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
 import numpy as np
+import onnx
 import pytest
 
+from export.config import demo
+from export.prepare import build_prepare
 from livematch import read_image
 from livematch.server import LocalServer
 from tests.model_repository import handmade
@@ -56,12 +61,21 @@ def refuse(server: LocalServer, protocol: str, num_requests: int) -> None:
 
 
 @pytest.fixture(scope="module")
+def generous_repository(demo_repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The demo's, but detections of low score count too, so that pictures have many."""
+    repository = shutil.copytree(demo_repository, tmp_path_factory.mktemp("generous") / "repository")
+    config = replace(demo(), image=replace(demo().image, min_score=0.06))
+    onnx.save(build_prepare(config, "image"), repository / "prepare_image" / "1" / "model.onnx")
+    return repository
+
+
+@pytest.fixture(scope="module")
 def demo_pictures(demo_world: Path) -> list[np.ndarray]:
-    """Sheets of 0 to 48 photos of mixed sizes, and single photos; pictures of one size share batches."""
+    """Sheets of 0 to 40 photos of mixed sizes, and single photos; pictures of one size share batches."""
     paths = sorted((demo_world / "image").glob("*/*.jpg"))
-    sheets = [(0, 1, 160), (1, 1, 200), (4, 2, 160), (9, 3, 120), (16, 4, 100), (30, 6, 90), (48, 8, 100)]
+    sheets = [(0, 1, 160), (1, 1, 200), (4, 2, 160), (9, 5, 160), (16, 8, 160), (40, 20, 160)]
     return [make_sheet(paths, *sheet, seed) for seed, sheet in enumerate(sheets * 3)] + [
-        read_image(p) for p in paths[:8]
+        read_image(path) for path in paths[:8]
     ]
 
 
@@ -78,9 +92,9 @@ def make_sheet(paths: list[Path], num_photos: int, num_columns: int, side_px: in
 
 @pytest.mark.slow
 @pytest.mark.timeout(4 * 3600)
-def test_soak(demo_repository: Path, demo_pictures: list[np.ndarray]) -> None:
+def test_soak(generous_repository: Path, demo_pictures: list[np.ndarray]) -> None:
     num_warm_up = min(1000, NUM_SOAK_REQUESTS // 2)
-    with LocalServer(demo_repository) as server:
+    with LocalServer(generous_repository) as server:
         expected = ask_one_by_one(server.url, demo_pictures)
         counts = sorted({len(recognition) for recognition in expected})
 
@@ -100,7 +114,7 @@ def test_soak(demo_repository: Path, demo_pictures: list[np.ndarray]) -> None:
     )
     print(f"1 client {alone:.2f} requests/s, {crops_alone:.2f} crops per embedder call")
     print(f"{NUM_CLIENTS} clients {together:.2f} requests/s, {crops_together:.2f} crops per embedder call")
-    assert counts[0] == 0 and counts[-1] >= 30
+    assert counts[0] == 0 and counts[-1] >= 20
     assert growth < MAX_GROWTH
     assert crops_together > crops_alone
 

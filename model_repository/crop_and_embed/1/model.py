@@ -112,7 +112,13 @@ class TritonPythonModel:
 
     async def _crop(self, image: Image, template: int) -> np.ndarray:
         boxes = image.crop_boxes[image.templates == template]
-        inputs = {"image": image.pixels[None], "boxes": boxes, "size": self.sizes[template]}
+        left, top = boxes[:, :2].min(axis=0)
+        right, bottom = boxes[:, 2:].max(axis=0)
+        inputs = {
+            "image": np.ascontiguousarray(image.pixels[None, top:bottom, left:right]),  # the rest need not be copied
+            "boxes": boxes - np.array([left, top, left, top]),
+            "size": self.sizes[template],
+        }
         return await _call("crop", inputs, "crops")
 
 

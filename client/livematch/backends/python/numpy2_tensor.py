@@ -6,6 +6,7 @@ of triton_python_backend_utils.py; an NGC container needs nothing of this.
 """
 
 import ctypes
+from types import SimpleNamespace
 from typing import Any
 
 import c_python_backend_utils  # type: ignore[import-not-found]  # a module inside the stub
@@ -29,12 +30,18 @@ _set_name.argtypes = [ctypes.py_object, ctypes.c_char_p]
 def tensor(name: str, array: npt.NDArray[Any]) -> object:
     if array.size == 0:
         return _StubTensor(name, array)  # is empty indeed, and has strides that the stub's DLPack reader refuses
-    writable = np.require(array, requirements=["C", "W"])  # NumPy exports no read-only array
-    exported = writable.__dlpack__()
+    exported = _as_writable(np.ascontiguousarray(array)).__dlpack__()
     # The stub renames a capsule it has used in a way that NumPy's destructor complains about, so it gets another one.
     capsule = _new_capsule(_get_pointer(exported, _NAME), _NAME, None)
     _set_name(exported, _USED_NAME)
     return _StubTensor.from_dlpack(name, capsule)
+
+
+def _as_writable(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """The same memory, because NumPy exports no read-only array; the stub only reads it."""
+    interface = array.__array_interface__
+    pointer, _ = interface["data"]
+    return np.asarray(SimpleNamespace(__array_interface__=interface | {"data": (pointer, False)}, owner=array))
 
 
 if int(np.__version__.split(".")[0]) >= 2:
