@@ -11,7 +11,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from livematch.client import Client, Recognition
+    from livematch.client import Client, Recognition, Tls
     from livematch.decoding import read_frames, read_image
     from livematch.errors import (
         ContractError,
@@ -50,6 +50,7 @@ _MODULE_OF = {
     "Score": "evaluation",
     "ServerError": "errors",
     "StoredFeatures": "features",
+    "Tls": "client",
     "Truth": "truth",
     "UnavailableError": "errors",
     "evaluate": "evaluation",
@@ -80,6 +81,7 @@ __all__ = [
     "Score",
     "ServerError",
     "StoredFeatures",
+    "Tls",
     "Truth",
     "UnavailableError",
     "evaluate",

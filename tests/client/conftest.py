@@ -65,6 +65,7 @@ class LoopbackServer(service_pb2_grpc.GRPCInferenceServiceServicer):
         self.delay_s = 0.0
         self.num_requests = {"recognize_image": 0, "recognize_frame": 0}
         self.max_num_parallel = 0
+        self.parameters: dict[str, int] = {}  # of the last request
         self._num_parallel = 0
         self._lock = threading.Lock()
         self._port = 0
@@ -106,6 +107,7 @@ class LoopbackServer(service_pb2_grpc.GRPCInferenceServiceServicer):
     def ModelInfer(self, request, context):
         with self._lock:
             self.num_requests[request.model_name] += 1
+            self.parameters = {n: p.uint64_param or p.int64_param for n, p in request.parameters.items()}
             fault = self.faults.pop(0) if self.faults else None
             if self.faults_from is not None and sum(self.num_requests.values()) >= self.faults_from:
                 fault = grpc.StatusCode.UNAVAILABLE

@@ -66,6 +66,15 @@ def test_identity_is_read_from_the_config(loopback_server):
         assert client.model_identity is None
 
 
+def test_priority_and_patience_are_sent_along(loopback_server, picture):
+    with quick_client(loopback_server) as client:
+        client.recognize_image(picture)
+    assert loopback_server.parameters == {"priority": 2, "timeout": 120_000_000}
+    with quick_client(loopback_server, priority="live", timeout_s=1.5) as client:
+        client.recognize_image(picture)
+    assert loopback_server.parameters == {"priority": 1, "timeout": 1_500_000}
+
+
 def test_overload_is_retried(loopback_server, picture, caplog):
     with quick_client(loopback_server) as client, caplog.at_level(logging.WARNING):
         loopback_server.faults = [UNAVAILABLE, UNAVAILABLE]

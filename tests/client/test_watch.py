@@ -7,6 +7,7 @@ import pytest
 
 from livematch import Client, DecodeError, Features, FeaturesError, InputError, Recognition
 from livematch.cli import main
+from livematch.client import PRIORITIES
 from livematch.decoding import StreamFrame, read_stream
 from livematch.embedding import embed_images
 from livematch.watch import Window, _newest, watch
@@ -61,6 +62,7 @@ def test_a_clip(part, tmp_path, loopback_server, capsys):
         embed_images(client, part / "image", tmp_path / "f")
     command = ["watch", "--video", part / "video" / "000021.mp4", "--gallery", tmp_path / "f", "--every", "40"]
     assert main([str(word) for word in [*command, "--server", loopback_server.url]]) == 0
+    assert loopback_server.parameters["priority"] == PRIORITIES["live"]
     *decisions, summary = map(json.loads, capsys.readouterr().out.splitlines())
     assert summary == {"num_decisions": 10}
     assert [d["frame_index"] for d in decisions] == [*range(0, 400, 40)]

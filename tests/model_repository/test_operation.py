@@ -14,7 +14,7 @@ import tritonclient.grpc as triton
 from tritonclient.utils import InferenceServerException
 
 import livematch
-from livematch.client import Tls
+from livematch import Tls
 from livematch.server import KEY_NAME, LocalServer
 from tests.model_repository import handmade
 from tests.model_repository.load import assert_equal
