@@ -155,11 +155,14 @@ def test_outlives_the_thread_that_started_it(repository: Path) -> None:
         server.stop()
 
 
-def test_killed_server_leaves_no_stub_and_can_be_stopped(repository: Path) -> None:
+def test_killed_server_leaves_nothing_and_can_be_stopped(repository: Path) -> None:
     with LocalServer(repository) as server:
         pids = {server.pid, *descendants(server.pid)}
+        regions = f"{server._shared_memory_prefix}*"
+        assert list(Path("/dev/shm").glob(regions))
         os.kill(server.pid, signal.SIGKILL)
     assert not wait_until_gone(pids)
+    assert not list(Path("/dev/shm").glob(regions))
 
 
 def test_second_start_is_refused(server: LocalServer) -> None:

@@ -2,6 +2,7 @@
 
 import http.client
 import json
+import os
 import shutil
 import subprocess
 import time
@@ -132,9 +133,7 @@ def test_shared_memory_gives_the_same_answers_and_leaves_nothing(handmade_server
             assert len(client.get_system_shared_memory_status().regions) == 1
     with triton.InferenceServerClient(handmade_server.url) as client:
         assert not client.get_system_shared_memory_status().regions
-    assert not [
-        path for path in Path("/dev/shm").iterdir() if path.name.startswith("livematch-") and "server" not in path.name
-    ]
+    assert not [path for path in Path("/dev/shm").iterdir() if path.name.startswith(f"livematch-{os.getpid()}-")]
 
 
 def test_regions_that_a_server_does_not_know_are_made_again(handmade_server: LocalServer) -> None:
