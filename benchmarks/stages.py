@@ -6,8 +6,10 @@ Starts a server of its own. Prints a table for each number of clients, in millis
 ends in one line of JSON. A model's time is what it waits in its queue, what its inputs and outputs take to copy, and
 what it computes. `crop_and_embed` computes by calling `crop` and the embedders, so its time holds theirs.
 
-`overhead` is the share of a request's time, from the ensemble's start to its end, in which no model computes. The four
-embedders count as if they shared the processors perfectly: by the longest, or by their sum over the processors.
+`overhead` is the share of a request's time in which none of the ensemble's three steps computes: queues, copies, and
+Triton itself. `idle` goes further and counts as computing only what networks and graphs do, so that the work and the
+waiting of `crop_and_embed` add to it; the four embedders count as if they shared the processors perfectly, by the
+longest or by their sum over the processors.
 """
 
 import argparse
@@ -28,7 +30,8 @@ from export.signature import EMBEDDERS
 from livematch import Client, LocalServer, read_image
 
 ENSEMBLE = "recognize_image"
-MODELS = (ENSEMBLE, "prepare_image", "detector", "crop_and_embed", "crop", *EMBEDDERS)
+STEPS = ("prepare_image", "detector", "crop_and_embed")
+MODELS = (ENSEMBLE, *STEPS, "crop", *EMBEDDERS)
 
 
 @dataclass(frozen=True)
@@ -77,12 +80,14 @@ def measure(
         return {model: Stage.read(observer, model) - before[model] for model in MODELS}, requests_per_s
 
 
-def overhead(stages: dict[str, Stage], num_cpus: int) -> float:
-    """Share of the ensemble's time in which no model computes; says something for one client only."""
+def overhead(stages: dict[str, Stage]) -> float:
+    return 1 - sum(stages[model].compute_ms for model in STEPS) / stages[ENSEMBLE].total_ms
+
+
+def idle(stages: dict[str, Stage], num_cpus: int) -> float:
     embedders = [stages[model].compute_ms for model in EMBEDDERS]
     computing_ms = sum(stages[model].compute_ms for model in ("prepare_image", "detector", "crop"))
-    computing_ms += max(max(embedders), sum(embedders) / num_cpus)
-    return 1 - computing_ms / stages[ENSEMBLE].total_ms
+    return 1 - (computing_ms + max(max(embedders), sum(embedders) / num_cpus)) / stages[ENSEMBLE].total_ms
 
 
 def table(stages: dict[str, Stage]) -> str:
@@ -119,8 +124,8 @@ def main(argv: list[str] | None = None) -> int:
                 "requests_per_s": round(requests_per_s, 2),
                 "crops_per_call": round(embedder.num_rows / max(embedder.num_calls, 1), 2),
             }
-            if num_clients == 1:
-                result["overhead"] = round(overhead(stages, num_cpus), 3)
+            if num_clients == 1:  # with more, requests wait for each other
+                result |= {"overhead": round(overhead(stages), 3), "idle": round(idle(stages, num_cpus), 3)}
     print(json.dumps(result))
     return 0
 

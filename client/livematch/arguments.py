@@ -129,7 +129,9 @@ def _add_connection_options(parser: argparse.ArgumentParser) -> None:
         help="crop this much wider and higher than the boxes, the same for images and videos (default: %(default)g)",
     )  # fmt: skip
     parser.add_argument(
-        "--shared-memory", action="store_true", help="hand pictures to servers on this machine through shared memory"
+        "--shared-memory",
+        action="store_true",
+        help="hand pictures through shared memory to servers on this machine, as is done with --repository",
     )
     _add_key_option(parser, "of servers that want one")
     parser.add_argument("--tls-ca", type=Path, metavar="PEM", help="TLS: certificate of the authority to trust")

@@ -205,15 +205,14 @@ def _connected(options: argparse.Namespace) -> Iterator["Client"]:
         "max_tries": options.max_tries,
         "crop_scale": options.crop_scale,
         "priority": "live" if options.command == "watch" else "batch",
-        "shared_memory": options.shared_memory,
     }
     if options.repository is None:
         tls = Tls(root_certificates=options.tls_ca, certificate_chain=options.tls_cert, private_key=options.tls_key)
         settings |= {"access_key": options.key, "tls": None if tls == Tls() else tls}
-        with Client(options.server, **settings) as client:
+        with Client(options.server, **settings, shared_memory=options.shared_memory) as client:
             yield client
         return
-    with LocalServer(options.repository) as server, Client(server.url, **settings) as client:
+    with LocalServer(options.repository) as server, Client(server.url, **settings, shared_memory=True) as client:
         server.call_on_death(client.close)  # so that nobody waits for it to come back
         try:
             yield client
