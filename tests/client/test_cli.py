@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from livematch.arguments import parse_arguments
 from livematch.cli import main
 from livematch.failures import read_failures
 
@@ -273,3 +274,11 @@ def test_refused_pictures_do_not_stop_a_run(part, tmp_path, loopback_server, cap
     loopback_server.faults = [grpc.StatusCode.INVALID_ARGUMENT]
     code, summary, _ = run_command(capsys, *run_options(part, tmp_path, loopback_server))
     assert (code, summary["num_failures"], summary["num_matches"]) == (3, 1, 3)
+
+
+def test_serve_passes_further_options_to_tritonserver(monkeypatch):
+    monkeypatch.setenv("LIVEMATCH_KEY", "from the environment")
+    options = parse_arguments(["serve", "--repository", "r", "--", "--grpc-use-ssl=true", "--grpc-server-cert=c"])
+    assert options.triton_options == ["--grpc-use-ssl=true", "--grpc-server-cert=c"]
+    assert options.key == "from the environment"
+    assert parse_arguments(["serve", "--repository", "r"]).triton_options == []
