@@ -106,7 +106,7 @@ def test_soak(generous_repository: Path, demo_pictures: list[np.ndarray]) -> Non
 
         ask(num_warm_up, NUM_CLIENTS)
         before_bytes = memory_bytes(server.pid)
-        alone, crops_alone = ask(min(200, NUM_SOAK_REQUESTS), 1)
+        alone, crops_alone = ask(min(200, NUM_SOAK_REQUESTS // 4), 1)
         together, crops_together = ask(NUM_SOAK_REQUESTS - num_warm_up, NUM_CLIENTS)
         growth = memory_bytes(server.pid) / before_bytes - 1
     print(
