@@ -154,7 +154,8 @@ class LocalServer:
     def _open_log(self) -> Path:
         if self.log_path is not None:
             self.log_path.parent.mkdir(parents=True, exist_ok=True)
-            self.log_path.write_bytes(b"")
+            if self._log_in_use != self.log_path:  # a server that is started again goes on in its log
+                self.log_path.write_bytes(b"")
             return self.log_path
         descriptor, name = tempfile.mkstemp(prefix="livematch-server-", suffix=".log")
         os.close(descriptor)

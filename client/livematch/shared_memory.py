@@ -17,6 +17,7 @@ from tritonclient.utils import InferenceServerException
 
 _FOLDER = Path("/dev/shm")
 _PREFIX = "livematch-"
+_TIMEOUT_S = 30.0  # for the server to open or forget a region
 _SIZE_STEP_BYTES = 1 << 20  # sizes are rounded up to it, so that pictures of about one size share regions
 
 
@@ -91,7 +92,9 @@ class SharedMemory:
         descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600)
         try:
             os.posix_fallocate(descriptor, 0, size_bytes)  # here an error, when written to a SIGBUS
-            self._connection.register_system_shared_memory(name, f"/{name}", size_bytes, headers=self._headers)
+            self._connection.register_system_shared_memory(
+                name, f"/{name}", size_bytes, headers=self._headers, client_timeout=_TIMEOUT_S
+            )
             return _Region(name, mmap.mmap(descriptor, size_bytes))
         finally:
             os.close(descriptor)
@@ -100,4 +103,6 @@ class SharedMemory:
     def _remove(self, region: _Region) -> None:
         # A server that is gone, or was restarted, has no such region any more.
         with contextlib.suppress(InferenceServerException):
-            self._connection.unregister_system_shared_memory(region.name, headers=self._headers)
+            self._connection.unregister_system_shared_memory(
+                region.name, headers=self._headers, client_timeout=_TIMEOUT_S
+            )
