@@ -135,10 +135,14 @@ def _config_of(checkpoint: Path, backbone: str | None) -> DetectorConfig:
 
 @torch.no_grad()
 def _spread(graph: DetectorGraph) -> None:
-    """Fits norms and predicting layers to one image, so that an untrained network, too, has many different detections.
+    """Fits norms and predicting layers to a few pictures, so that an untrained network, too, has many detections.
 
-    Without it the activations of the frozen norms overflow, and neither speed nor parity would mean anything.
+    As it comes from its constructor, activations behind frozen norms overflow. Norms that only standardise make it
+    chaotic: a hundred layers of them amplify a difference of its input 600 to 1,600 times, and rounding VoVNet-99's
+    weights to half precision changes its features by 12 to 31 %, which would say nothing about an export. A shift
+    that carries most activations over the ReLU's kink makes that 0.3 %, as little as in a trained network.
     """
+    shift = 1.0  # standard deviations
     predictors = {
         graph.proposal_generator.rpn_head.objectness_logits: 2.0,
         graph.proposal_generator.rpn_head.anchor_deltas: 0.3,
@@ -150,20 +154,26 @@ def _spread(graph: DetectorGraph) -> None:
         variance, mean = torch.var_mean(inputs[0], dim=(0, 2, 3))
         norm.running_mean.copy_(mean)
         norm.running_var.copy_(variance)
+        norm.bias.fill_(shift)
 
     def fit_predictor(layer: nn.Module, inputs: tuple[Tensor], output: Tensor) -> Tensor:
         if layer not in predictors:  # the first, largest pyramid level has set it
             return output
-        factor = predictors.pop(layer) / output.std()
+        channels = output.transpose(0, 1).flatten(1)
+        means = channels.mean(dim=1)
+        factor = predictors.pop(layer) / (channels - means[:, None]).std()
         layer.weight.mul_(factor)
-        layer.bias.copy_((layer.bias - output.transpose(0, 1).flatten(1).mean(dim=1)) * factor)
+        layer.bias.copy_((layer.bias - means) * factor)
         return layer.forward(inputs[0])
 
     norms = [module for module in graph.modules() if isinstance(module, BatchNormAct2d | FrozenBatchNormAct2d)]
     hooks = [norm.register_forward_pre_hook(fit_norm) for norm in norms]
     hooks += [layer.register_forward_hook(fit_predictor) for layer in predictors]
-    image = F.interpolate(torch.rand(1, 3, 16, 16) * 255 - 110, (256, 256), mode="bicubic")
-    graph(image, torch.tensor([[256.0, 256.0]]))
+    pictures = [
+        F.interpolate(torch.rand(1, 3, cells, cells) * 255 - 110, (192, 192), mode="bicubic")
+        for cells in (3, 6, 12, 24)
+    ]
+    graph(torch.cat(pictures), torch.full((len(pictures), 2), 192.0))
     for hook in hooks:
         hook.remove()
 
