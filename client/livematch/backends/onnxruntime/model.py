@@ -1,7 +1,8 @@
 """Triton's `onnxruntime` backend in Python, for servers that lack the native one.
 
 It serves `<version>/model.onnx` of any model whose config says `backend: "onnxruntime"` and reads the same parameters
-(`intra_op_thread_count`, `inter_op_thread_count`, `execution_mode`) as the native backend. CPU only.
+(`intra_op_thread_count`, `inter_op_thread_count`, `execution_mode`) as the native backend. An instance that Triton
+places on a GPU runs there if onnxruntime-gpu is installed, otherwise on the CPU, and the log says so.
 """
 
 import json
@@ -26,7 +27,7 @@ class TritonPythonModel:
         }
         self.outputs = [tensor["name"] for tensor in config["output"]]
         path = Path(args["model_repository"], args["model_version"], config["default_model_filename"] or "model.onnx")
-        self.session = onnxruntime.InferenceSession(path, _session_options(config), providers=["CPUExecutionProvider"])
+        self.session = onnxruntime.InferenceSession(path, _session_options(config), providers=_providers(args))
         self._check("input", self.inputs, self.session.get_inputs())
         self._check("output", self.outputs, self.session.get_outputs())
 
@@ -65,6 +66,16 @@ class TritonPythonModel:
             raise pb_utils.TritonModelException(
                 f"{self.name}: the config's {kind}s {sorted(configured)} are not model.onnx's {sorted(names)}"
             )
+
+
+def _providers(args: dict[str, str]) -> list[Any]:
+    if args["model_instance_kind"] != "GPU":
+        return ["CPUExecutionProvider"]
+    if "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
+        pb_utils.Logger.log_warn(f"{args['model_name']} runs on the CPU: onnxruntime-gpu is not installed")
+        return ["CPUExecutionProvider"]
+    onnxruntime.preload_dlls()  # CUDA and cuDNN from their wheels
+    return [("CUDAExecutionProvider", {"device_id": int(args["model_instance_device_id"])}), "CPUExecutionProvider"]
 
 
 def _session_options(config: dict[str, Any]) -> onnxruntime.SessionOptions:
