@@ -79,10 +79,10 @@ def descendants(pid: int) -> set[int]:
 
 
 def memory_bytes(pid: int) -> int:
-    """Of a process and its descendants, pages that they share counted once (proportional set size)."""
-    return sum(_pss_bytes(process) for process in {pid, *descendants(pid)})
+    """Of a process and its descendants: anonymous and shared memory, each page counted once; no program text."""
+    return sum(_data_bytes(process) for process in {pid, *descendants(pid)})
 
 
-def _pss_bytes(pid: int) -> int:
+def _data_bytes(pid: int) -> int:
     lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith("Pss:")) << 10
+    return sum(int(line.split()[1]) << 10 for line in lines if line.startswith(("Pss_Anon:", "Pss_Shmem:")))
