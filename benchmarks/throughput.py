@@ -1,0 +1,148 @@
+"""Pictures and crops per second of an ensemble, by the number of requests in flight.
+
+    python -m benchmarks.throughput --concurrency 1 2 4 8 16
+
+Starts a server of its own on loopback. For each concurrency a closed loop runs in windows until three in a row are
+stable. Beside the client's figures stand the server's own: queue, input, compute and output time of each model. The
+response cache is off (the statistics would show hits).
+"""
+
+import argparse
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any, Self
+
+import numpy as np
+import tritonclient.grpc as triton
+
+from benchmarks.load import Window, closed_loop, describe_latency
+from benchmarks.resources import GpuSampler, Usage, describe_usage, read_usage
+from benchmarks.results import Run, digest_models, rounded
+from benchmarks.stage_times import Stages, describe_stages, read_stages, subtract_stages
+from benchmarks.workload import (
+    Picture,
+    add_workload_arguments,
+    count_boxes,
+    default_output,
+    describe_boxes,
+    prepare_repository,
+    prepare_world,
+    read_pictures,
+    recognize,
+)
+from export.signature import EMBEDDERS
+from livematch import Client, LocalServer
+
+Observed = tuple[Stages, Usage]
+
+
+@dataclass
+class Bench:
+    """A server under test with a client, the pictures it is sent, and a way to read its counters."""
+
+    server: LocalServer
+    client: Client
+    observer: triton.InferenceServerClient
+    pictures: Sequence[Picture]
+    num_boxes: list[int]
+
+    @classmethod
+    def open(cls, resources: ExitStack, repository: Any, pictures: Sequence[Picture]) -> Self:
+        """Starts the server and sends it every picture once."""
+        server = resources.enter_context(LocalServer(repository, startup_timeout_s=600))
+        # One try: a request that is refused or lost is a failure here, not something to hide behind a second try.
+        client = resources.enter_context(Client(server.url, max_tries=1))
+        observer = resources.enter_context(triton.InferenceServerClient(server.url))
+        return cls(server, client, observer, pictures, count_boxes(client, pictures))
+
+    def send(self, picture: int) -> int:
+        return len(recognize(self.client, self.pictures[picture]))
+
+    def observe(self) -> Observed:
+        return read_stages(self.observer), read_usage(self.server.pid)
+
+    def order(self, seed: int) -> np.ndarray:
+        """Every picture once, in a seeded order."""
+        return np.random.default_rng(seed).permutation(len(self.pictures))
+
+
+def measure(
+    bench: Bench, concurrency: int, *, window_s: float, max_windows: int, seed: int
+) -> tuple[dict[str, Any], Window[Observed]]:
+    """One closed loop; returns its JSON and its counted windows."""
+    with GpuSampler() as gpu:
+        window, is_stable = closed_loop(
+            bench.send,
+            bench.order(seed),
+            concurrency=concurrency,
+            window_s=window_s,
+            max_windows=max_windows,
+            observe=bench.observe,
+        )
+    (stages_before, usage_before), (stages_after, usage_after) = window.before, window.after
+    stages = subtract_stages(stages_after, stages_before)
+    num_crops = stages[EMBEDDERS[0]].num_rows if EMBEDDERS[0] in stages else 0
+    ensemble = stages.get(f"recognize_{bench.pictures[0].kind}")
+    figures = {
+        "concurrency": concurrency,
+        "is_stable": is_stable,
+        "duration_s": rounded(window.duration_s),
+        "pictures_per_s": rounded(window.rate),
+        "crops_per_s": rounded(num_crops / window.duration_s),
+        "latency": describe_latency(window.samples),
+        "usage": describe_usage(usage_before, usage_after, window.duration_s, len(window.answered)),
+        "gpu": gpu.describe(),
+        "stages": describe_stages(stages, ensemble.num_requests if ensemble else 1),
+        "latencies_ms": [rounded(sample.latency_ms) for sample in window.answered],
+    }
+    return figures, window
+
+
+def run_on_bench(
+    options: argparse.Namespace, argv: Sequence[str] | None, measure_all: Callable[[Bench], dict[str, Any]]
+) -> int:
+    """Prepares world, repository and server as the options say, measures, writes the results."""
+    pictures = read_pictures(prepare_world(options.world), options.kind, options.pictures, options.seed)
+    repository, config = prepare_repository(options, pictures)
+    run = Run(options.benchmark, options, argv)
+    with ExitStack() as resources:
+        bench = Bench.open(resources, repository, pictures)
+        figures = {
+            "kind": options.kind,
+            "precision": options.precision,
+            "picture_size": list(pictures[0].pixels.shape[:2]),
+            "min_score": rounded(config.kind(options.kind).min_score),
+            "boxes": describe_boxes(bench.num_boxes),
+            **measure_all(bench),
+        }
+    run.write(figures, default_output(options), models=digest_models(repository))
+    return 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_workload_arguments(parser, "throughput")
+    parser.add_argument("--concurrency", type=int, nargs="+", default=[1, 2, 4, 8, 16], metavar="N")
+    parser.add_argument("--window-s", type=float, default=4.0, metavar="S", help="default: %(default)s")
+    parser.add_argument("--max-windows", type=int, default=8, metavar="N", help="default: %(default)s")
+    options = parser.parse_args(argv)
+
+    def sweep(bench: Bench) -> dict[str, Any]:
+        settings = {"window_s": options.window_s, "max_windows": options.max_windows, "seed": options.seed}
+        sweeps = []
+        for concurrency in options.concurrency:
+            figures, _ = measure(bench, concurrency, **settings)
+            print(
+                f"{concurrency:3} in flight: {figures['pictures_per_s']:7} pictures/s, {figures['crops_per_s']} crops/s"
+                f"{'' if figures['is_stable'] else ' (not stable)'}",
+                flush=True,
+            )
+            sweeps.append(figures)
+        return {"window_s": options.window_s, "sweep": sweeps}
+
+    return run_on_bench(options, argv, sweep)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
