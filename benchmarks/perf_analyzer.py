@@ -1,0 +1,169 @@
+"""NVIDIA's perf_analyzer beside our own closed loop: on the ensemble in turns, and on each model by itself.
+
+    python -m benchmarks.perf_analyzer --concurrency 4
+
+The program lies in tritonclient's wheels up to 2.60; 2.51.0 is taken because later ones need glibc 2.38. It is fetched
+once with `pip download` into --cache (put the wheel there to work offline), and runs with two libraries that
+nvidia-pytriton carries. It is given the same pictures, and for each model the tensors that model got for them.
+"""
+
+import argparse
+import base64
+import csv
+import importlib.util
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import zipfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.engines import Arrays, Engines
+from benchmarks.results import RESULTS, rounded
+from benchmarks.throughput import Bench, measure, run_on_bench
+from benchmarks.workload import add_workload_arguments
+from export.config import CONFIGS
+
+PACKAGE = "tritonclient==2.51.0"
+LIBRARIES = {"libb64.so.0d": "libb64-*.so.0d", "libcudart.so.12": "libcudart-*.so.12*"}
+MAX_INPUTS = 16  # per model; perf_analyzer sends them one after another, over and over
+
+
+def fetch_perf_analyzer(cache: Path) -> tuple[Path, dict[str, str]]:
+    """The program and the environment it runs in.
+
+    Raises:
+        RuntimeError: it is not in the cache and cannot be downloaded, or nvidia-pytriton is not installed.
+    """
+    program = cache / "perf_analyzer"
+    if not program.exists():
+        cache.mkdir(parents=True, exist_ok=True)
+        if not list(cache.glob("tritonclient-*.whl")):
+            command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:"]
+            answer = subprocess.run([*command, "--dest", str(cache), PACKAGE], capture_output=True, text=True)
+            if answer.returncode != 0:
+                raise RuntimeError(f"pip download {PACKAGE} failed: {answer.stderr.strip().splitlines()[-1]}")
+        wheel = next(cache.glob("tritonclient-*.whl"))
+        with zipfile.ZipFile(wheel) as archive:
+            (member,) = [name for name in archive.namelist() if name.endswith("/bin/perf_analyzer")]
+            program.write_bytes(archive.read(member))
+        program.chmod(0o755)
+    spec = importlib.util.find_spec("pytriton")
+    if spec is None or spec.origin is None:
+        raise RuntimeError("perf_analyzer needs the libraries of nvidia-pytriton: pip install 'livematch[server]'")
+    carried = Path(spec.origin).parents[1] / "nvidia_pytriton.libs"
+    libraries = cache / "libraries"
+    libraries.mkdir(exist_ok=True)
+    for name, pattern in LIBRARIES.items():
+        (libraries / name).unlink(missing_ok=True)
+        (libraries / name).symlink_to(next(carried.glob(pattern)))
+    return program.resolve(), {**os.environ, "LD_LIBRARY_PATH": f"{libraries.resolve()}:{carried}"}
+
+
+class PerfAnalyzer:
+    """Runs the program against one server; `folder` is for its inputs and its answers."""
+
+    def __init__(self, cache: Path, url: str, folder: Path, *, window_s: float) -> None:
+        self._program, self._environment = fetch_perf_analyzer(cache)
+        self._url = url
+        self._folder = folder
+        self._window_s = window_s
+
+    def run(self, model: str, inputs: Sequence[Arrays], *, concurrency: int, is_batched: bool) -> dict[str, Any]:
+        """Its figures for one model and concurrency. Raises RuntimeError with its last line if it failed."""
+        data = self._folder / f"{model}.json"
+        data.write_text(json.dumps({"data": [_encode(feeds, is_batched) for feeds in inputs]}))
+        table = self._folder / f"{model}.csv"
+        table.unlink(missing_ok=True)
+        command = [
+            *(str(self._program), "-m", model, "-u", self._url, "-i", "grpc", "--input-data", str(data)),
+            *("--concurrency-range", str(concurrency), "-f", str(table), "--stability-percentage", "10"),
+            *("--measurement-interval", str(int(self._window_s * 1000)), "--max-trials", "8", "--percentile", "95"),
+        ]
+        answer = subprocess.run(command, env=self._environment, capture_output=True, text=True, timeout=600)
+        is_stable = answer.returncode == 0
+        if not table.exists():
+            lines = (answer.stdout + answer.stderr).strip().splitlines()
+            raise RuntimeError(f"perf_analyzer on {model}: {lines[-1] if lines else 'no output'}")
+        (row,) = csv.DictReader(table.read_text().splitlines())
+        return {
+            "concurrency": concurrency,
+            "is_stable": is_stable,
+            "inferences_per_s": rounded(float(row["Inferences/Second"])),
+            **{f"p{percent}_ms": rounded(float(row[f"p{percent} latency"]) / 1e3) for percent in (50, 90, 95, 99)},
+        }
+
+
+def model_inputs(engines: Engines, bench: Bench) -> dict[str, list[Arrays]]:
+    """What each model is fed for the bench's pictures; of those with a batch, single rows, as perf_analyzer batches."""
+    inputs: dict[str, list[Arrays]] = {}
+    for picture in bench.pictures:
+        for call in engines.recognize(picture.kind, picture.pixels):
+            if call.model != "crop":
+                rows = len(next(iter(call.feeds.values())))
+                feeds = [{name: array[row : row + 1] for name, array in call.feeds.items()} for row in range(rows)]
+            else:
+                feeds = [call.feeds]
+            inputs.setdefault(call.model, []).extend(feeds)
+    return {model: found[:MAX_INPUTS] for model, found in inputs.items()}
+
+
+def _encode(feeds: Arrays, is_batched: bool) -> dict[str, Any]:
+    """One request in perf_analyzer's own JSON; a batched model's shapes are without the batch."""
+    return {
+        name: {
+            "content": {"b64": base64.b64encode(np.ascontiguousarray(array).tobytes()).decode()},
+            "shape": list(array.shape[1:] if is_batched else array.shape),
+        }
+        for name, array in feeds.items()
+    }
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_workload_arguments(parser, "perf_analyzer")
+    parser.add_argument("--cache", type=Path, default=RESULTS / "perf_analyzer", metavar="DIR")
+    parser.add_argument("--concurrency", type=int, default=4, metavar="N", help="default: %(default)s")
+    parser.add_argument("--rounds", type=int, default=3, metavar="N", help="of the ensemble, default: %(default)s")
+    parser.add_argument("--window-s", type=float, default=4.0, metavar="S", help="default: %(default)s")
+    options = parser.parse_args(argv)
+
+    def compare(bench: Bench) -> dict[str, Any]:
+        repository = bench.server.repository
+        inputs = model_inputs(Engines(repository, CONFIGS[options.config](), num_threads=0), bench)
+        ensemble = f"recognize_{options.kind}"
+        pictures = [{"image": picture.pixels[None]} for picture in bench.pictures]
+        rounds = []
+        with tempfile.TemporaryDirectory(prefix="livematch-perf-analyzer-") as folder:
+            analyzer = PerfAnalyzer(options.cache, bench.server.url, Path(folder), window_s=options.window_s)
+            for turn in range(options.rounds):
+                ours, _ = measure(
+                    bench, options.concurrency, window_s=options.window_s, max_windows=8, seed=options.seed + turn
+                )
+                theirs = analyzer.run(ensemble, pictures, concurrency=options.concurrency, is_batched=True)
+                ratio = rounded(theirs["inferences_per_s"] / ours["pictures_per_s"])
+                rounds.append({"ours_per_s": ours["pictures_per_s"], "perf_analyzer": theirs, "ratio": ratio})
+                print(f"{ensemble}: ours {ours['pictures_per_s']}, perf_analyzer {theirs}", flush=True)
+            models = {}
+            for model, feeds in inputs.items():
+                models[model] = analyzer.run(model, feeds, concurrency=1, is_batched=model != "crop")
+                print(f"{model}: {models[model]}", flush=True)
+        return {
+            "package": PACKAGE,
+            "window_s": options.window_s,
+            "median_ratio": rounded(statistics.median(turn["ratio"] for turn in rounds)),
+            "rounds": rounds,
+            "models": models,
+        }
+
+    return run_on_bench(options, argv, compare)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
