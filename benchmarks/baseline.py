@@ -2,8 +2,8 @@
 
     python -m benchmarks.baseline --clips 2 --frames 4 --rounds 3
 
-The baseline is the way that the reference solution's description and code go about it: eager PyTorch, one picture at a
-time; the detector writes its boxes to a JSON file; then each network by itself reads that file and, for every box, seeks
+The baseline is the way of the reference solution, by its description: eager PyTorch, one picture at a
+time; the detector writes its boxes to a JSON file; then each network reads that file and, for every box, seeks
 the frame in the video and decodes it again, crops, embeds and writes JSON; a last step joins the four. The pipeline is
 `livematch embed`: each clip decoded once, several requests in flight, features to Parquet.
 
