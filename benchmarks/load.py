@@ -177,9 +177,10 @@ class _Loop:
             else:
                 time.sleep(max(0.0, due_s - self.now_s()))
             try:
-                sample = Sample(picture, due_s, num_boxes=self._send(picture), end_s=self.now_s())
-            except LivematchError as error:
-                sample = Sample(picture, due_s, self.now_s(), 0, f"{type(error).__name__}: {error}")
+                num_boxes, error = self._send(picture), ""
+            except LivematchError as refusal:
+                num_boxes, error = 0, f"{type(refusal).__name__}: {refusal}"
+            sample = Sample(picture, due_s, self.now_s(), num_boxes, error)
             with self._lock:
                 self.samples.append(sample)
 

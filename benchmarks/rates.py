@@ -12,6 +12,7 @@ from onnx import TensorProto, helper
 from benchmarks.work import Rates
 
 GEMM_SIZE = 1024
+GPU_GEMM_SIZE = 8192
 COPY_BYTES = 256 << 20  # well past a core's own caches
 NUM_REPEATS = 8
 
@@ -36,6 +37,24 @@ def measure_rates(num_threads: int, *, num_repeats: int = NUM_REPEATS) -> Rates:
         torch.set_num_threads(num_threads_before)
     onnx_s = _best_s(lambda: session.run(None, {"a": a, "b": b}), num_repeats)
     return Rates(flop_per_s=2 * GEMM_SIZE**3 / min(torch_s, onnx_s), bytes_per_s=2 * COPY_BYTES / copy_s)
+
+
+def measure_gpu_rates(dtype: torch.dtype, *, num_repeats: int = NUM_REPEATS) -> Rates:
+    """The same of the first CUDA device, for matrices of GPU_GEMM_SIZE in float32 (without TF32) or float16."""
+    a, b = (torch.rand(GPU_GEMM_SIZE, GPU_GEMM_SIZE, dtype=dtype, device="cuda") for _ in range(2))
+    source = torch.zeros(4 * COPY_BYTES, dtype=torch.uint8, device="cuda")
+    target = torch.empty_like(source)
+
+    def multiply() -> None:
+        torch.mm(a, b)
+        torch.cuda.synchronize()
+
+    def copy() -> None:
+        target.copy_(source)
+        torch.cuda.synchronize()
+
+    gemm_s, copy_s = _best_s(multiply, num_repeats), _best_s(copy, num_repeats)
+    return Rates(flop_per_s=2 * GPU_GEMM_SIZE**3 / gemm_s, bytes_per_s=2 * 4 * COPY_BYTES / copy_s)
 
 
 def _gemm_session(num_threads: int) -> onnxruntime.InferenceSession:

@@ -69,7 +69,7 @@ def test_an_open_loop_counts_from_the_moment_a_request_was_due() -> None:
 
 
 def test_arrivals_are_as_many_as_asked_for_and_irregular() -> None:
-    samples, is_stable = open_loop(
+    samples, _ = open_loop(
         lambda picture: 0, np.array([0]), rate=2000.0, duration_s=0.5, num_threads=2, rng=np.random.default_rng(1)
     )
     gaps_s = np.diff([sample.due_s for sample in samples])

@@ -1,0 +1,190 @@
+"""Each model by itself: its engine against eager PyTorch and against what this machine's hardware allows.
+
+    python -m benchmarks.models --rounds 3
+
+Every model is given the tensors it gets for the same pictures in the pipeline, one call at a time with all processors.
+Rounds interleave the engines, eager PyTorch with the same weights, a matrix product and a memory copy (the measured
+rates), so that a change in the machine's load meets all of them. The floating-point work and the bytes of a model are
+counted (`benchmarks.work`); their bound is the time these would take at the measured rates.
+
+For the pipeline the bound is what its engines reach alone: as many workers as the processors carry take the pictures
+from engine to engine in this process, each with the threads it is served with, and only the time in engines counts. The
+share of this bound that the ensemble reaches is measured in the same rounds.
+"""
+
+import argparse
+import os
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.eager import EagerNetworks
+from benchmarks.engines import Call, Engines
+from benchmarks.rates import measure_gpu_rates, measure_rates
+from benchmarks.results import rounded
+from benchmarks.throughput import Bench, measure, run_on_bench
+from benchmarks.work import Rates, bound_s, count_products
+from benchmarks.workload import CHECKPOINTS, Picture, add_workload_arguments
+from export.config import CONFIGS, PipelineConfig
+from export.signature import EMBEDDERS
+
+NUM_TRACED = 8  # pictures whose calls are timed one by one
+
+
+def trace(engines: Engines, pictures: Sequence[Picture]) -> dict[str, list[Call]]:
+    """The calls of each model that some pictures need, after a first run of each that does not count."""
+    calls: dict[str, list[Call]] = {}
+    for is_counted in (False, True):
+        for picture in pictures:
+            for call in engines.recognize(picture.kind, picture.pixels):
+                if is_counted:
+                    calls.setdefault(call.model, []).append(call)
+    return calls
+
+
+def run_eagerly(networks: EagerNetworks, call: Call) -> None:
+    """What the call did, in eager PyTorch; of networks only."""
+    if call.model == "detector":
+        inputs = [torch.from_numpy(call.feeds[name]).to(networks.device) for name in ("pixels", "image_size")]
+        with torch.inference_mode():
+            networks.run_graph(*inputs)
+    else:
+        networks.embed(call.model, call.feeds["crops"])
+
+
+def engines_per_s(engines: Engines, pictures: Sequence[Picture], num_workers: int) -> float:
+    """Pictures per second if nothing but the engines took time, all workers busy at once."""
+
+    def work(worker: int) -> float:
+        mine = [*pictures[worker:], *pictures[:worker]]
+        return sum(call.elapsed_s for picture in mine for call in engines.recognize(picture.kind, picture.pixels))
+
+    with ThreadPoolExecutor(num_workers) as pool:
+        engine_s = sum(pool.map(work, range(num_workers)))
+    return num_workers * num_workers * len(pictures) / engine_s
+
+
+def run_rounds(
+    bench: Bench,
+    config: PipelineConfig,
+    networks: EagerNetworks,
+    measured_rates: Callable[[], Rates],
+    options: argparse.Namespace,
+) -> dict[str, Any]:
+    repository = Path(bench.server.repository)
+    provider = "CUDAExecutionProvider" if options.device == "cuda" else "CPUExecutionProvider"
+    alone = Engines(repository, config, num_threads=options.threads, provider=provider)
+    as_served = Engines(repository, config, provider=provider)
+    traced = trace(alone, bench.pictures[:NUM_TRACED])
+    products = {
+        model: [count_products(repository / model / "1" / "model.onnx", call.feeds) for call in calls]
+        for model, calls in traced.items()
+    }
+    served_threads = config.serving_of("detector").num_threads or options.threads
+    num_workers = 1 if options.device == "cuda" else max(1, options.threads // served_threads)
+    rounds: list[dict[str, Any]] = []
+    for _ in range(options.rounds):
+        rates = measured_rates()
+        engine_s = {
+            model: statistics.mean(alone.run(model, call.feeds).elapsed_s for call in calls)
+            for model, calls in traced.items()
+        }
+        eager_s = {
+            model: statistics.mean(_elapsed_s(networks, call) for call in traced[model])
+            for model in ("detector", *EMBEDDERS)
+            if model in traced
+        }
+        bound_per_s = engines_per_s(as_served, bench.pictures[: 2 * NUM_TRACED], num_workers)
+        ensemble, _ = measure(bench, options.concurrency, window_s=options.window_s, max_windows=3, seed=options.seed)
+        rounds.append(
+            {
+                "gemm_gflop_per_s": rounded(rates.flop_per_s / 1e9),
+                "memory_gbyte_per_s": rounded(rates.bytes_per_s / 1e9),
+                "engine_ms": {model: rounded(seconds * 1e3) for model, seconds in engine_s.items()},
+                "eager_ms": {model: rounded(seconds * 1e3) for model, seconds in eager_s.items()},
+                "bound_ms": {
+                    model: rounded(statistics.mean(bound_s(call, rates) for call in calls) * 1e3)
+                    for model, calls in products.items()
+                },
+                "engines_pictures_per_s": rounded(bound_per_s),
+                "ensemble_pictures_per_s": ensemble["pictures_per_s"],
+                "share_of_bound": rounded(ensemble["pictures_per_s"] / bound_per_s, 3),
+            }
+        )
+        print(f"ensemble at {rounds[-1]['share_of_bound']} of its engines", flush=True)
+    models = {}
+    for model, calls in traced.items():
+        num_rows = [len(next(iter(call.outputs.values()))) for call in calls]
+        models[model] = {
+            "calls_per_picture": rounded(len(calls) / min(NUM_TRACED, len(bench.pictures))),
+            "rows_per_call": rounded(statistics.mean(num_rows)),
+            "gflop_per_call": rounded(statistics.mean(sum(p.num_flop for p in call) for call in products[model]) / 1e9),
+            "mbyte_per_call": rounded(
+                statistics.mean(sum(p.num_bytes for p in call) for call in products[model]) / 1e6
+            ),
+            **_medians(model, rounds),
+        }
+    shares = [turn["share_of_bound"] for turn in rounds]
+    return {
+        "threads": options.threads,
+        "device": options.device,
+        "eager_detector": "graph",
+        "num_workers": num_workers,
+        "concurrency": options.concurrency,
+        "models": models,
+        "share_of_bound": {"median": statistics.median(shares), "min": min(shares), "max": max(shares)},
+        "rounds": rounds,
+    }
+
+
+def _elapsed_s(networks: EagerNetworks, call: Call) -> float:
+    start_s = time.perf_counter()
+    run_eagerly(networks, call)
+    return time.perf_counter() - start_s
+
+
+def _medians(model: str, rounds: Sequence[dict[str, Any]]) -> dict[str, float]:
+    """Of times per call and of the ratios that were formed within each round."""
+
+    def median(ratio: Callable[[dict[str, Any]], float]) -> float:
+        return rounded(statistics.median(map(ratio, rounds)))
+
+    figures = {"engine_ms": median(lambda turn: turn["engine_ms"][model])}
+    if model in rounds[0]["eager_ms"]:
+        figures["eager_ms"] = median(lambda turn: turn["eager_ms"][model])
+        figures["speedup"] = median(lambda turn: turn["eager_ms"][model] / turn["engine_ms"][model])
+        figures["bound_ms"] = median(lambda turn: turn["bound_ms"][model])
+        figures["share_of_bound"] = median(lambda turn: turn["bound_ms"][model] / turn["engine_ms"][model])
+    return figures
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_workload_arguments(parser, "models")
+    parser.add_argument("--rounds", type=int, default=3, metavar="N", help="default: %(default)s")
+    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)), metavar="N", help="of one call")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="of the networks")
+    parser.add_argument("--concurrency", type=int, default=8, metavar="N", help="of the ensemble")
+    parser.add_argument("--window-s", type=float, default=3.0, metavar="S", help="of the ensemble")
+    options = parser.parse_args(argv)
+    torch.set_num_threads(options.threads)
+    config = CONFIGS[options.config]()
+    networks = EagerNetworks(
+        config, checkpoints=CHECKPOINTS if options.config == "demo" else None, device=options.device
+    )
+
+    def measured_rates() -> Rates:
+        if options.device == "cuda":
+            return measure_gpu_rates(torch.float16 if options.precision == "fp16" else torch.float32)
+        return measure_rates(options.threads)
+
+    return run_on_bench(options, argv, lambda bench: run_rounds(bench, config, networks, measured_rates, options))
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
