@@ -3,8 +3,8 @@
     python -m benchmarks.matching --queries 4000 --gallery 50000
 
 Makes up features files of unit vectors, then, in turns and in one process each, matches them from disk and multiplies
-matrices of the same tiles in memory. Prints one line of JSON: both rates in GFLOP/s (medians over the rounds), their
-ratio, and the peak memory of a process that only matches.
+matrices of the same tiles in memory. Leaves a results file and prints its figures as one line of JSON: both rates in
+GFLOP/s (medians over the rounds), their ratio in each round, and the peak memory of a process that only matches.
 """
 
 import argparse
@@ -16,11 +16,13 @@ import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from benchmarks.results import RESULTS, Run, rounded
 from livematch import open_features
 from livematch.features import features_schema
 from livematch.nearest import nearest
@@ -61,7 +63,7 @@ def write_features(path: Path, num_rows: int, seed: int) -> None:
             writer.write_table(pa.Table.from_arrays(columns, schema=schema))
 
 
-def measure(num_queries: int, num_rows: int, memory_bytes: int) -> dict[str, float]:
+def measure(num_queries: int, num_rows: int, memory_bytes: int) -> dict[str, Any]:
     """Match and multiply in turns; see the module."""
     num_flop = 2 * num_queries * num_rows * EMBEDDING_SIZE
     with tempfile.TemporaryDirectory(prefix="livematch-matching-") as folder:
@@ -77,6 +79,7 @@ def measure(num_queries: int, num_rows: int, memory_bytes: int) -> dict[str, flo
             match_s.append(time.perf_counter() - start_s)
         command = [sys.executable, "-c", _MATCH_ALONE, *map(str, paths), str(memory_bytes)]
         peak_kib = int(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+    ratios = [rounded(gemm / match, 3) for gemm, match in zip(gemm_s, match_s, strict=True)]
     gemm, match = (num_flop / statistics.median(times) / 1e9 for times in (gemm_s, match_s))
     return {
         "num_queries": num_queries,
@@ -84,7 +87,8 @@ def measure(num_queries: int, num_rows: int, memory_bytes: int) -> dict[str, flo
         "match_s": round(statistics.median(match_s), 2),
         "match_gflops": round(match, 1),
         "gemm_gflops": round(gemm, 1),
-        "ratio": round(match / gemm, 3),
+        "ratio": rounded(statistics.median(ratios), 3),
+        "ratios": ratios,
         "memory_mib": memory_bytes >> 20,
         "peak_memory_mib": peak_kib >> 10,
     }
@@ -108,8 +112,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--queries", type=int, default=4000, metavar="N", help="default: %(default)s")
     parser.add_argument("--gallery", type=int, default=50000, metavar="N", help="default: %(default)s")
     parser.add_argument("--memory-mib", type=int, default=1024, metavar="N", help="default: %(default)s")
+    parser.add_argument("--output", type=Path, default=RESULTS / "matching.json", metavar="FILE")
     options = parser.parse_args(argv)
-    print(json.dumps(measure(options.queries, options.gallery, options.memory_mib << 20)))
+    run = Run("matching", options, argv)
+    figures = measure(options.queries, options.gallery, options.memory_mib << 20)
+    run.write(figures, options.output)
+    print(json.dumps(figures))
     return 0
 
 

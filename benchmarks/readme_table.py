@@ -1,0 +1,79 @@
+"""The README's table of figures, made from results files so that no figure is typed."""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
+
+Figures = dict[str, Any]
+Row = tuple[str, str, Sequence[float]]
+"""What was measured, the figure, and the values of the single rounds where there are some."""
+
+ORDER = ("baseline", "throughput", "latency", "models", "perf_analyzer", "guard", "matching")
+
+
+def rank(benchmark: str) -> int:
+    """The place of a benchmark in reports."""
+    return ORDER.index(benchmark)
+
+
+def markdown_table(results: Iterable[dict[str, Any]]) -> str:
+    """One line per figure, with its spread over the rounds and the file it is from."""
+    lines = ["| networks | what | figure | rounds, lowest to highest | file |", "| --- | --- | --- | --- | --- |"]
+    for result in sorted(results, key=lambda result: (result["config"] or "", rank(result["benchmark"]))):
+        if result["benchmark"] in ROWS:
+            for what, figure, rounds in ROWS[result["benchmark"]](result["figures"]):
+                spread = f"{min(rounds):.3g} to {max(rounds):.3g} ({len(rounds)})" if rounds else ""
+                lines.append(f"| {result['config'] or ''} | {what} | {figure} | {spread} | `{result['file']}` |")
+    return "\n".join(lines) + "\n"
+
+
+def _baseline(figures: Figures) -> Iterator[Row]:
+    speedups = [turn["speedup"] for turn in figures["rounds"]]
+    yield f"pipeline over the eager baseline, {figures['device']}", f"{figures['headline_speedup']:.1f}×", speedups
+
+
+def _throughput(figures: Figures) -> Iterator[Row]:
+    best = max(figures["sweep"], key=lambda point: point["pictures_per_s"])
+    figure = f"{best['pictures_per_s']:.1f} pictures/s, {best['crops_per_s']:.1f} crops/s"
+    yield f"throughput, {best['concurrency']} in flight", figure, []
+    first = figures["sweep"][0]
+    yield f"latency, {first['concurrency']} in flight", _latencies(first["latency"]), []
+
+
+def _latency(figures: Figures) -> Iterator[Row]:
+    for load in figures["load"]:
+        if load["is_stable"]:
+            what = f"latency, Poisson arrivals at {load['share_of_peak']:.0%} of peak"
+            yield what, _latencies(load["latency"]), []
+
+
+def _models(figures: Figures) -> Iterator[Row]:
+    shares = [turn["share_of_bound"] for turn in figures["rounds"]]
+    yield "ensemble against its engines alone", f"{figures['share_of_bound']['median']:.2f}", shares
+    for model, row in figures["models"].items():
+        if "speedup" in row:
+            figure = f"{row['speedup']:.2f}× eager, {row['share_of_bound']:.2f} of the bound of its work"
+            speedups = [turn["eager_ms"][model] / turn["engine_ms"][model] for turn in figures["rounds"]]
+            yield f"engine of {model}", figure, speedups
+
+
+def _perf_analyzer(figures: Figures) -> Iterator[Row]:
+    ratios = [turn["ratio"] for turn in figures["rounds"]]
+    yield "perf_analyzer's throughput over ours", f"{figures['median_ratio']:.2f}", ratios
+
+
+def _matching(figures: Figures) -> Iterator[Row]:
+    yield "matching against a plain matrix product", f"{figures['ratio']:.2f}", figures["ratios"]
+
+
+def _latencies(latency: dict[str, float]) -> str:
+    return f"p50 {latency['p50_ms']:.0f} ms, p99 {latency['p99_ms']:.0f} ms ({latency['num_answered']} requests)"
+
+
+ROWS: dict[str, Callable[[Figures], Iterator[Row]]] = {
+    "baseline": _baseline,
+    "throughput": _throughput,
+    "latency": _latency,
+    "models": _models,
+    "perf_analyzer": _perf_analyzer,
+    "matching": _matching,
+}

@@ -1,0 +1,240 @@
+"""Turns results files into one HTML page with plots, and into the README's table.
+
+    python -m benchmarks.report --results benchmarks/results --output build/benchmarks/report
+
+Writes report.html, the plots as PNG files beside it, and table.md. Every figure on the page comes from the files.
+"""
+
+import argparse
+import html
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks.plots import PLOTS
+from benchmarks.readme_table import markdown_table, rank
+from benchmarks.results import read_results
+
+Results = dict[str, Any]
+
+STYLE = """
+body { font: 15px/1.5 system-ui, sans-serif; color: #222; max-width: 62rem; margin: 0 auto; padding: 1rem; }
+h1, h2, h3 { line-height: 1.2; } h2 { margin-top: 3rem; border-top: 1px solid #ccc; padding-top: 1rem; }
+table { border-collapse: collapse; margin: 1rem 0; display: block; overflow-x: auto; }
+td, th { padding: .2rem .7rem; text-align: right; border-bottom: 1px solid #ddd; white-space: nowrap; }
+td:first-child, th:first-child { text-align: left; } th { background: #f3f3f0; font-weight: 600; }
+img { max-width: 100%; } .note { color: #555; font-size: .9em; } code { overflow-wrap: anywhere; }
+"""
+
+
+def write_report(results: Sequence[Results], folder: Path) -> None:
+    """Raises ValueError if there is nothing to report."""
+    if not results:
+        raise ValueError("no results to report")
+    folder.mkdir(parents=True, exist_ok=True)
+    parts = ["<h1>livematch: measurements</h1>", HOW]
+    for config in dict.fromkeys(result["config"] for result in results):
+        chosen = [result for result in results if result["config"] == config]
+        parts.append(f"<h2>{_title(config)}</h2>")
+        parts += [_section(result, folder) for result in sorted(chosen, key=lambda result: rank(result["benchmark"]))]
+    page = '<!doctype html><html lang="en"><meta charset="utf-8"><title>livematch: measurements</title>'
+    page += (
+        f'<meta name="viewport" content="width=device-width"><style>{STYLE}</style><body>{"".join(parts)}</body></html>'
+    )
+    (folder / "report.html").write_text(page, encoding="utf-8")
+    (folder / "table.md").write_text(markdown_table(results), encoding="utf-8")
+
+
+HOW = """<p>Every section names its command, commit, machine, seed and how busy the machine was (load average: the
+processes that want a processor). Warm-up is outside all figures. A closed loop keeps a number of requests in flight and
+runs windows until three in a row agree within 10 %; an open loop sends at Poisson times, and latency counts from the
+moment a request was due. Where times of two things are compared, they ran in turns, and the ratio was formed within
+each round, with its lowest and highest given. MLPerf's scenario names are not used: they ask for 600 seconds.</p>"""
+
+
+def _section(result: Results, folder: Path) -> str:
+    benchmark, figures = result["benchmark"], result["figures"]
+    parts = [f"<h3>{benchmark}</h3>", _conditions(result)]
+    for name, plot in PLOTS.get(benchmark, {}).items():
+        path = folder / f"{Path(result['file']).stem}_{name}.png"
+        plot(figures, path)
+        parts.append(f'<p><img src="{path.name}" alt="{name} of {benchmark}"></p>')
+    parts.append(TABLES[benchmark](figures) if benchmark in TABLES else "")
+    return "".join(parts)
+
+
+def _conditions(result: Results) -> str:
+    machine, figures = result["machine"], result["figures"]
+    gpus = ", ".join(gpu["name"] for gpu in machine["gpus"]) or "no GPU"
+    boxes = figures.get("boxes")
+    lines = [
+        f"<code>{html.escape(result['command'])}</code>",
+        f"{html.escape(machine['cpu'])}, {machine['num_cpus']} processors, {machine['memory_gib']} GiB, {gpus}; "
+        f"load average {machine['load_average'][0]} before, {result['load_average_after'][0]} after",
+        f"commit {result['commit']}, {result['started']}, {result['elapsed_s']:.0f} s, seed {result['seed']}; "
+        + html.escape(", ".join(f"{name} {version}" for name, version in result["versions"].items())),
+    ]
+    if boxes:
+        counts = ", ".join(f"{num} × {count}" for count, num in boxes["pictures_by_num_boxes"].items())
+        lines.append(
+            f"{boxes['num_pictures']} {figures['kind']}s of {' × '.join(map(str, figures['picture_size'][::-1]))} px, "
+            f"{boxes['mean']:.2f} boxes on average (pictures × boxes: {counts})"
+        )
+    if result["models"]:
+        lines.append("models " + ", ".join(f"{model} {digest[:8]}" for model, digest in result["models"].items()))
+    return '<p class="note">' + "<br>".join(lines) + "</p>"
+
+
+def _throughput(figures: dict[str, Any]) -> str:
+    rows = [
+        (
+            *(point["concurrency"], point["pictures_per_s"], point["crops_per_s"]),
+            *(point["latency"].get(f"{name}_ms", "") for name in ("p50", "p90", "p95", "p99", "max")),
+            *(point["latency"]["num_answered"], point["latency"]["num_failures"]),
+            "yes" if point["is_stable"] else "no",
+            f"{point['usage']['machine_busy_share']:.0%}",
+            f"{point['usage']['server_busy_share']:.0%}",
+            point["usage"]["server_memory_mib"],
+        )
+        for point in figures["sweep"]
+    ]
+    head = "in flight,pictures/s,crops/s,p50 ms,p90,p95,p99,max,answers,failures,stable,machine busy,server busy,MiB"
+    first = figures["sweep"][0]
+    stages = [
+        (
+            *(model, row["calls_per_picture"], row["rows_per_call"]),
+            *(row[f"{part}_ms"] for part in ("total", "queue", "input", "compute", "output")),
+        )
+        for model, row in sorted(first["stages"].items())
+    ]
+    note = f"<p>Per picture, {first['concurrency']} in flight; crop_and_embed computes by calling what is below it.</p>"
+    return _table(head, rows) + note + _table("model,calls,rows/call,total ms,queue,input,compute,output", stages)
+
+
+def _latency(figures: dict[str, Any]) -> str:
+    rows = [
+        (
+            *(f"{load['share_of_peak']:.0%}", load["offered_per_s"], load["answered_per_s"]),
+            *(load["latency"].get(f"{name}_ms", "") for name in ("p50", "p90", "p95", "p99", "max")),
+            *(load["latency"]["num_answered"], load["latency"]["num_failures"], "yes" if load["is_stable"] else "no"),
+        )
+        for load in figures["load"]
+    ]
+    peak = figures["peak"]
+    note = f"<p>Peak: {peak['pictures_per_s']} pictures/s with {peak['concurrency']} in flight.</p>"
+    return note + _table("load,offered/s,answered/s,p50 ms,p90,p95,p99,max,answers,failures,stable", rows)
+
+
+def _baseline(figures: dict[str, Any]) -> str:
+    rows = [
+        (
+            *(position + 1, turn["baseline_s"], turn["pipeline_s"], turn["speedup"]),
+            *(turn["agreement"][f"num_{name}_boxes"] for name in ("baseline", "pipeline", "same")),
+            turn["agreement"]["min_cosine"],
+        )
+        for position, turn in enumerate(figures["rounds"])
+    ]
+    headline = (
+        f"<p><strong>The pipeline is {figures['headline_speedup']:.1f} times as fast</strong> (median of "
+        f"{len(rows)} rounds; {figures['num_clips']} clips of {figures['num_frames']} frames each). Baseline: eager "
+        f"PyTorch with {figures['threads']} threads on {figures['device']}, detector: {figures['eager_detector']}.</p>"
+    )
+    head = "round,baseline s,pipeline s,times as fast,baseline boxes,pipeline boxes,same boxes,lowest cosine"
+    return headline + _table(head, rows)
+
+
+def _models(figures: dict[str, Any]) -> str:
+    counts = ("calls_per_picture", "rows_per_call", "engine_ms", "eager_ms", "speedup")
+    names = (*counts, "gflop_per_call", "mbyte_per_call", "bound_ms", "share_of_bound")
+    rows = [(model, *(row.get(name, "") for name in names)) for model, row in figures["models"].items()]
+    rates = [(turn["gemm_gflop_per_s"], turn["memory_gbyte_per_s"]) for turn in figures["rounds"]]
+    gemm, memory = ([min(values), max(values)] for values in zip(*rates, strict=True))
+    share = figures["share_of_bound"]
+    cost = {model: row["calls_per_picture"] * row["engine_ms"] for model, row in figures["models"].items()}
+    largest = max(cost, key=cost.__getitem__)
+    note = (
+        f"<p>Measured rates of this machine: matrix product {gemm[0]} to {gemm[1]} GFLOP/s, memory {memory[0]} to "
+        f"{memory[1]} GB/s. The ensemble reaches {share['median']:.2f} ({share['min']:.2f} to {share['max']:.2f}) of "
+        f"what its engines reach alone. What limits it: {largest} takes {cost[largest] / sum(cost.values()):.0%} of "
+        "the engines' time per picture.</p>"
+    )
+    return note + _table(
+        "model,calls/picture,rows/call,engine ms,eager ms,speed-up,GFLOP/call,MB/call,bound ms,share of bound", rows
+    )
+
+
+def _perf_analyzer(figures: dict[str, Any]) -> str:
+    rows = [
+        (position + 1, turn["ours_per_s"], turn["perf_analyzer"]["inferences_per_s"], turn["ratio"])
+        for position, turn in enumerate(figures["rounds"])
+    ]
+    names = ("inferences_per_s", "p50_ms", "p90_ms", "p95_ms", "p99_ms")
+    models = [
+        (model, *(row[name] for name in names), "yes" if row["is_stable"] else "no")
+        for model, row in figures["models"].items()
+    ]
+    return (
+        _table("round,ours pictures/s,perf_analyzer pictures/s,ratio", rows)
+        + "<p>perf_analyzer on each model by itself, one request in flight:</p>"
+        + _table("model,per second,p50 ms,p90,p95,p99,stable", models)
+    )
+
+
+def _guard(figures: dict[str, Any]) -> str:
+    names = ("server_ms", "engine_ms", "ratio", "min_ratio", "max_ratio")
+    rows = [(stage, *(row[name] for name in names)) for stage, row in figures["stages"].items()]
+    return _table("stage,server ms,engine ms,ratio,lowest,highest", rows)
+
+
+def _matching(figures: dict[str, Any]) -> str:
+    return _table("what,value", [(name, value) for name, value in figures.items() if not isinstance(value, list)])
+
+
+TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
+    "throughput": _throughput,
+    "latency": _latency,
+    "baseline": _baseline,
+    "models": _models,
+    "perf_analyzer": _perf_analyzer,
+    "guard": _guard,
+    "matching": _matching,
+}
+
+
+def _table(head: str, rows: Iterable[Sequence[object]]) -> str:
+    cells = "".join(f"<th>{html.escape(name)}</th>" for name in head.split(","))
+    lines = ["".join(f"<td>{html.escape(str(value))}</td>" for value in row) for row in rows]
+    return f"<table><tr>{cells}</tr>{''.join(f'<tr>{line}</tr>' for line in lines)}</table>"
+
+
+def _title(config: str | None) -> str:
+    return {"demo": "Demo networks", "production": "Production networks, weights made up", None: "Matching"}[config]
+
+
+def read_folder(folder: Path) -> list[Results]:
+    """All results files of a folder, each with its own name as "file"; other JSON files are passed over."""
+    results = []
+    for path in sorted(folder.glob("*.json")):
+        try:
+            results.append({**read_results(path), "file": path.name})
+        except ValueError:
+            continue
+    return [result for result in results if result["benchmark"] in TABLES]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--results", type=Path, default=Path("benchmarks/results"), metavar="DIR")
+    parser.add_argument("--output", type=Path, default=Path("build/benchmarks/report"), metavar="DIR")
+    options = parser.parse_args(argv)
+    results = read_folder(options.results)
+    if not results:
+        parser.error(f"no results in {options.results}")
+    write_report(results, options.output)
+    print((options.output / "table.md").read_text(encoding="utf-8"))
+    print(f"written to {options.output / 'report.html'}")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

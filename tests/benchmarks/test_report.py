@@ -1,0 +1,139 @@
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("matplotlib", reason="matplotlib is not installed")
+
+from benchmarks.readme_table import markdown_table
+from benchmarks.report import main, read_folder, write_report
+
+HEAD = {
+    "command": "python -m benchmarks.x --a <b>",
+    "commit": "abc",
+    "started": "2026-01-01T00:00:00+00:00",
+    "elapsed_s": 3.0,
+    "seed": 0,
+    "config": "demo",
+    "machine": {"cpu": "a CPU", "num_cpus": 2, "memory_gib": 8.0, "gpus": [], "load_average": [0.5, 0.4, 0.3]},
+    "versions": {"python": "3.11"},
+    "models": {"detector": "0123456789"},
+    "load_average_after": [1.5, 0.4, 0.3],
+}
+LATENCY = {
+    "num_answered": 9,
+    "num_failures": 1,
+    "p50_ms": 10.0,
+    "p90_ms": 12.0,
+    "p95_ms": 13.0,
+    "p99_ms": 14.0,
+    "max_ms": 15.0,
+}
+STAGE = {
+    "calls_per_picture": 1.0,
+    "rows_per_call": 1.0,
+    "total_ms": 5.0,
+    "queue_ms": 1.0,
+    "input_ms": 1.0,
+    "compute_ms": 2.0,
+    "output_ms": 1.0,
+}
+USAGE = {"machine_busy_share": 0.9, "server_busy_share": 0.8, "server_memory_mib": 700}
+BOXES = {"num_pictures": 3, "mean": 1.0, "pictures_by_num_boxes": {"0": 1, "1": 1, "2": 1}}
+
+
+def point(concurrency: int, rate: float) -> dict[str, Any]:
+    return {
+        "concurrency": concurrency,
+        "is_stable": concurrency > 1,
+        "pictures_per_s": rate,
+        "crops_per_s": 2 * rate,
+        "latency": LATENCY,
+        "usage": USAGE,
+        "stages": {"detector": STAGE, "crop_and_embed": STAGE},
+    }
+
+
+FIGURES: dict[str, dict[str, Any]] = {
+    "throughput": {
+        "kind": "frame",
+        "picture_size": [960, 540],
+        "boxes": BOXES,
+        "sweep": [point(1, 5.0), point(4, 8.0)],
+    },
+    "latency": {
+        "peak": {"pictures_per_s": 8.0, "concurrency": 4},
+        "load": [
+            {
+                "share_of_peak": share,
+                "offered_per_s": 4.0,
+                "answered_per_s": 4.0,
+                "is_stable": share < 0.9,
+                "latency": LATENCY,
+                "samples": [[0.0, 9.0, 1], [0.1, 11.0, 2]],
+            }
+            for share in (0.5, 0.9)
+        ],
+    },
+    "baseline": {
+        "headline_speedup": 4.2,
+        "num_clips": 1,
+        "num_frames": 4,
+        "threads": 2,
+        "device": "cpu",
+        "eager_detector": "graph",
+        "rounds": [
+            {
+                "pipeline_s": 1.0,
+                "baseline_s": ratio,
+                "speedup": ratio,
+                "agreement": {
+                    "num_baseline_boxes": 2,
+                    "num_pipeline_boxes": 2,
+                    "num_same_boxes": 2,
+                    "min_cosine": 0.999,
+                },
+            }
+            for ratio in (4.0, 4.2, 4.4)
+        ],
+    },
+    "matching": {"ratio": 0.8, "ratios": [0.7, 0.8, 0.9], "num_queries": 4},
+}
+
+
+@pytest.fixture
+def results() -> list[dict[str, Any]]:
+    return [
+        {**HEAD, "benchmark": name, "figures": figures, "file": f"demo_{name}.json"}
+        for name, figures in FIGURES.items()
+    ]
+
+
+def test_the_page_says_what_was_measured_on_what_and_how_often_it_varied(
+    results: list[dict[str, Any]], tmp_path: Path
+) -> None:
+    write_report(results, tmp_path)
+    page = (tmp_path / "report.html").read_text()
+    for text in ("--a &lt;b&gt;", "a CPU, 2 processors", "load average 0.5 before, 1.5 after", "1 × 0, 1 × 1, 1 × 2"):
+        assert text in page
+    assert "4.2 times as fast" in page and "detector 01234567" in page
+    pictures = sorted(path.name for path in tmp_path.glob("*.png"))
+    assert pictures == [
+        f"demo_{name}.png"
+        for name in ("baseline_baseline", "latency_latency", "throughput_stages", "throughput_throughput")
+    ]
+    assert all(f'src="{name}"' in page for name in pictures)
+
+
+def test_the_table_has_every_figure_with_its_file(results: list[dict[str, Any]]) -> None:
+    lines = markdown_table(results).splitlines()
+    assert lines[2] == "| demo | pipeline over the eager baseline, cpu | 4.2× | 4 to 4.4 (3) | `demo_baseline.json` |"
+    assert "| demo | throughput, 4 in flight | 8.0 pictures/s, 16.0 crops/s |  | `demo_throughput.json` |" in lines
+    assert sum("Poisson" in line for line in lines) == 1  # the load that was not stable is left out
+
+
+def test_a_folder_without_results_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "other.json").write_text("[1]")
+    assert read_folder(tmp_path) == []
+    with pytest.raises(SystemExit):
+        main(["--results", str(tmp_path), "--output", str(tmp_path)])
