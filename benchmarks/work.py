@@ -14,10 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy.typing as npt
+import onnx
 import onnxruntime
 
-_BYTES_PER_NUMBER = {"float": 4, "float16": 2, "double": 8}
 _PRODUCTS = ("Conv", "Gemm", "MatMul")
+_SHAPES = ("input_type_shape", "output_type_shape")  # in a profile: [{"float": [1, 3, 4, 4]}, ...]
+_SUFFIX = "_kernel_time"
 
 
 @dataclass(frozen=True)
@@ -40,7 +42,7 @@ class Rates:
 
 
 def count_products(model: Path, feeds: Mapping[str, npt.NDArray[Any]]) -> list[Product]:
-    """The products of one run of an ONNX file on the CPU."""
+    """The products of one run, on the CPU, of an ONNX file whose nodes have names."""
     options = onnxruntime.SessionOptions()
     # As written in the file: fused nodes have other names, and packed weights no shape.
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
@@ -51,8 +53,9 @@ def count_products(model: Path, feeds: Mapping[str, npt.NDArray[Any]]) -> list[P
         session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
         session.run(None, dict(feeds))
         events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
-    nodes = [event["args"] for event in events if event["name"].endswith("_kernel_time")]
-    return [_product(node) for node in nodes if node["op_name"] in _PRODUCTS]
+    sizes = _bytes_per_number(onnx.shape_inference.infer_shapes(onnx.load(model)).graph)
+    runs = [event for event in events if event["name"].endswith(_SUFFIX) and event["args"]["op_name"] in _PRODUCTS]
+    return [_product(event["args"], sizes[event["name"].removesuffix(_SUFFIX)]) for event in runs]
 
 
 def bound_s(products: list[Product], rates: Rates) -> float:
@@ -63,16 +66,21 @@ def bound_s(products: list[Product], rates: Rates) -> float:
     return sum(max(p.num_flop / rates.flop_per_s, p.num_bytes / rates.bytes_per_s) for p in products)
 
 
-def _product(node: dict[str, Any]) -> Product:
-    tensors = [_shape(tensor) for tensor in node["input_type_shape"]]
-    ((output, output_bytes),) = [_shape(tensor) for tensor in node["output_type_shape"]]
-    first, second = tensors[0][0], tensors[1][0]
+def _bytes_per_number(graph: onnx.GraphProto) -> dict[str, int]:
+    """Of each product by its node's name, from the file: on a CPU the runtime computes halves as float32."""
+    values = [*graph.input, *graph.value_info]
+    types = {value.name: value.type.tensor_type.elem_type for value in values}
+    types |= {weight.name: weight.data_type for weight in graph.initializer}
+    return {
+        node.name: onnx.helper.tensor_dtype_to_np_dtype(types[node.input[0]]).itemsize
+        for node in graph.node
+        if node.op_type in _PRODUCTS
+    }
+
+
+def _product(node: dict[str, Any], bytes_per_number: int) -> Product:
+    inputs, outputs = ([shape for tensor in node[key] for shape in tensor.values()] for key in _SHAPES)
+    first, second = inputs[:2]
     # Of every output number: the weights of one channel [C / groups, kh, kw], or the length of a row.
     num_terms = prod(second[1:]) if node["op_name"] == "Conv" else first[-1]
-    return Product(2 * prod(output) * num_terms, sum(num_bytes for _, num_bytes in tensors) + output_bytes)
-
-
-def _shape(tensor: dict[str, list[int]]) -> tuple[list[int], int]:
-    """The dimensions and the size in bytes of {"float": [1, 3, 4, 4]}."""
-    ((dtype, shape),) = tensor.items()
-    return shape, prod(shape) * _BYTES_PER_NUMBER[dtype]
+    return Product(2 * prod(outputs[0]) * num_terms, sum(map(prod, inputs + outputs)) * bytes_per_number)

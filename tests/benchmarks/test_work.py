@@ -1,36 +1,41 @@
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import onnx
 import pytest
-from onnx import TensorProto, helper, numpy_helper
+from onnx import helper, numpy_helper
 
 from benchmarks.rates import measure_rates
 from benchmarks.work import Product, Rates, bound_s, count_products
 
 
-@pytest.fixture
-def network(tmp_path: Path) -> Path:
+def write_network(path: Path, dtype: npt.DTypeLike) -> Path:
     """x [n, 4, h, w] → a grouped 3×3 convolution to 6 channels, stride 2 → their mean → a product with [6, 5]."""
     rng = np.random.default_rng(0)
     weights = {"kernel": (6, 2, 3, 3), "matrix": (6, 5)}
+    number = helper.np_dtype_to_tensor_dtype(np.dtype(dtype))
     nodes = [
-        helper.make_node("Conv", ["x", "kernel"], ["y"], group=2, strides=[2, 2], pads=[1, 1, 1, 1]),
-        helper.make_node("Relu", ["y"], ["z"]),
-        helper.make_node("GlobalAveragePool", ["z"], ["mean"]),
-        helper.make_node("Flatten", ["mean"], ["rows"]),
-        helper.make_node("Gemm", ["rows", "matrix"], ["out"]),
+        helper.make_node("Conv", ["x", "kernel"], ["y"], name="conv", group=2, strides=[2, 2], pads=[1, 1, 1, 1]),
+        helper.make_node("Relu", ["y"], ["z"], name="relu"),
+        helper.make_node("GlobalAveragePool", ["z"], ["mean"], name="mean"),
+        helper.make_node("Flatten", ["mean"], ["rows"], name="rows"),
+        helper.make_node("Gemm", ["rows", "matrix"], ["out"], name="gemm"),
     ]
     graph = helper.make_graph(
         nodes,
         "small",
-        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 4, "h", "w"])],
-        [helper.make_tensor_value_info("out", TensorProto.FLOAT, ["n", 5])],
-        [numpy_helper.from_array(rng.random(shape, np.float32), name) for name, shape in weights.items()],
+        [helper.make_tensor_value_info("x", number, ["n", 4, "h", "w"])],
+        [helper.make_tensor_value_info("out", number, ["n", 5])],
+        [numpy_helper.from_array(rng.random(shape).astype(dtype), name) for name, shape in weights.items()],
     )
-    path = tmp_path / "small.onnx"
     onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10), path)
     return path
+
+
+@pytest.fixture
+def network(tmp_path: Path) -> Path:
+    return write_network(tmp_path / "small.onnx", np.float32)
 
 
 def test_products_are_counted_by_hand(network: Path) -> None:
@@ -38,6 +43,14 @@ def test_products_are_counted_by_hand(network: Path) -> None:
     conv, gemm = count_products(network, {"x": np.zeros((3, 4, 8, 10), np.float32)})
     assert conv == Product(2 * 360 * 18, 4 * (3 * 4 * 8 * 10 + 6 * 2 * 3 * 3 + 360))
     assert gemm == Product(2 * 15 * 6, 4 * (3 * 6 + 6 * 5 + 15))
+
+
+def test_half_precision_moves_half_the_bytes_though_the_cpu_computes_in_float32(network: Path) -> None:
+    half = write_network(network.with_name("half.onnx"), np.float16)
+    full = count_products(network, {"x": np.zeros((2, 4, 8, 10), np.float32)})
+    assert count_products(half, {"x": np.zeros((2, 4, 8, 10), np.float16)}) == [
+        Product(product.num_flop, product.num_bytes // 2) for product in full
+    ]
 
 
 def test_work_grows_with_the_picture_and_leaves_no_file(network: Path, monkeypatch: pytest.MonkeyPatch) -> None:
