@@ -38,6 +38,9 @@ class Engines:
     Args:
         num_threads: of each session; 0 for all processors; None for what the config serves each model with.
         provider: "CPUExecutionProvider" or "CUDAExecutionProvider"; crop and prepare stay on the CPU, as served.
+
+    Raises:
+        RuntimeError: ONNX Runtime lacks the provider, or its libraries; it would go on with the CPU and only warn.
     """
 
     def __init__(
@@ -61,6 +64,9 @@ class Engines:
             providers = [provider] if signature.kind == "network" else ["CPUExecutionProvider"]
             path = repository / model / "1" / "model.onnx"
             self.sessions[model] = onnxruntime.InferenceSession(path, options, providers=providers)
+            if providers[0] not in self.sessions[model].get_providers():
+                have = ", ".join(onnxruntime.get_available_providers())
+                raise RuntimeError(f"{model} cannot run on {providers[0]}: not built in, or libraries missing ({have})")
 
     def run(self, model: str, feeds: Arrays) -> Call:
         names = [tensor.name for tensor in MODELS[model].outputs]

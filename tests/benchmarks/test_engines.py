@@ -1,0 +1,15 @@
+from pathlib import Path
+
+import onnxruntime
+import pytest
+
+from benchmarks.engines import Engines
+from export.config import demo
+
+
+@pytest.mark.skipif(
+    "CUDAExecutionProvider" in onnxruntime.get_available_providers(), reason="this onnxruntime is built for GPUs"
+)
+def test_a_missing_gpu_is_an_error_not_a_measurement_of_the_cpu(demo_repository: Path) -> None:
+    with pytest.raises(RuntimeError, match="detector cannot run on CUDAExecutionProvider"):
+        Engines(demo_repository, demo(), provider="CUDAExecutionProvider")
