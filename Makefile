@@ -47,8 +47,9 @@ $(TRAIN)/embedder_%.pth:
 lock: .venv/.installed
 	mkdir -p build
 	echo "numpy>=2" > build/override.txt
-	.venv/bin/uv pip compile pyproject.toml --quiet --extra server --extra export --extra training --extra benchmarks \
-		--extra milvus --extra dev --override build/override.txt --no-header --no-annotate --no-emit-index-url --output-file requirements.txt
+	.venv/bin/uv pip compile pyproject.toml --quiet --extra server --extra export --extra training \
+		--extra benchmarks --extra milvus --extra dev --override build/override.txt \
+		--no-header --no-annotate --no-emit-index-url --output-file requirements.txt
 
 .venv/.installed: requirements.txt pyproject.toml
 	$(PYTHON) -m venv .venv
