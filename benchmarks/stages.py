@@ -19,13 +19,12 @@ import sys
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Self
 
 import numpy as np
 import tritonclient.grpc as triton
 
+from benchmarks.stage_times import Stages, read_stages, subtract_stages
 from export.signature import EMBEDDERS
 from livematch import Client, LocalServer, read_image
 
@@ -34,35 +33,7 @@ STEPS = ("prepare_image", "detector", "crop_and_embed")
 MODELS = (ENSEMBLE, *STEPS, "crop", *EMBEDDERS)
 
 
-@dataclass(frozen=True)
-class Stage:
-    """What one model has done; times are totals in milliseconds."""
-
-    num_requests: float
-    num_calls: float  # of the backend, each with a batch of rows
-    num_rows: float  # images or crops
-    total_ms: float
-    queue_ms: float
-    input_ms: float
-    compute_ms: float
-    output_ms: float
-
-    @classmethod
-    def read(cls, client: triton.InferenceServerClient, model: str) -> Self:
-        found = client.get_inference_statistics(model).model_stats[0]
-        times = found.inference_stats
-        parts = (times.success, times.queue, times.compute_input, times.compute_infer, times.compute_output)
-        return cls(
-            times.success.count, found.execution_count, found.inference_count, *(part.ns / 1e6 for part in parts)
-        )
-
-    def __sub__(self, earlier: "Stage") -> "Stage":
-        return Stage(*(getattr(self, field.name) - getattr(earlier, field.name) for field in fields(self)))
-
-
-def measure(
-    url: str, pictures: Sequence[np.ndarray], *, num_requests: int, num_clients: int
-) -> tuple[dict[str, Stage], float]:
+def measure(url: str, pictures: Sequence[np.ndarray], *, num_requests: int, num_clients: int) -> tuple[Stages, float]:
     """What requests by `num_clients` threads at once cost each model, and how many were answered per second.
 
     A dozen that do not count go before them.
@@ -73,24 +44,25 @@ def measure(
 
     with Client(url) as client, triton.InferenceServerClient(url) as observer, ThreadPoolExecutor(num_clients) as pool:
         list(pool.map(ask, range(12)))
-        before = {model: Stage.read(observer, model) for model in MODELS}
+        before = read_stages(observer)
         start_s = time.monotonic()
         list(pool.map(ask, range(num_requests)))
         requests_per_s = num_requests / (time.monotonic() - start_s)
-        return {model: Stage.read(observer, model) - before[model] for model in MODELS}, requests_per_s
+        done = subtract_stages(read_stages(observer), before)
+        return {model: done[model] for model in MODELS}, requests_per_s
 
 
-def overhead(stages: dict[str, Stage]) -> float:
+def overhead(stages: Stages) -> float:
     return 1 - sum(stages[model].compute_ms for model in STEPS) / stages[ENSEMBLE].total_ms
 
 
-def idle(stages: dict[str, Stage], num_cpus: int) -> float:
+def idle(stages: Stages, num_cpus: int) -> float:
     embedders = [stages[model].compute_ms for model in EMBEDDERS]
     computing_ms = sum(stages[model].compute_ms for model in ("prepare_image", "detector", "crop"))
     return 1 - (computing_ms + max(max(embedders), sum(embedders) / num_cpus)) / stages[ENSEMBLE].total_ms
 
 
-def table(stages: dict[str, Stage]) -> str:
+def table(stages: Stages) -> str:
     """Milliseconds per request of the ensemble; calls per request, and rows per call."""
     lines = [f"{'model':16}{'calls':>7}{'rows':>7}{'total':>9}{'queue':>9}{'input':>9}{'compute':>9}{'output':>9}"]
     num_requests = stages[ENSEMBLE].num_requests
