@@ -24,7 +24,7 @@ from pathlib import Path
 import numpy as np
 import tritonclient.grpc as triton
 
-from benchmarks.stage_times import Stages, read_stages, subtract_stages
+from benchmarks.stage_times import Stages, read_stages
 from export.signature import EMBEDDERS
 from livematch import Client, LocalServer, read_image
 
@@ -48,8 +48,8 @@ def measure(url: str, pictures: Sequence[np.ndarray], *, num_requests: int, num_
         start_s = time.monotonic()
         list(pool.map(ask, range(num_requests)))
         requests_per_s = num_requests / (time.monotonic() - start_s)
-        done = subtract_stages(read_stages(observer), before)
-        return {model: done[model] for model in MODELS}, requests_per_s
+        after = read_stages(observer)
+        return {model: after[model] - before[model] for model in MODELS}, requests_per_s
 
 
 def overhead(stages: Stages) -> float:
