@@ -8,7 +8,8 @@ the frame in the video and decodes it again, crops, embeds and writes JSON; a la
 `livematch embed`: each clip decoded once, several requests in flight, features to Parquet.
 
 Both are timed in turns in one run, the server idle while the baseline works, so that a change in the machine's load
-meets both. The ratio of each round is reported, with the median as the headline, and how far the answers agree.
+meets both. The ratio of each round is reported, with the median as the headline, and how far the answers agree. Where
+other work runs, whoever has more threads gets more of the machine; the ratio of processor seconds says what is left.
 """
 
 import argparse
@@ -28,6 +29,7 @@ import numpy.typing as npt
 import torch
 
 from benchmarks.eager import DETECTORS, EagerNetworks, Pixels
+from benchmarks.resources import read_usage
 from benchmarks.results import Run, digest_models, rounded
 from benchmarks.workload import (
     CHECKPOINTS,
@@ -151,10 +153,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         warm_up(networks, client, videos[0], frames[:1], folder / "warm-up")
         for turn in range(options.rounds):
             clips = [videos[(turn * options.clips + place) % len(videos)] for place in range(options.clips)]
-            rounds.append(run_round(networks, client, clips, frames, options.concurrency, folder / str(turn), turn))
+            where = folder / str(turn)
+            rounds.append(run_round(networks, client, server.pid, clips, frames, options.concurrency, where, turn))
             print(f"round {turn + 1}: pipeline {rounds[-1]['speedup']} times as fast", flush=True)
     figures = {
         "headline_speedup": rounded(statistics.median(turn["speedup"] for turn in rounds)),
+        "cpu_ratio": rounded(statistics.median(turn["cpu_ratio"] for turn in rounds)),
         "num_clips": options.clips,
         "num_frames": len(frames),
         "threads": options.threads,
@@ -181,6 +185,7 @@ def warm_up(networks: EagerNetworks, client: Client, clip: Path, frames: range, 
 def run_round(
     networks: EagerNetworks,
     client: Client,
+    server_pid: int,
     clips: list[Path],
     frames: range,
     concurrency: int,
@@ -191,23 +196,31 @@ def run_round(
     (folder / "clips").mkdir(parents=True)
     for clip in clips:
         (folder / "clips" / clip.name).symlink_to(clip.resolve())
-    times_s = {}
+    times_s, cpu_s = {}, {}
     baseline: dict[str, Any] = {}
     for way in ("pipeline", "baseline") if turn % 2 == 0 else ("baseline", "pipeline"):
-        start_s = time.perf_counter()
+        start_s, start_cpu_s = time.perf_counter(), _cpu_s(server_pid)
         if way == "pipeline":
             flow = Flow(concurrency=concurrency)
             embed_videos(client, folder / "clips", folder / "features.parquet", flow, frames=frames)
         else:
             baseline = run_baseline(networks, clips, frames, folder)
-        times_s[way] = time.perf_counter() - start_s
+        times_s[way], cpu_s[way] = time.perf_counter() - start_s, _cpu_s(server_pid) - start_cpu_s
     return {
         "pipeline_s": rounded(times_s["pipeline"]),
         "baseline_s": rounded(times_s["baseline"]),
         "speedup": rounded(times_s["baseline"] / times_s["pipeline"]),
+        "pipeline_cpu_s": rounded(cpu_s["pipeline"]),
+        "baseline_cpu_s": rounded(cpu_s["baseline"]),
+        "cpu_ratio": rounded(cpu_s["baseline"] / cpu_s["pipeline"]),
         "baseline_steps": {step: rounded(seconds) for step, seconds in baseline["times_s"].items()},
         "agreement": agreement(baseline["rows"], read_features(folder / "features.parquet")),
     }
+
+
+def _cpu_s(server_pid: int) -> float:
+    """Processor time of this process and of the server's."""
+    return time.process_time() + read_usage(server_pid).server_cpu_s
 
 
 if __name__ == "__main__":

@@ -29,6 +29,8 @@ def markdown_table(results: Iterable[dict[str, Any]]) -> str:
 def _baseline(figures: Figures) -> Iterator[Row]:
     speedups = [turn["speedup"] for turn in figures["rounds"]]
     yield f"pipeline over the eager baseline, {figures['device']}", f"{figures['headline_speedup']:.1f}×", speedups
+    ratios = [turn["cpu_ratio"] for turn in figures["rounds"]]
+    yield "the same in processor seconds", f"{figures['cpu_ratio']:.1f}×", ratios
 
 
 def _throughput(figures: Figures) -> Iterator[Row]:

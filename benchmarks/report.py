@@ -129,6 +129,7 @@ def _baseline(figures: dict[str, Any]) -> str:
     rows = [
         (
             *(position + 1, turn["baseline_s"], turn["pipeline_s"], turn["speedup"]),
+            *(turn["baseline_cpu_s"], turn["pipeline_cpu_s"], turn["cpu_ratio"]),
             *(turn["agreement"][f"num_{name}_boxes"] for name in ("baseline", "pipeline", "same")),
             turn["agreement"]["min_cosine"],
         )
@@ -139,7 +140,7 @@ def _baseline(figures: dict[str, Any]) -> str:
         f"{len(rows)} rounds; {figures['num_clips']} clips of {figures['num_frames']} frames each). Baseline: eager "
         f"PyTorch with {figures['threads']} threads on {figures['device']}, detector: {figures['eager_detector']}.</p>"
     )
-    head = "round,baseline s,pipeline s,times as fast,baseline boxes,pipeline boxes,same boxes,lowest cosine"
+    head = "round,baseline s,pipeline s,times as fast,baseline CPU s,pipeline CPU s,ratio,baseline boxes,pipeline boxes,same boxes,lowest cosine"
     return headline + _table(head, rows)
 
 

@@ -77,6 +77,7 @@ FIGURES: dict[str, dict[str, Any]] = {
     },
     "baseline": {
         "headline_speedup": 4.2,
+        "cpu_ratio": 3.0,
         "num_clips": 1,
         "num_frames": 4,
         "threads": 2,
@@ -87,6 +88,9 @@ FIGURES: dict[str, dict[str, Any]] = {
                 "pipeline_s": 1.0,
                 "baseline_s": ratio,
                 "speedup": ratio,
+                "baseline_cpu_s": 3.0,
+                "pipeline_cpu_s": 1.0,
+                "cpu_ratio": 3.0,
                 "agreement": {
                     "num_baseline_boxes": 2,
                     "num_pipeline_boxes": 2,
