@@ -59,7 +59,7 @@ class DetectorLimits:
 
 
 DETECTOR_LIMITS = {
-    "fp32": DetectorLimits(min_iou=0.99, max_score_error=1e-3, min_matched_share=0.98),
+    "fp32": DetectorLimits(min_iou=0.99, max_score_error=1e-3, min_matched_share=0.995),
     "fp16": DetectorLimits(min_iou=0.95, max_score_error=0.02, min_matched_share=0.95),
 }
 
