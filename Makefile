@@ -2,12 +2,13 @@
 PYTHON ?= python3
 SEED ?= 7
 ITEMS ?= 24
+CONFIG ?= demo
 DEMO := build/demo
 TRAIN := build/train-demo
 RUN := .venv/bin/python
 EMBEDDERS := b5a b5b b6 b7
 
-.PHONY: demo test test-slow check train-demo lock clean
+.PHONY: demo test test-slow check bench train-demo lock clean
 
 demo: .venv/.installed
 	$(RUN) -m training.demo.world --output $(DEMO)/world --seed $(SEED) --items $(ITEMS)
@@ -26,6 +27,16 @@ check: .venv/.installed
 	.venv/bin/ruff format --check .
 	.venv/bin/ruff check .
 	.venv/bin/mypy
+
+# A short run of all measurements, then the report. CONFIG=production takes the full networks with made-up weights.
+bench: .venv/.installed
+	$(RUN) -m benchmarks.baseline --config $(CONFIG)
+	$(RUN) -m benchmarks.throughput --config $(CONFIG)
+	$(RUN) -m benchmarks.latency --config $(CONFIG)
+	$(RUN) -m benchmarks.models --config $(CONFIG)
+	$(RUN) -m benchmarks.perf_analyzer --config $(CONFIG)
+	$(RUN) -m benchmarks.matching
+	$(RUN) -m benchmarks.report --results build/benchmarks
 
 # Makes the checkpoints of the demo again, on a world that no demo shows, two trainings at a time on one core each.
 # Goes on where it was stopped. Needs detectron2 in .venv (see README).
