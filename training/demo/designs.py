@@ -28,15 +28,15 @@ PRINTS = tuple(name for family in PRINT_FAMILIES for name in family)
 NECKLINES = ("crew", "vee", "square", "boat")
 
 OTHER_KINDS: dict[str, tuple[str, ...]] = {
-    "短袖上衣": ("长袖上衣", "背心上衣"),
+    "短袖上衣": ("长袖上衣",),
     "长袖上衣": ("短袖上衣", "背心上衣"),
-    "背心上衣": ("短袖上衣", "长袖上衣"),
+    "背心上衣": ("长袖上衣",),
     "短袖衬衫": ("长袖衬衫",),
     "长袖衬衫": ("短袖衬衫",),
     "短外套": ("短袖上衣", "背心上衣"),
-    "短袖连衣裙": ("长袖连衣裙", "无袖连衣裙"),
+    "短袖连衣裙": ("长袖连衣裙",),
     "长袖连衣裙": ("短袖连衣裙", "无袖连衣裙"),
-    "无袖连衣裙": ("短袖连衣裙", "长袖连衣裙"),
+    "无袖连衣裙": ("长袖连衣裙",),
     "短裙": ("中等半身裙", "长半身裙"),
     "中等半身裙": ("短裙", "长半身裙"),
     "长半身裙": ("短裙",),
@@ -44,7 +44,7 @@ OTHER_KINDS: dict[str, tuple[str, ...]] = {
     "中裤": ("长裤", "短裤"),
     "长裤": ("短裤", "中裤"),
 }
-"""Kinds that a garment of this kind becomes when its sleeves, legs or hem change."""
+"""Kinds that a garment of this kind becomes when its sleeves, legs or hem change, by more than a short sleeve."""
 
 
 @dataclass(frozen=True, kw_only=True)
