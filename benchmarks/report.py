@@ -17,11 +17,14 @@ from benchmarks.results import read_results
 
 Results = dict[str, Any]
 
+BUSY_SHARE = 0.5
+"""Load average per processor above which a run is marked as disturbed."""
+
 STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; color: #222; max-width: 62rem; margin: 0 auto; padding: 1rem; }
 h1, h2, h3 { line-height: 1.2; } h2 { margin-top: 3rem; border-top: 1px solid #ccc; padding-top: 1rem; }
-table { border-collapse: collapse; margin: 1rem 0; display: block; overflow-x: auto; }
-td, th { padding: .2rem .7rem; text-align: right; border-bottom: 1px solid #ddd; white-space: nowrap; }
+table { border-collapse: collapse; font-size: .9em; margin: 1rem 0; display: block; overflow-x: auto; }
+td, th { padding: .2rem .5rem; text-align: right; border-bottom: 1px solid #ddd; white-space: nowrap; }
 td:first-child, th:first-child { text-align: left; } th { background: #f3f3f0; font-weight: 600; }
 img { max-width: 100%; } .note { color: #555; font-size: .9em; } code { overflow-wrap: anywhere; }
 """
@@ -52,9 +55,34 @@ moment a request was due. Where times of two things are compared, they ran in tu
 each round, with its lowest and highest given. MLPerf's scenario names are not used: they ask for 600 seconds.</p>"""
 
 
+MEASURED = {
+    "baseline": "The pipeline against the contest solution's way of working: eager PyTorch, one picture at a time, each "
+    "frame decoded again for every box and network, JSON files in between. Same weights, same clips, in turns.",
+    "throughput": "Pictures of the world sent to the ensemble over gRPC on loopback, with a fixed number in flight. The "
+    "client runs on the same machine.",
+    "latency": "The same pictures at random times, at shares of the highest throughput.",
+    "models": "Each model alone, on the tensors it gets in the pipeline: its engine, eager PyTorch with the same weights, "
+    "and the time its counted work would take at the rates measured here.",
+    "perf_analyzer": "NVIDIA's program and our own loop in turns, on the same pictures.",
+    "guard": "Each stage's time in the server over its engine's time alone, one request in flight.",
+    "matching": "Exact search over features from disk against a plain matrix product of the same size.",
+}
+
+
+def _busy_note(result: Results) -> str:
+    """Says so where other work ran beside the measurement, since then times mean little."""
+    load, num_cpus = result["machine"]["load_average"][0], result["machine"]["num_cpus"]
+    if load <= BUSY_SHARE * num_cpus:
+        return ""
+    return (
+        f"<p><strong>The machine was busy before this run began (load average {load} on {num_cpus} processors): read "
+        "its times as upper limits, and its ratios with care.</strong></p>"
+    )
+
+
 def _section(result: Results, folder: Path) -> str:
     benchmark, figures = result["benchmark"], result["figures"]
-    parts = [f"<h3>{benchmark}</h3>", _conditions(result)]
+    parts = [f"<h3>{benchmark}</h3><p>{MEASURED[benchmark]}</p>", _busy_note(result), _conditions(result)]
     for name, plot in PLOTS.get(benchmark, {}).items():
         path = folder / f"{Path(result['file']).stem}_{name}.png"
         plot(figures, path)

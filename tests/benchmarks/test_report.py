@@ -141,3 +141,11 @@ def test_a_folder_without_results_is_refused(tmp_path: Path) -> None:
     assert read_folder(tmp_path) == []
     with pytest.raises(SystemExit):
         main(["--results", str(tmp_path), "--output", str(tmp_path)])
+
+
+def test_a_run_on_a_busy_machine_says_so(results: list[dict[str, Any]], tmp_path: Path) -> None:
+    write_report(results, tmp_path)
+    assert "The machine was busy" not in (tmp_path / "report.html").read_text()
+    results[0] = {**results[0], "machine": {**results[0]["machine"], "load_average": [1.5, 0.0, 0.0]}}
+    write_report(results, tmp_path)
+    assert (tmp_path / "report.html").read_text().count("The machine was busy") == 1
