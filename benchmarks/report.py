@@ -56,13 +56,13 @@ each round, with its lowest and highest given. MLPerf's scenario names are not u
 
 
 MEASURED = {
-    "baseline": "The pipeline against the contest solution's way of working: eager PyTorch, one picture at a time, each "
-    "frame decoded again for every box and network, JSON files in between. Same weights, same clips, in turns.",
-    "throughput": "Pictures of the world sent to the ensemble over gRPC on loopback, with a fixed number in flight. The "
+    "baseline": "The pipeline against the contest solution's way of working: eager PyTorch, one picture at a time, "
+    "each frame decoded again for every box and network, JSON files in between. Same weights, same clips, in turns.",
+    "throughput": "Pictures of the world sent to the ensemble over gRPC on loopback, a fixed number in flight. The "
     "client runs on the same machine.",
     "latency": "The same pictures at random times, at shares of the highest throughput.",
-    "models": "Each model alone, on the tensors it gets in the pipeline: its engine, eager PyTorch with the same weights, "
-    "and the time its counted work would take at the rates measured here.",
+    "models": "Each model alone, on the tensors it gets in the pipeline: its engine, eager PyTorch with the same "
+    "weights, and the time its counted work would take at the rates measured here.",
     "perf_analyzer": "NVIDIA's program and our own loop in turns, on the same pictures.",
     "guard": "Each stage's time in the server over its engine's time alone, one request in flight.",
     "matching": "Exact search over features from disk against a plain matrix product of the same size.",
