@@ -1,0 +1,249 @@
+"""What TensorRT's ONNX parser refuses or silently computes differently, found in the graph, without TensorRT.
+
+python -m export.tensorrt_check model.onnx …
+
+Prints a line per finding: file, node, rule, what is wrong and the page that documents the rule; exit code 1 if any.
+"""
+
+import argparse
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import onnx
+from onnx import NodeProto, TensorProto
+
+MIN_OPSET = 16  # RoiAlign of earlier ones is silently unaligned
+MAX_TOPK = 3840
+_OPERATORS = "onnx-tensorrt, Supported ONNX Operators"
+_SUPPORT_MATRIX = "TensorRT, ONNX operator support"
+
+_UNSUPPORTED = frozenset(
+    [
+        "Bernoulli",
+        "BitShift",
+        "CenterCropPad",
+        "Col2Im",
+        "Compress",
+        "ConcatFromSequence",
+        "ConvInteger",
+        "Det",
+        "DynamicQuantizeLinear",
+        "ImageDecoder",
+        "MatMulInteger",
+        "MaxRoiPool",
+        "MaxUnpool",
+        "MelWeightMatrix",
+        "Multinomial",
+        "NegativeLogLikelihoodLoss",
+        "Optional",
+        "OptionalGetElement",
+        "OptionalHasElement",
+        "QLinearConv",
+        "QLinearMatMul",
+        "SequenceAt",
+        "SequenceConstruct",
+        "SequenceEmpty",
+        "SequenceErase",
+        "SequenceInsert",
+        "SequenceLength",
+        "SequenceMap",
+        "SoftmaxCrossEntropyLoss",
+        "SplitToSequence",
+        "StringNormalizer",
+        "TfIdfVectorizer",
+        "Unique",
+    ]
+)
+# Sums, powers and coordinates that overflow or round too coarsely in half.
+_FLOAT32_ONLY = frozenset(
+    [
+        "Exp",
+        "NonMaxSuppression",
+        "Pow",
+        "ReduceL2",
+        "ReduceMean",
+        "ReduceProd",
+        "ReduceSum",
+        "ReduceSumSquare",
+        "RoiAlign",
+        "Softmax",
+        "TopK",
+    ]
+)
+_SHAPE_OPERANDS = {"ConstantOfShape": (0,), "Expand": (1,), "Range": (0, 1, 2), "Reshape": (1,), "Tile": (1,)}
+_UNSUPPORTED_TYPES = frozenset(
+    {TensorProto.DOUBLE, TensorProto.STRING, TensorProto.COMPLEX64, TensorProto.UINT16, TensorProto.UINT32}
+)
+
+
+@dataclass(frozen=True)
+class Finding:
+    node: str  # its name, or that of the tensor or "graph" where no node is to blame
+    rule: str
+    message: str
+    source: str  # documentation page
+
+    def __str__(self) -> str:
+        return f"{self.node}: {self.rule}: {self.message} ({self.source})"
+
+
+class _Graph:
+    """A graph with look-ups by tensor name."""
+
+    def __init__(self, model: onnx.ModelProto) -> None:
+        graph = onnx.shape_inference.infer_shapes(model).graph
+        self.opset = next(entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx"))
+        self.nodes = list(graph.node)
+        self.inputs = {tensor.name for tensor in graph.input}
+        self.outputs = {tensor.name for tensor in graph.output}
+        self.producers = {output: node for node in self.nodes for output in node.output}
+        self.constants = {tensor.name: tensor for tensor in graph.initializer}
+        for node in self.nodes:
+            if node.op_type == "Constant" and node.attribute[0].name == "value":
+                self.constants[node.output[0]] = node.attribute[0].t
+        declared = [*graph.input, *graph.value_info, *graph.output]
+        self.types = {tensor.name: tensor.type.tensor_type.elem_type for tensor in declared}
+        self.types |= {name: tensor.data_type for name, tensor in self.constants.items()}
+
+    def is_data_dependent(self, name: str) -> bool:
+        """Whether a value depends on what is in an input, not on the shapes of tensors alone."""
+        pending, seen = [name], set()
+        while pending:
+            current = pending.pop()
+            if not current or current in seen or current in self.constants:
+                continue
+            seen.add(current)
+            if current in self.inputs:
+                return True
+            node = self.producers[current]
+            if node.op_type not in ("Shape", "Size"):
+                pending.extend(node.input)
+        return False
+
+
+def _attributes(node: NodeProto) -> dict[str, object]:
+    return {attribute.name: onnx.helper.get_attribute_value(attribute) for attribute in node.attribute}
+
+
+def _check_opset(graph: _Graph) -> Iterator[Finding]:
+    if graph.opset < MIN_OPSET:
+        yield Finding("graph", "opset", f"opset {graph.opset}, at least {MIN_OPSET} needed", _OPERATORS)
+
+
+def _check_uint8(graph: _Graph) -> Iterator[Finding]:
+    def is_uint8(name: str) -> bool:
+        return graph.types.get(name) == TensorProto.UINT8
+
+    for node in graph.nodes:
+        for name in (*node.input, *node.output):
+            is_border = node.op_type == "Cast" and name in (graph.inputs | graph.outputs)
+            if is_uint8(name) and not is_border:
+                message = f"{node.op_type} has UINT8 tensor {name}; only a Cast at the border may"
+                yield Finding(node.name, "uint8-border", message, _OPERATORS)
+
+
+def _check_types(graph: _Graph) -> Iterator[Finding]:
+    for name, dtype in graph.types.items():
+        if dtype in _UNSUPPORTED_TYPES:
+            message = f"tensor of type {TensorProto.DataType.Name(dtype)}"
+            node = graph.producers.get(name)
+            yield Finding(node.name if node is not None else name, "type", message, _OPERATORS)
+
+
+def _check_roi_align(graph: _Graph) -> Iterator[Finding]:
+    for node in graph.nodes:
+        if node.op_type == "RoiAlign":
+            for name in ("coordinate_transformation_mode", "sampling_ratio"):
+                if name not in _attributes(node):
+                    message = f"{name} is not written, and the plugin's default differs from ONNX's"
+                    yield Finding(node.name, "roialign", message, "TensorRT, ROIAlign plugin")
+
+
+def _check_topk(graph: _Graph) -> Iterator[Finding]:
+    for node in graph.nodes:
+        if node.op_type != "TopK":
+            continue
+        if not _attributes(node).get("sorted", 1):
+            yield Finding(node.name, "topk-sorted", "sorted=0; only sorted output exists", _OPERATORS)
+        constant = graph.constants.get(node.input[1])
+        if constant is not None and (k := int(onnx.numpy_helper.to_array(constant).item())) > MAX_TOPK:
+            yield Finding(node.name, "topk-limit", f"K is {k}, at most {MAX_TOPK} possible", "TensorRT, ITopKLayer")
+
+
+def _check_resize(graph: _Graph) -> Iterator[Finding]:
+    for node in graph.nodes:
+        if node.op_type == "Resize" and _attributes(node).get("antialias", 0):
+            yield Finding(node.name, "antialias", "antialias=1 is not supported", _OPERATORS)
+
+
+def _check_operators(graph: _Graph) -> Iterator[Finding]:
+    for node in graph.nodes:
+        if node.op_type in _UNSUPPORTED or node.domain not in ("", "ai.onnx"):
+            operator = f"{node.domain}::{node.op_type}" if node.domain else node.op_type
+            yield Finding(node.name, "operator", f"{operator} is not supported", _SUPPORT_MATRIX)
+
+
+def _check_data_dependence(graph: _Graph) -> Iterator[Finding]:
+    source = "TensorRT, Working with Dynamic Shapes"
+    for node in graph.nodes:
+        if node.op_type == "NonZero":
+            yield Finding(node.name, "data-dependent", "the output's size depends on the values", source)
+        for position in _SHAPE_OPERANDS.get(node.op_type, ()):
+            if graph.is_data_dependent(node.input[position]):
+                message = f"the shape operand {node.input[position]} of {node.op_type} depends on an input's values"
+                yield Finding(node.name, "data-dependent", message, source)
+
+
+def _check_axes(graph: _Graph) -> Iterator[Finding]:
+    for node in graph.nodes:
+        is_reduction = node.op_type.startswith("Reduce") and len(node.input) > 1 and node.input[1]
+        if is_reduction and node.input[1] not in graph.constants:
+            yield Finding(node.name, "constant-axes", f"axes {node.input[1]} are no constant", _OPERATORS)
+
+
+def _check_islands(graph: _Graph) -> Iterator[Finding]:
+    for node in graph.nodes:
+        halves = [name for name in node.input if graph.types.get(name) == TensorProto.FLOAT16]
+        if node.op_type in _FLOAT32_ONLY and halves:
+            message = f"{node.op_type} of half {halves[0]} has to be computed in float32"
+            yield Finding(node.name, "float32-island", message, "TensorRT, Strongly Typed Networks")
+
+
+_RULES: tuple[Callable[[_Graph], Iterator[Finding]], ...] = (
+    _check_opset,
+    _check_uint8,
+    _check_types,
+    _check_roi_align,
+    _check_topk,
+    _check_resize,
+    _check_operators,
+    _check_data_dependence,
+    _check_axes,
+    _check_islands,
+)
+
+
+def check_model(model: onnx.ModelProto) -> list[Finding]:
+    """Every violation in the graph; none means that TensorRT computes what ONNX says, as far as that is documented."""
+    graph = _Graph(model)
+    return [finding for rule in _RULES for finding in rule(graph)]
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("files", type=Path, nargs="+", metavar="FILE")
+    num_findings = 0
+    for path in parser.parse_args(argv).files:
+        if not path.is_file():
+            print(f"{path}: no such file", file=sys.stderr)
+            return 2
+        for finding in check_model(onnx.load(path)):
+            print(f"{path}: {finding}")
+            num_findings += 1
+    return 1 if num_findings else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,71 @@
+"""Every rule of the static check finds its planted violation, and the real graphs have none."""
+
+from pathlib import Path
+
+import onnx
+import pytest
+from onnx import parser
+
+from export.signature import EMBEDDERS
+from export.tensorrt_check import check_model, main
+
+VIOLATIONS = {  # rule: graph in ONNX's text form, opset
+    "opset": ("g (float[2] x) => (float[2] y) { y = Relu(x) }", 15),
+    "uint8-border": ("g (uint8[2,3] x) => (uint8[3,2] y) { y = Transpose(x) }", 18),
+    "type": ("g (float[2] x) => (double[2] y) { y = Cast<to = 11>(x) }", 18),
+    "roialign": (
+        "g (float[1,1,8,8] x, float[2,4] r, int64[2] i) => (float[2,1,7,7] y) "
+        '{ y = RoiAlign<coordinate_transformation_mode = "half_pixel", output_height = 7, output_width = 7>(x, r, i) }',
+        18,
+    ),
+    "topk-sorted": (
+        "g (float[9] x) => (float[2] y, int64[2] i) <int64[1] k = {2}> { y, i = TopK<sorted = 0>(x, k) }",
+        18,
+    ),
+    "topk-limit": (
+        "g (float[5000] x) => (float[3841] y, int64[3841] i) <int64[1] k = {3841}> { y, i = TopK(x, k) }",
+        18,
+    ),
+    "antialias": (
+        "g (float[1,1,8,8] x) => (float[1,1,4,4] y) <int64[4] s = {1, 1, 4, 4}> "
+        '{ y = Resize<mode = "linear", antialias = 1>(x, , , s) }',
+        18,
+    ),
+    "operator": ("g (float[4] x) => (float[N] y) { y = Unique(x) }", 18),
+    "data-dependent": ("g (float[4] x, int64[2] s) => (float[a,b] y) { y = Reshape(x, s) }", 18),
+    "constant-axes": ("g (float[4,4] x, int64[1] a) => (float[b,c] y) { y = ReduceMean(x, a) }", 18),
+    "float32-island": ("g (float16[1,4] x) => (float16[1,4] y) { y = Softmax(x) }", 18),
+}
+
+
+def _model(graph: str, opset: int) -> onnx.ModelProto:
+    return parser.parse_model(f'<ir_version: 8, opset_import: ["" : {opset}]> {graph}')
+
+
+@pytest.mark.parametrize("rule", VIOLATIONS)
+def test_planted_violation_is_found(rule: str) -> None:
+    findings = check_model(_model(*VIOLATIONS[rule]))
+    assert {finding.rule for finding in findings} == {rule}
+    assert all(finding.source for finding in findings)
+
+
+def test_uint8_at_the_border_is_no_violation() -> None:
+    assert check_model(_model("g (uint8[2] x) => (float[2] y) { y = Cast<to = 1>(x) }", 18)) == []
+
+
+def test_non_zero_is_data_dependent() -> None:
+    findings = check_model(_model("g (float[4] x) => (int64[1,N] y) { y = NonZero(x) }", 18))
+    assert [finding.rule for finding in findings] == ["data-dependent"]
+
+
+@pytest.mark.parametrize("model", ["detector", *EMBEDDERS])
+def test_demo_graphs_have_no_finding(model: str, demo_repository: Path) -> None:
+    assert check_model(onnx.load(demo_repository / model / "1" / "model.onnx")) == []
+
+
+def test_command_lists_findings(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "model.onnx"
+    onnx.save(_model(*VIOLATIONS["topk-limit"]), path)
+    assert main([str(path)]) == 1
+    assert "topk-limit: K is 3841, at most 3840 possible (TensorRT, ITopKLayer)" in capsys.readouterr().out
+    assert main([str(tmp_path / "missing.onnx")]) == 2
