@@ -8,6 +8,7 @@ import copy
 import sys
 from pathlib import Path
 
+import onnx
 import torch
 from timm.layers import Conv2dSame
 from torch import Tensor, nn
@@ -96,7 +97,18 @@ def export_embedder(
         external_data=False,
         verbose=False,
     )
-    program.save(output, external_data=False)
+    onnx.save(_cast_first(program.model_proto), output)
+
+
+def _cast_first(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Takes sizes from the cast pixels: TensorRT allows no reader of a UINT8 input but a Cast."""
+    nodes = model.graph.node
+    cast = next(node for node in nodes if node.op_type == "Cast" and node.input[0] == "crops")
+    nodes.remove(cast)
+    for node in nodes:
+        node.input[:] = [cast.output[0] if name == "crops" else name for name in node.input]
+    nodes.insert(0, cast)
+    return model
 
 
 def build_embedder(
