@@ -4,7 +4,7 @@ The detector has one profile for each kind of picture and orientation: a profile
 and its memory is reserved at its maximum, so one profile for all would be tuned for none and reserve a square of the
 longest side. The embedders have one for each template: in it height and width are fixed, only the batch is not, so
 every kernel is chosen at a size that occurs; a range over all templates would be tuned at one of them. The price is
-build time and a context for each profile; TensorRT allows CUDA graphs with both.
+build time and a context for each profile.
 """
 
 from dataclasses import dataclass
@@ -74,7 +74,6 @@ def _detector(config: PipelineConfig) -> list[Profile]:
         # Very long pictures are scaled by their long side, so their short side may be as small as one multiple.
         landscape = ((PADDING_MULTIPLE, short), (short, usual), (short, longest))
         portrait = tuple((width, height) for height, width in landscape)
-        portrait = ((short, PADDING_MULTIPLE), *portrait[1:])
         found.append(_profile("detector", f"{kind}_landscape", landscape, max_batch, max_batch // 2))
         found.append(_profile("detector", f"{kind}_portrait", portrait, max_batch, max_batch // 2))
     return found

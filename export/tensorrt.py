@@ -16,9 +16,11 @@ import time
 from pathlib import Path
 from typing import Any
 
+import torch
 from tqdm import tqdm
 
 from export.config import CONFIGS, PipelineConfig
+from export.parity import precision_of
 from export.profiles import ENGINES, Profile, profiles
 
 
@@ -115,10 +117,6 @@ def _run(arguments: argparse.Namespace, config: PipelineConfig, trt: Any | None)
             print(f"{model}: {onnx_path} -> {plan_path}, {len(found)} profiles")
             print(trtexec(onnx_path, plan_path, found, arguments.workspace_gb))
             continue
-        import torch
-
-        from export.parity import precision_of
-
         wanted |= {"tensorrt": trt.__version__, "gpu": torch.cuda.get_device_name()}
         wanted["precision"] = precision_of(onnx_path)
         if is_current(plan_path, wanted):

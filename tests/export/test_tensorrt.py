@@ -1,0 +1,63 @@
+"""The builder of engines, as far as it runs without TensorRT."""
+
+import importlib.util
+import json
+from pathlib import Path
+
+import pytest
+
+from export import tensorrt
+from export.config import production
+from export.profiles import profiles
+
+needs_no_tensorrt = pytest.mark.skipif(
+    importlib.util.find_spec("tensorrt") is not None, reason="TensorRT is installed, so nothing is missing"
+)
+
+
+@pytest.fixture
+def repository(tmp_path: Path) -> Path:
+    onnx_path = tmp_path / "embedder_b6" / "1" / "model.onnx"
+    onnx_path.parent.mkdir(parents=True)
+    onnx_path.write_bytes(b"a graph")
+    return tmp_path
+
+
+@needs_no_tensorrt
+def test_without_tensorrt_one_line_and_exit_code_2(repository: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert tensorrt.main(["--repository", str(repository), "--models", "embedder_b6"]) == 2
+    assert capsys.readouterr().err.splitlines() == [
+        "export.tensorrt: TensorRT cannot be imported (No module named 'tensorrt'); try --dry-run"
+    ]
+
+
+def test_dry_run_prints_the_command_of_each_engine(repository: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["--repository", str(repository), "--models", "embedder_b6", "--workspace-gb", "2", "--dry-run"]
+    assert tensorrt.main(arguments) == 0
+    head, command = capsys.readouterr().out.splitlines()
+    assert head.endswith("12 profiles")
+    assert command.startswith("trtexec --onnx=") and "--stronglyTyped --memPoolSize=workspace:2048M" in command
+    assert command.count("--profile=") == 12
+    assert "--minShapes=crops:1x290x290x3 --optShapes=crops:8x290x290x3 --maxShapes=crops:32x290x290x3" in command
+    assert not (repository / "embedder_b6" / "1" / "model.plan").exists()
+
+
+def test_missing_onnx_file_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert tensorrt.main(["--repository", str(tmp_path), "--models", "detector", "--dry-run"]) == 1
+    assert "model.onnx" in capsys.readouterr().err
+
+
+def test_an_engine_of_another_graph_profile_or_version_is_not_current(repository: Path) -> None:
+    onnx_path = repository / "embedder_b6" / "1" / "model.onnx"
+    plan_path = onnx_path.with_name("model.plan")
+    found = profiles("embedder_b6", production())
+    wanted = tensorrt.identity(onnx_path, found) | {"tensorrt": "10.9.0"}
+    assert not tensorrt.is_current(plan_path, wanted)
+    plan_path.write_bytes(b"an engine")
+    assert not tensorrt.is_current(plan_path, wanted)
+    plan_path.with_name("model.plan.json").write_text(json.dumps(wanted))
+    assert tensorrt.is_current(plan_path, wanted)
+    assert not tensorrt.is_current(plan_path, wanted | {"tensorrt": "10.10.0"})
+    assert not tensorrt.is_current(plan_path, tensorrt.identity(onnx_path, found[1:]))
+    onnx_path.write_bytes(b"another graph")
+    assert not tensorrt.is_current(plan_path, tensorrt.identity(onnx_path, found))
