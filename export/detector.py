@@ -146,7 +146,7 @@ def _spread(graph: DetectorGraph) -> None:
     predictors = {
         graph.proposal_generator.rpn_head.objectness_logits: 2.0,
         graph.proposal_generator.rpn_head.anchor_deltas: 0.3,
-        graph.roi_heads.box_predictor.cls_score: 2.0,
+        graph.roi_heads.box_predictor.cls_score: 1.0,
         graph.roi_heads.box_predictor.bbox_pred: 0.5,
     }
 
