@@ -1,10 +1,13 @@
 """The profiles cover what the pipeline sends, and nothing that it cannot batch."""
 
 import pytest
+from google.protobuf import text_format
+from tritonclient.grpc import model_config_pb2 as proto
 
 from export.config import production
 from export.profiles import ENGINES, profiles
 from export.signature import EMBEDDERS
+from export.triton_config import REPOSITORY
 
 
 def _covers(model: str, name: str, shape: tuple[int, ...]) -> bool:
@@ -49,3 +52,17 @@ def test_optimum_lies_in_its_range(model: str) -> None:
 def test_other_models_have_no_engine() -> None:
     with pytest.raises(ValueError, match="prepare_frame"):
         profiles("prepare_frame", production())
+
+
+@pytest.mark.parametrize("model", ENGINES)
+def test_the_committed_config_uses_all_profiles_and_stays_inside_them(model: str) -> None:
+    text = (REPOSITORY / model / "config.pbtxt").read_text()
+    message = text_format.Parse(text, proto.ModelConfig())
+    found = profiles(model, production())
+    (group,) = message.instance_group
+    assert list(group.profile) == [str(index) for index in range(len(found))]
+    for profile in found:
+        assert all(item.maximum[0] == message.max_batch_size for item in profile.inputs.values())
+    for warmup in message.model_warmup:
+        for name, tensor in warmup.inputs.items():
+            assert _covers(model, name, (1, *tensor.dims)), f"{warmup.name} is in no profile"
