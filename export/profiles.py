@@ -1,10 +1,15 @@
 """TensorRT optimization profiles, derived from the signature and a pipeline config.
 
-The detector has one profile for each kind of picture and orientation: a profile's kernels are chosen at its optimum
-and its memory is reserved at its maximum, so one profile for all would be tuned for none and reserve a square of the
-longest side. The embedders have one for each template: in it height and width are fixed, only the batch is not, so
-every kernel is chosen at a size that occurs; a range over all templates would be tuned at one of them. The price is
-build time and a context for each profile.
+Kernels are chosen at a profile's optimum and memory is reserved at its maximum, for each profile that is served: Triton
+holds an execution context for every one of them.
+
+The detector has one profile for each kind of picture and orientation, since a single one would reserve a square of the
+longest side. No two of them take the same size: of several that fit, Triton's backend takes the one whose optimum is
+nearest by a distance that counts the batch as a side, which is often the wrong one.
+
+The embedders have one for all templates. Their areas differ by a factor of 2.1, a batch by 32, so kernels for the
+square at a usual batch suit all; a profile for each template would keep twelve contexts of the largest batch per
+embedder, and Triton would try to capture every CUDA graph in each of them.
 """
 
 from dataclasses import dataclass
@@ -68,21 +73,22 @@ def _detector(config: PipelineConfig) -> list[Profile]:
     max_batch = config.serving_of("detector").max_batch
     longest = _padded(config.max_side_px)
     found = []
-    for kind in KINDS:
+    smallest = PADDING_MULTIPLE  # very long pictures are scaled by their long side, which makes the other as short
+    for kind in sorted(KINDS, key=lambda kind: config.kind(kind).short_side_px):
         short = _padded(config.kind(kind).short_side_px)
         usual = _padded(config.kind(kind).short_side_px * _USUAL_ASPECT[kind])
-        # Very long pictures are scaled by their long side, so their short side may be as small as one multiple.
-        landscape = ((PADDING_MULTIPLE, short), (short, usual), (short, longest))
-        portrait = tuple((width, height) for height, width in landscape)
+        higher = short + PADDING_MULTIPLE  # squares are landscapes
+        landscape = ((smallest, short), (short, usual), (short, longest))
+        portrait = ((higher, smallest), (max(usual, higher), short), (longest, short))
         found.append(_profile("detector", f"{kind}_landscape", landscape, max_batch, max_batch // 2))
         found.append(_profile("detector", f"{kind}_portrait", portrait, max_batch, max_batch // 2))
+        smallest = higher  # shorter ones are the last kind's
     return found
 
 
 def _embedder(model: str, config: PipelineConfig) -> list[Profile]:
     max_batch = config.serving_of(model).max_batch
-    sizes = sorted(set(config.crop_sizes))
-    return [
-        _profile(model, f"{width}x{height}", ((height, width),) * 3, max_batch, max_batch // 4)
-        for height, width in sizes
-    ]
+    heights, widths = zip(*config.crop_sizes, strict=True)
+    square = min(config.crop_sizes, key=lambda size: abs(size[0] - size[1]))
+    sizes = ((min(heights), min(widths)), square, (max(heights), max(widths)))
+    return [_profile(model, "templates", sizes, max_batch, max_batch // 4)]

@@ -12,7 +12,7 @@ from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2 as proto
 
 from export.config import PipelineConfig, ServingConfig, production
-from export.profiles import profiles
+from export.engine_config import add_engine_options
 from export.signature import EMBEDDERS, MODELS, PADDING_MULTIPLE, PRIORITIES, Signature, Tensor
 
 REPOSITORY = Path(__file__).parents[1] / "model_repository"
@@ -139,8 +139,7 @@ def _tensorrt(name: str, signature: Signature, config: PipelineConfig, serving: 
     message.platform = "tensorrt_plan"
     message.default_model_filename = "model.plan"
     _add_scheduling(message, serving, "KIND_GPU")
-    # All of the engine's: Triton would use the first only, and chooses by the shapes of a request.
-    message.instance_group[0].profile.extend(str(index) for index in range(len(profiles(name, config))))
+    add_engine_options(message, config)
     _add_warmup(message, signature, config)
     return message
 
