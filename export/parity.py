@@ -3,9 +3,10 @@
 python -m export.parity detector --onnx model.onnx --checkpoint detector.pth --images DIR
 python -m export.parity embedder --onnx model.onnx --checkpoint embedder_b6.pth
 python -m export.parity prepare_frame --onnx model.onnx --config demo
+python -m export.parity engines --engine tensorrt --repository DIR --reference FLOAT32_DIR     # all networks
 
 A half precision file is known by its weights and has limits of its own; the reference is always computed in float32.
-Prints one JSON line with what was measured; exit code 1 if a limit is passed.
+Prints one JSON line with what was measured; exit code 1 if a limit is passed, 2 where an engine or its GPU is missing.
 """
 
 import argparse
@@ -226,7 +227,7 @@ def check_detector(
         for index, (name, expected) in enumerate(zip(pictures, detect(list(pictures.values())), strict=True)):
             count = int(counts[index, 0])
             found = torch.from_numpy(boxes[index, :count]), torch.from_numpy(scores[index, :count])
-            matched, box_error, score_error = _compare(found, expected, limits)
+            matched, box_error, score_error = compare_detections(found, expected, limits)
             larger = max(count, len(expected[1]))
             images.append(
                 {
@@ -252,7 +253,7 @@ def check_detector(
     }
 
 
-def _compare(
+def compare_detections(
     found: tuple[torch.Tensor, torch.Tensor], expected: tuple[torch.Tensor, torch.Tensor], limits: DetectorLimits
 ) -> tuple[int, float, float]:
     """Returns how many expected detections were found, and their largest errors: of a box in pixels, of a score."""
@@ -337,7 +338,18 @@ def main(argv: list[str] | None = None) -> int:
             )
             for field in fields(DetectorLimits):
                 command.add_argument(f"--{field.name.replace('_', '-')}", type=float, help="instead of the precision's")
+    command = commands.add_parser("engines", help="networks as served, against float32 ONNX files")
+    command.add_argument("--engine", choices=("tensorrt", "onnxruntime-cuda", "onnxruntime-cpu"), required=True)
+    command.add_argument("--repository", type=Path, required=True, metavar="DIR", help="with the engines")
+    command.add_argument("--reference", type=Path, required=True, metavar="DIR", help="built with --precision fp32")
+    command.add_argument("--config", choices=sorted(CONFIGS), default="production")
     arguments = parser.parse_args(argv)
+    if arguments.model == "engines":
+        from export import engine_parity  # it compares with what is in here
+
+        return engine_parity.run(
+            arguments.engine, arguments.repository, arguments.reference, CONFIGS[arguments.config]()
+        )
     try:
         report = _check(arguments, CONFIGS[arguments.config]())
     except (ValueError, FileNotFoundError) as error:

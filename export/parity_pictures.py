@@ -17,9 +17,9 @@ IMAGE_SIZES = ((113, 97), (97, 201), (640, 360), (5, 700))  # height, width
 def demo_batches() -> Iterator[Pictures]:
     """Batches for the detector: noise, and photos of the demo world in true sizes that differ within a batch."""
     for seed, pictures, height, width in (
-        (1, _noise(1), 256, 160),
-        (2, _photos(2), 320, 320),
-        (3, _photos(3), 288, 352),
+        (1, noise(1), 256, 160),
+        (2, photos(2), 320, 320),
+        (3, photos(3), 288, 352),
     ):
         sizes = ((height, width), (height - 5, width - 31))
         yield {
@@ -30,13 +30,13 @@ def demo_batches() -> Iterator[Pictures]:
         }
 
 
-def _noise(seed: int) -> torch.Tensor:
+def noise(seed: int) -> torch.Tensor:
     """Smooth noise, float32 [1, 3, 240, 180] BGR."""
     noise = torch.rand(1, 3, 12, 9, generator=torch.Generator().manual_seed(seed)) * 255
     return functional.interpolate(noise, (240, 180), mode="bicubic")
 
 
-def _photos(seed: int) -> torch.Tensor:
+def photos(seed: int) -> torch.Tensor:
     """Two photos of the demo world, uint8 [2, 3, 800, 800] BGR."""
     rng = np.random.default_rng(seed)
     designs = item_designs(seed, 0)
