@@ -67,19 +67,21 @@ def export_detector(
     output.parent.mkdir(parents=True, exist_ok=True)
     batch, height, width = (torch.export.Dim(name, min=1) for name in ("B", "H", "W"))
     with torch.no_grad():
-        torch.onnx.export(
+        program = torch.onnx.export(
             graph,
             (torch.zeros(2, 3, 128, 192), torch.tensor([[128.0, 192.0], [100.0, 150.0]])),
-            str(output),
             input_names=["pixels", "image_size"],
             output_names=["boxes", "scores", "num_detections"],
             dynamic_shapes={"pixels": {0: batch, 2: 32 * height, 3: 32 * width}, "image_size": {0: batch}},
             opset_version=OPSET,
             custom_translation_table={torch.ops.livematch.nms_mask.default: _nms_mask_onnx},
-            external_data=False,
             dynamo=True,
             verbose=False,
         )
+    for node in program.model.graph:
+        if node.op_type == "ScatterND":
+            del node.attributes["reduction"]  # TensorRT up to 10.7 refuses even its default, none
+    program.save(output, external_data=False)
 
 
 def build_detector_graph(

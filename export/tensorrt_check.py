@@ -10,26 +10,37 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import onnx
 from onnx import NodeProto, TensorProto
 
 MIN_OPSET = 16  # RoiAlign of earlier ones is silently unaligned
 MAX_TOPK = 3840
+MAX_NMS_BOXES = 5000  # of an image
 _OPERATORS = "onnx-tensorrt, Supported ONNX Operators"
 _SUPPORT_MATRIX = "TensorRT, ONNX operator support"
 
 _UNSUPPORTED = frozenset(
     [
+        "AffineGrid",
         "Bernoulli",
         "BitShift",
+        "BitwiseAnd",
+        "BitwiseNot",
+        "BitwiseOr",
+        "BitwiseXor",
+        "BlackmanWindow",
         "CenterCropPad",
         "Col2Im",
         "Compress",
         "ConcatFromSequence",
         "ConvInteger",
+        "DFT",
         "Det",
         "DynamicQuantizeLinear",
+        "HammingWindow",
+        "HannWindow",
         "ImageDecoder",
         "MatMulInteger",
         "MaxRoiPool",
@@ -42,6 +53,8 @@ _UNSUPPORTED = frozenset(
         "OptionalHasElement",
         "QLinearConv",
         "QLinearMatMul",
+        "RegexFullMatch",
+        "STFT",
         "SequenceAt",
         "SequenceConstruct",
         "SequenceEmpty",
@@ -51,7 +64,9 @@ _UNSUPPORTED = frozenset(
         "SequenceMap",
         "SoftmaxCrossEntropyLoss",
         "SplitToSequence",
+        "StringConcat",
         "StringNormalizer",
+        "StringSplit",
         "TfIdfVectorizer",
         "Unique",
     ]
@@ -72,7 +87,22 @@ _FLOAT32_ONLY = frozenset(
         "TopK",
     ]
 )
-_SHAPE_OPERANDS = {"ConstantOfShape": (0,), "Expand": (1,), "Range": (0, 1, 2), "Reshape": (1,), "Tile": (1,)}
+_SHAPE_OPERANDS = {  # positions of inputs that decide the output's shape
+    "ConstantOfShape": (0,),
+    "Expand": (1,),
+    "Pad": (1,),
+    "Range": (0, 1, 2),
+    "Reshape": (1,),
+    "Resize": (2, 3),
+    "Tile": (1,),
+    "TopK": (1,),
+}
+_AXES = {"CumSum": 1, "Pad": 3, "Slice": 3, "Squeeze": 1, "Unsqueeze": 1}  # position of the input; Reduce* besides
+_RESIZE_ATTRIBUTES = {  # the values that are supported; the first is ONNX's default
+    "mode": ("nearest", "linear"),
+    "coordinate_transformation_mode": ("half_pixel", "pytorch_half_pixel", "asymmetric", "align_corners"),
+    "keep_aspect_ratio_policy": ("stretch",),
+}
 _UNSUPPORTED_TYPES = frozenset(
     {TensorProto.DOUBLE, TensorProto.STRING, TensorProto.COMPLEX64, TensorProto.UINT16, TensorProto.UINT32}
 )
@@ -104,6 +134,7 @@ class _Graph:
             if node.op_type == "Constant" and node.attribute[0].name == "value":
                 self.constants[node.output[0]] = node.attribute[0].t
         declared = [*graph.input, *graph.value_info, *graph.output]
+        self.shapes = {tensor.name: [dim.dim_value for dim in tensor.type.tensor_type.shape.dim] for tensor in declared}
         self.types = {tensor.name: tensor.type.tensor_type.elem_type for tensor in declared}
         self.types |= {name: tensor.data_type for name, tensor in self.constants.items()}
 
@@ -123,7 +154,7 @@ class _Graph:
         return False
 
 
-def _attributes(node: NodeProto) -> dict[str, object]:
+def _attributes(node: NodeProto) -> dict[str, Any]:
     return {attribute.name: onnx.helper.get_attribute_value(attribute) for attribute in node.attribute}
 
 
@@ -176,6 +207,35 @@ def _check_resize(graph: _Graph) -> Iterator[Finding]:
     for node in graph.nodes:
         if node.op_type == "Resize" and _attributes(node).get("antialias", 0):
             yield Finding(node.name, "antialias", "antialias=1 is not supported", _OPERATORS)
+        for name, supported in _RESIZE_ATTRIBUTES.items() if node.op_type == "Resize" else ():
+            value = _attributes(node).get(name, supported[0].encode())
+            if value not in [text.encode() for text in supported]:
+                yield Finding(node.name, "resize", f"{name}={value.decode()} is not supported", _OPERATORS)
+
+
+def _check_scatter(graph: _Graph) -> Iterator[Finding]:
+    for node in graph.nodes:
+        if node.op_type == "ScatterND" and "reduction" in _attributes(node):
+            message = "TensorRT up to 10.7 refuses the attribute reduction, even ONNX's default, none"
+            yield Finding(node.name, "scatter-reduction", message, "onnx-tensorrt, issue 957 and pull request 1013")
+
+
+def _check_nms(graph: _Graph) -> Iterator[Finding]:
+    for node in graph.nodes:
+        shape = graph.shapes.get(node.input[0], []) if node.op_type == "NonMaxSuppression" else []
+        if len(shape) == 3 and shape[1] > MAX_NMS_BOXES:
+            message = f"{shape[1]} boxes, at most {MAX_NMS_BOXES} are looked at"
+            yield Finding(node.name, "nms-limit", message, "TensorRT, INMSLayer")
+
+
+def _check_pooling(graph: _Graph) -> Iterator[Finding]:
+    for node in graph.nodes:
+        if node.op_type not in ("AveragePool", "LpPool", "MaxPool"):
+            continue
+        if any(dilation != 1 for dilation in _attributes(node).get("dilations", ())):
+            yield Finding(node.name, "pooling", "dilations other than 1 are not supported", _OPERATORS)
+        if len(node.output) > 1 and node.output[1]:
+            yield Finding(node.name, "pooling", "the output Indices is not supported", _OPERATORS)
 
 
 def _check_operators(graph: _Graph) -> Iterator[Finding]:
@@ -191,16 +251,17 @@ def _check_data_dependence(graph: _Graph) -> Iterator[Finding]:
         if node.op_type == "NonZero":
             yield Finding(node.name, "data-dependent", "the output's size depends on the values", source)
         for position in _SHAPE_OPERANDS.get(node.op_type, ()):
-            if graph.is_data_dependent(node.input[position]):
+            if position < len(node.input) and graph.is_data_dependent(node.input[position]):
                 message = f"the shape operand {node.input[position]} of {node.op_type} depends on an input's values"
                 yield Finding(node.name, "data-dependent", message, source)
 
 
 def _check_axes(graph: _Graph) -> Iterator[Finding]:
     for node in graph.nodes:
-        is_reduction = node.op_type.startswith("Reduce") and len(node.input) > 1 and node.input[1]
-        if is_reduction and node.input[1] not in graph.constants:
-            yield Finding(node.name, "constant-axes", f"axes {node.input[1]} are no constant", _OPERATORS)
+        position = 1 if node.op_type.startswith("Reduce") else _AXES.get(node.op_type, len(node.input))
+        for name in node.input[position : position + 1]:
+            if name and name not in graph.constants:
+                yield Finding(node.name, "constant-axes", f"axes {name} are no constant", _OPERATORS)
 
 
 def _check_islands(graph: _Graph) -> Iterator[Finding]:
@@ -218,6 +279,9 @@ _RULES: tuple[Callable[[_Graph], Iterator[Finding]], ...] = (
     _check_roi_align,
     _check_topk,
     _check_resize,
+    _check_scatter,
+    _check_nms,
+    _check_pooling,
     _check_operators,
     _check_data_dependence,
     _check_axes,

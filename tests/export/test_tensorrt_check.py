@@ -31,6 +31,23 @@ VIOLATIONS = {  # rule: graph in ONNX's text form, opset
         '{ y = Resize<mode = "linear", antialias = 1>(x, , , s) }',
         18,
     ),
+    "resize": (
+        "g (float[1,1,8,8] x) => (float[1,1,4,4] y) <int64[4] s = {1, 1, 4, 4}> "
+        '{ y = Resize<mode = "linear", coordinate_transformation_mode = "half_pixel_symmetric">(x, , , s) }',
+        19,
+    ),
+    "scatter-reduction": (
+        'g (float[4] x, int64[2,1] i, float[2] u) => (float[4] y) { y = ScatterND<reduction = "none">(x, i, u) }',
+        18,
+    ),
+    "nms-limit": (
+        "g (float[1,5001,4] b, float[1,1,5001] s) => (int64[n,3] y) { y = NonMaxSuppression(b, s) }",
+        18,
+    ),
+    "pooling": (
+        "g (float[1,1,8,8] x) => (float[1,1,6,6] y, int64[1,1,6,6] i) { y, i = MaxPool<kernel_shape = [3, 3]>(x) }",
+        18,
+    ),
     "operator": ("g (float[4] x) => (float[N] y) { y = Unique(x) }", 18),
     "data-dependent": ("g (float[4] x, int64[2] s) => (float[a,b] y) { y = Reshape(x, s) }", 18),
     "constant-axes": ("g (float[4,4] x, int64[1] a) => (float[b,c] y) { y = ReduceMean(x, a) }", 18),
@@ -51,6 +68,22 @@ def test_planted_violation_is_found(rule: str) -> None:
 
 def test_uint8_at_the_border_is_no_violation() -> None:
     assert check_model(_model("g (uint8[2] x) => (float[2] y) { y = Cast<to = 1>(x) }", 18)) == []
+
+
+@pytest.mark.parametrize(
+    "graph",
+    [
+        "g (float[4,4] x, int64[1] a) => (float[b,c,d] y) { y = Unsqueeze(x, a) }",
+        "g (float[4,4] x, int64[1] a, int64[1] e, int64[1] i) => (float[b,c] y) { y = Slice(x, a, e, i) }",
+    ],
+)
+def test_axes_of_other_operators_are_constant_too(graph: str) -> None:
+    assert [finding.rule for finding in check_model(_model(graph, 18))] == ["constant-axes"]
+
+
+def test_sizes_from_values_are_data_dependent() -> None:
+    graph = "g (float[1,1,8,8] x, int64[4] s) => (float[a,b,c,d] y) { y = Resize(x, , , s) }"
+    assert [finding.rule for finding in check_model(_model(graph, 18))] == ["data-dependent"]
 
 
 def test_non_zero_is_data_dependent() -> None:
