@@ -6,6 +6,10 @@ import onnx
 import pytest
 from onnx import parser
 
+from export.config import production
+from export.detector import export_detector
+from export.embedder import export_embedder
+from export.precision import PRECISIONS
 from export.signature import EMBEDDERS
 from export.tensorrt_check import check_model, main
 
@@ -94,6 +98,18 @@ def test_non_zero_is_data_dependent() -> None:
 @pytest.mark.parametrize("model", ["detector", *EMBEDDERS])
 def test_demo_graphs_have_no_finding(model: str, demo_repository: Path) -> None:
     assert check_model(onnx.load(demo_repository / model / "1" / "model.onnx")) == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("model", ["detector", "embedder_b5a", "embedder_b6", "embedder_b7"])  # b5b is b5a's graph
+def test_production_graphs_have_no_finding(model: str, precision: str, tmp_path: Path) -> None:
+    path = tmp_path / "model.onnx"
+    config = production()
+    network = config.detector if model == "detector" else config.embedder(model)
+    export = export_detector if model == "detector" else export_embedder
+    export(None, path, config=network, random_seed=0, precision=precision)
+    assert check_model(onnx.load(path)) == []
 
 
 def test_command_lists_findings(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
