@@ -30,7 +30,7 @@ class BuildError(ValueError):
 
 def trtexec(onnx_path: Path, plan_path: Path, found: list[Profile], workspace_gb: float) -> str:
     """The equivalent command line."""
-    parts = ["trtexec", f"--onnx={onnx_path}", f"--saveEngine={plan_path}", "--stronglyTyped"]
+    parts = ["trtexec", f"--onnx={onnx_path}", f"--saveEngine={plan_path}", "--stronglyTyped", "--noTF32"]
     parts.append(f"--memPoolSize=workspace:{workspace_gb * 1024:g}M")
     for index, profile in enumerate(found):
         parts.append(f"--profile={index}")
@@ -88,12 +88,14 @@ def build_engine(
         errors = [parser.get_error(index) for index in range(parser.num_errors)]
         raise BuildError("\n".join(f"{onnx_path}: node {error.node_name()}: {error.desc()}" for error in errors))
     config = builder.create_builder_config()
+    config.clear_flag(trt.BuilderFlag.TF32)  # it is on by default, and rounds what is meant to be float32 to 10 bits
     config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, int(workspace_gb * 2**30))
     for item in found:
         profile = builder.create_optimization_profile()
         for name, shape in item.inputs.items():
             profile.set_shape(name, shape.minimum, shape.optimum, shape.maximum)
-        config.add_optimization_profile(profile)
+        if config.add_optimization_profile(profile) < 0:
+            raise BuildError(f"{onnx_path}: TensorRT refuses the profile {item.name}")
     if timing_cache is not None:
         content = timing_cache.read_bytes() if timing_cache.exists() else b""
         config.set_timing_cache(config.create_timing_cache(content), ignore_mismatch=False)

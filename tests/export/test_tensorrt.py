@@ -1,12 +1,14 @@
 """The builder of engines, as far as it runs without TensorRT."""
 
+import ast
 import importlib.util
+import inspect
 import json
 from pathlib import Path
 
 import pytest
 
-from export import tensorrt
+from export import runners, tensorrt
 from export.config import production
 from export.profiles import profiles
 
@@ -36,7 +38,7 @@ def test_dry_run_prints_the_command_of_each_engine(repository: Path, capsys: pyt
     assert tensorrt.main(arguments) == 0
     head, command = capsys.readouterr().out.splitlines()
     assert head.endswith("1 profiles")
-    assert command.startswith("trtexec --onnx=") and "--stronglyTyped --memPoolSize=workspace:2048M" in command
+    assert command.startswith("trtexec --onnx=") and "--stronglyTyped --noTF32 --memPoolSize=workspace:2048M" in command
     assert command.count("--profile=") == 1
     assert "--minShapes=crops:1x200x100x3 --optShapes=crops:8x290x290x3 --maxShapes=crops:32x400x400x3" in command
     assert not (repository / "embedder_b6" / "1" / "model.plan").exists()
@@ -61,3 +63,43 @@ def test_an_engine_of_another_graph_profile_or_version_is_not_current(repository
     assert not tensorrt.is_current(plan_path, tensorrt.identity(onnx_path, []))
     onnx_path.write_bytes(b"another graph")
     assert not tensorrt.is_current(plan_path, tensorrt.identity(onnx_path, found))
+
+
+CLASSES = (  # whose methods the two files call; documented alike for TensorRT 10 and 11
+    *("Builder", "IBuilderConfig", "IOptimizationProfile", "ITimingCache", "OnnxParser", "ParserError"),
+    *("Runtime", "ICudaEngine", "IExecutionContext", "IProgressMonitor"),
+)
+OBJECTS = {"builder", "config", "profile", "parser", "error", "_runtime", "_engine", "_context"}
+
+
+def attributes() -> tuple[set[str], set[str]]:
+    """What the builder and the runner use: dotted names of the module itself, and names of its objects' members."""
+    dotted, members = set(), set()
+    for part in (tensorrt.build_engine, tensorrt._progress_monitor, runners.TensorRTRunner):
+        for node in ast.walk(ast.parse(inspect.getsource(part))):
+            if isinstance(node, ast.Attribute):
+                name = ast.unparse(node)
+                if name.startswith("trt."):
+                    dotted.add(name.removeprefix("trt."))
+                elif name.removeprefix("self.").split(".")[0] in OBJECTS and name.removeprefix("self.").count(".") == 1:
+                    members.add(node.attr)
+    return dotted, members
+
+
+def test_nothing_is_used_that_tensorrt_11_removed() -> None:
+    dotted, members = attributes()
+    assert {"Builder", "OnnxParser", "BuilderFlag.TF32", "Runtime"} <= dotted
+    assert {"build_serialized_network", "set_shape", "get_error", "node_name", "execute_async_v3"} <= members
+    assert not {"BuilderFlag.FP16", "NetworkDefinitionCreationFlag.EXPLICIT_BATCH"} & dotted
+    assert not {"supports_model", "set_output_type", "build_engine", "max_workspace_size", "execute_async_v2"} & members
+
+
+@pytest.mark.tensorrt
+def test_everything_used_exists() -> None:
+    trt = pytest.importorskip("tensorrt", reason="TensorRT is not installed")
+    dotted, members = attributes()
+    for name in dotted:
+        value = trt
+        for part in name.split("."):
+            value = getattr(value, part)
+    assert not {name for name in members if not any(hasattr(getattr(trt, kind), name) for kind in CLASSES)}
