@@ -348,6 +348,10 @@ class Client:
             return not server.connection.is_server_ready(client_timeout=self._timeout_s, headers=self._headers)
         except InferenceServerException:
             return True
+        except ValueError:  # the channel was closed meanwhile; the next try says so
+            if self._closed.is_set():
+                return True
+            raise
 
 
 def _describe(tensors: dict[str, tuple[Any, ...]]) -> str:
