@@ -139,10 +139,9 @@ def _config_of(checkpoint: Path, backbone: str | None) -> DetectorConfig:
 def _spread(graph: DetectorGraph) -> None:
     """Fits norms and predicting layers to a few pictures, so that an untrained network, too, has many detections.
 
-    As it comes from its constructor, activations behind frozen norms overflow. Norms that only standardise make it
-    chaotic: a hundred layers of them amplify a difference of its input 600 to 1,600 times, and rounding VoVNet-99's
-    weights to half precision changes its features by 12 to 31 %, which would say nothing about an export. A shift
-    that carries most activations over the ReLU's kink makes that 0.3 %, as little as in a trained network.
+    As it comes from its constructor, activations behind frozen norms overflow. Norms that only standardise make a
+    hundred layers chaotic: they amplify what an input differs by, and the rounding of weights, until nothing is left to
+    compare. A shift that carries most activations over the ReLU's kink ends that.
     """
     shift = 1.0  # standard deviations
     predictors = {
