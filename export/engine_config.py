@@ -26,7 +26,6 @@ def add_engine_options(message: proto.ModelConfig, config: PipelineConfig) -> No
         cuda = message.optimization.cuda
         cuda.graphs = True
         for height, width in config.crop_sizes:
-            sizes = {"h": height, "w": width}
-            shape = [sizes[dim] if isinstance(dim, str) else dim for dim in crops.shape[1:]]
             for batch in GRAPH_BATCHES:
-                cuda.graph_spec.add(batch_size=batch).input[crops.name].dim.extend(shape)
+                spec = cuda.graph_spec.add(batch_size=batch)
+                spec.input[crops.name].dim.extend(crops.shape_at(height, width)[1:])

@@ -15,7 +15,7 @@ embedder, and Triton would try to capture every CUDA graph in each of them.
 from dataclasses import dataclass
 
 from export.config import PipelineConfig
-from export.signature import EMBEDDERS, KINDS, MODELS, PADDING_MULTIPLE, Tensor
+from export.signature import EMBEDDERS, KINDS, MODELS, PADDING_MULTIPLE, padded
 
 ENGINES = ("detector", *EMBEDDERS)
 _USUAL_ASPECT = {"frame": 16 / 9, "image": 1.0}  # long side / short side of most pictures
@@ -52,31 +52,21 @@ def _profile(model: str, name: str, sizes: tuple[tuple[int, int], ...], max_batc
         name,
         {
             tensor.name: Range(
-                *(_shape(tensor, batch, size) for batch, size in zip(batches, sizes, strict=True)),
+                *(tensor.shape_at(*size, batch) for batch, size in zip(batches, sizes, strict=True)),
             )
             for tensor in MODELS[model].inputs
         },
     )
 
 
-def _shape(tensor: Tensor, batch: int, size: tuple[int, int]) -> Shape:
-    height, width = size
-    sizes = {"B": batch, "n": batch, "H'": height, "W'": width, "h": height, "w": width}
-    return tuple(sizes[dimension] if isinstance(dimension, str) else dimension for dimension in tensor.shape)
-
-
-def _padded(side: float) -> int:
-    return -(-round(side) // PADDING_MULTIPLE) * PADDING_MULTIPLE
-
-
 def _detector(config: PipelineConfig) -> list[Profile]:
     max_batch = config.serving_of("detector").max_batch
-    longest = _padded(config.max_side_px)
+    longest = padded(config.max_side_px)
     found = []
     smallest = PADDING_MULTIPLE  # very long pictures are scaled by their long side, which makes the other as short
     for kind in sorted(KINDS, key=lambda kind: config.kind(kind).short_side_px):
-        short = _padded(config.kind(kind).short_side_px)
-        usual = _padded(config.kind(kind).short_side_px * _USUAL_ASPECT[kind])
+        short = padded(config.kind(kind).short_side_px)
+        usual = padded(config.kind(kind).short_side_px * _USUAL_ASPECT[kind])
         higher = short + PADDING_MULTIPLE  # squares are landscapes
         landscape = ((smallest, short), (short, usual), (short, longest))
         portrait = ((higher, smallest), (max(usual, higher), short), (longest, short))

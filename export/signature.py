@@ -17,6 +17,11 @@ PADDING_MULTIPLE = 32
 PRIORITIES = {"live": 1, "batch": 2}  # a request's `priority`; in every queue live requests go first
 
 
+def padded(side_px: float) -> int:
+    """A side of the detector's `pixels`, in pixels, for one of the resized picture."""
+    return -(-round(side_px) // PADDING_MULTIPLE) * PADDING_MULTIPLE
+
+
 @dataclass(frozen=True)
 class Tensor:
     name: str
@@ -27,6 +32,13 @@ class Tensor:
     def dims(self) -> tuple[int, ...]:
         """The shape as a config.pbtxt has it: -1 for what is known only at run time."""
         return tuple(-1 if isinstance(dimension, str) else dimension for dimension in self.shape)
+
+    def shape_at(self, height: int, width: int, batch: int = 1) -> tuple[int, ...]:
+        """The shape for a picture, padded picture or crop of that size, or for a batch of them."""
+        sizes = (
+            {"B": batch, "n": batch} | dict.fromkeys(("H", "H'", "h"), height) | dict.fromkeys(("W", "W'", "w"), width)
+        )
+        return tuple(sizes[dimension] if isinstance(dimension, str) else dimension for dimension in self.shape)
 
 
 @dataclass(frozen=True)

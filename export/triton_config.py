@@ -13,7 +13,7 @@ from tritonclient.grpc import model_config_pb2 as proto
 
 from export.config import PipelineConfig, ServingConfig, production
 from export.engine_config import add_engine_options
-from export.signature import EMBEDDERS, MODELS, PADDING_MULTIPLE, PRIORITIES, Signature, Tensor
+from export.signature import EMBEDDERS, MODELS, PRIORITIES, Signature, Tensor, padded
 
 REPOSITORY = Path(__file__).parents[1] / "model_repository"
 
@@ -100,9 +100,8 @@ def _add_warmup(message: proto.ModelConfig, signature: Signature, config: Pipeli
     """Runs before readiness: the first one at a size allocates memory and loads or chooses kernels."""
     for height, width in _usual_sizes(message.name, config):
         warmup = message.model_warmup.add(name=f"{width}x{height}", batch_size=1)
-        sizes = {"H": height, "W": width, "H'": height, "W'": width, "h": height, "w": width}
         for tensor in signature.inputs:
-            dims = [sizes[dim] if isinstance(dim, str) else dim for dim in tensor.shape[1:]]
+            dims = tensor.shape_at(height, width)[1:]
             warmup.inputs[tensor.name].MergeFrom(
                 proto.ModelWarmup.Input(data_type=_data_type(tensor), dims=dims, zero_data=True)
             )
@@ -114,11 +113,11 @@ def _usual_sizes(name: str, config: PipelineConfig) -> list[tuple[int, int]]:
         return config.crop_sizes
     if name != "detector":
         return [_USUAL_SIZES[name.removeprefix("prepare_")]]
-    padded = []
+    sizes = []
     for kind, sides in _USUAL_SIZES.items():
-        resized = [round(side * config.kind(kind).short_side_px / min(sides)) for side in sides]
-        padded.append(tuple(-(-side // PADDING_MULTIPLE) * PADDING_MULTIPLE for side in resized))
-    return padded
+        height, width = (padded(side * config.kind(kind).short_side_px / min(sides)) for side in sides)
+        sizes.append((height, width))
+    return sizes
 
 
 def _onnxruntime(name: str, signature: Signature, config: PipelineConfig, serving: ServingConfig) -> proto.ModelConfig:
