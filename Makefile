@@ -31,6 +31,7 @@ check: .venv/.installed
 # A short run of all measurements, then the report. CONFIG=production takes the full networks with made-up weights.
 bench: .venv/.installed
 	$(RUN) -m benchmarks.baseline --config $(CONFIG) $(if $(filter production,$(CONFIG)),--clips 1 --frames 4)
+	$(RUN) -m benchmarks.embedding --config $(CONFIG) $(if $(filter production,$(CONFIG)),--clips 1 --rounds 1)
 	$(RUN) -m benchmarks.throughput --config $(CONFIG)
 	$(RUN) -m benchmarks.latency --config $(CONFIG)
 	$(RUN) -m benchmarks.models --config $(CONFIG)

@@ -7,7 +7,7 @@ Figures = dict[str, Any]
 Row = tuple[str, str, Sequence[float]]
 """What was measured, the figure, and the values of the single rounds where there are some."""
 
-ORDER = ("baseline", "throughput", "latency", "models", "perf_analyzer", "guard", "matching")
+ORDER = ("baseline", "embedding", "throughput", "latency", "models", "perf_analyzer", "guard", "matching")
 
 
 def rank(benchmark: str) -> int:
@@ -31,6 +31,15 @@ def _baseline(figures: Figures) -> Iterator[Row]:
     yield f"pipeline over the eager baseline, {figures['device']}", f"{figures['headline_speedup']:.1f}×", speedups
     ratios = [turn["cpu_ratio"] for turn in figures["rounds"]]
     yield "the same in processor seconds", f"{figures['cpu_ratio']:.1f}×", ratios
+
+
+def _embedding(figures: Figures) -> Iterator[Row]:
+    decoding = [turn["decoding"]["speedup"] for turn in figures["rounds"]]
+    yield "a clip decoded in one pass over seeking its frames", f"{figures['decoding_speedup']:.1f}×", decoding
+    speedups = [turn["speedup"] for turn in figures["rounds"]]
+    yield f"embedding, {figures['concurrency']} sources at once over one", f"{figures['speedup']:.2f}×", speedups
+    computing = [turn["overlapped"]["computing"] for turn in figures["rounds"]]
+    yield "requests the server computes for at a time meanwhile", f"{figures['computing']:.2f}", computing
 
 
 def _throughput(figures: Figures) -> Iterator[Row]:
@@ -73,6 +82,7 @@ def _latencies(latency: dict[str, float]) -> str:
 
 ROWS: dict[str, Callable[[Figures], Iterator[Row]]] = {
     "baseline": _baseline,
+    "embedding": _embedding,
     "throughput": _throughput,
     "latency": _latency,
     "models": _models,

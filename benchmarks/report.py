@@ -58,6 +58,8 @@ each round, with its lowest and highest given. MLPerf's scenario names are not u
 MEASURED = {
     "baseline": "The pipeline against the contest solution's way of working: eager PyTorch, one picture at a time, "
     "each frame decoded again for every box and network, JSON files in between. Same weights, same clips, in turns.",
+    "embedding": "What `livematch embed` makes of the server, in turns: each clip decoded in one pass against every "
+    "frame sought by itself, and several sources under way at once against one.",
     "throughput": "Pictures of the world sent to the ensemble over gRPC on loopback, a fixed number in flight. The "
     "client runs on the same machine.",
     "latency": "The same pictures at random times, at shares of the highest throughput.",
@@ -116,7 +118,7 @@ def _conditions(result: Results) -> str:
 def _throughput(figures: dict[str, Any]) -> str:
     rows = [
         (
-            *(point["concurrency"], point["pictures_per_s"], point["crops_per_s"]),
+            *(point["concurrency"], point["pictures_per_s"], point["crops_per_s"], point["crops_per_call"]),
             *(point["latency"].get(f"{name}_ms", "") for name in ("p50", "p90", "p95", "p99", "max")),
             *(point["latency"]["num_answered"], point["latency"]["num_failures"]),
             "yes" if point["is_stable"] else "no",
@@ -126,7 +128,7 @@ def _throughput(figures: dict[str, Any]) -> str:
         )
         for point in figures["sweep"]
     ]
-    head = "in flight,pictures/s,crops/s,p50 ms,p90,p95,p99,max,answers,failures,stable,machine busy,server busy,MiB"
+    head = "in flight,pictures/s,crops/s,crops/call,p50 ms,p90,p95,p99,max,answers,failures,stable"
     first = figures["sweep"][0]
     stages = [
         (
@@ -135,8 +137,16 @@ def _throughput(figures: dict[str, Any]) -> str:
         )
         for model, row in sorted(first["stages"].items())
     ]
-    note = f"<p>Per picture, {first['concurrency']} in flight; crop_and_embed computes by calling what is below it.</p>"
-    return _table(head, rows) + note + _table("model,calls,rows/call,total ms,queue,input,compute,output", stages)
+    note = (
+        f"<p>Per picture, {first['concurrency']} in flight; crop_and_embed computes by calling crop and the embedders."
+    )
+    if first["overhead"] is not None:
+        note += f" In {first['overhead']:.1%} of a request's time none of the ensemble's steps computed."
+    return (
+        _table(f"{head},machine busy,server busy,MiB", rows)
+        + f"{note}</p>"
+        + _table("model,calls,rows/call,total ms,queue,input,compute,output", stages)
+    )
 
 
 def _latency(figures: dict[str, Any]) -> str:
@@ -171,6 +181,27 @@ def _baseline(figures: dict[str, Any]) -> str:
     times = "round,baseline s,pipeline s,times as fast,baseline CPU s,pipeline CPU s,ratio"
     head = f"{times},baseline boxes,pipeline boxes,same boxes,lowest cosine"
     return headline + _table(head, rows)
+
+
+def _embedding(figures: dict[str, Any]) -> str:
+    rows = []
+    for position, turn in enumerate(figures["rounds"]):
+        decoding, ways = turn["decoding"], (turn["serial"], turn["overlapped"])
+        rows.append(
+            (
+                *(position + 1, decoding["sought_s"], decoding["one_pass_s"], decoding["speedup"]),
+                *(way["frames_per_s"] for way in ways),
+                *(turn["speedup"], *(way["computing"] for way in ways)),
+                *(f"{way['usage']['machine_busy_share']:.0%}" for way in ways),
+            )
+        )
+    note = (
+        f"<p>{figures['num_clips']} clips. Computing: requests the server computes for at a time on average, with one "
+        f"source under way (there it is the share of time in which the server is busy) and with "
+        f"{figures['concurrency']}.</p>"
+    )
+    head = "round,frames sought s,one pass s,times as fast,frames/s one at a time,frames/s overlapped,times as fast"
+    return note + _table(f"{head},computing one at a time,overlapped,machine busy one at a time,overlapped", rows)
 
 
 def _models(figures: dict[str, Any]) -> str:
@@ -224,6 +255,7 @@ TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
     "throughput": _throughput,
     "latency": _latency,
     "baseline": _baseline,
+    "embedding": _embedding,
     "models": _models,
     "perf_analyzer": _perf_analyzer,
     "guard": _guard,

@@ -32,7 +32,7 @@ def read_usage(server_pid: int) -> Usage:
     user, nice, system, idle, iowait, irq, softirq, steal = (
         int(ticks) / _TICKS_PER_S for ticks in Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:9]
     )
-    pids = _process_tree(server_pid)
+    pids = process_tree(server_pid)
     energy_j = int(_ENERGY.read_text()) / 1e6 if os.access(_ENERGY, os.R_OK) else None
     return Usage(
         machine_busy_s=user + nice + system + irq + softirq + steal,
@@ -97,7 +97,8 @@ class GpuSampler:
                 return
 
 
-def _process_tree(root: int) -> list[int]:
+def process_tree(root: int) -> list[int]:
+    """The process `root` and those started by it, at any depth."""
     children: dict[int, list[int]] = {}
     for folder in Path("/proc").iterdir():
         if folder.name.isdecimal() and (stat := _read(folder / "stat")):

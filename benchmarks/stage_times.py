@@ -6,6 +6,7 @@ from typing import Any
 import tritonclient.grpc as triton
 
 from benchmarks.results import rounded
+from export.signature import EMBEDDERS
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,26 @@ def subtract_stages(later: Stages, earlier: Stages) -> Stages:
     """What was done in between, by the models that did something."""
     deltas = {model: later[model] - earlier[model] for model in later}
     return {model: delta for model, delta in deltas.items() if delta.num_requests or delta.num_failures}
+
+
+def computing_ms(stages: Stages, kind: str) -> float:
+    """Computing time of the ensemble's three steps, of all requests together."""
+    steps = (f"prepare_{kind}", "detector", "crop_and_embed")
+    return sum(stages[step].compute_ms for step in steps if step in stages)
+
+
+def overhead(stages: Stages, kind: str) -> float:
+    """The share of a request's time in which no step of the ensemble computes: queues, copies, Triton itself.
+
+    It says so only while one request is in flight: more of them wait for each other.
+    """
+    return 1 - computing_ms(stages, kind) / stages[f"recognize_{kind}"].total_ms
+
+
+def crops_per_call(stages: Stages) -> float:
+    """How many crops one call of an embedder held, on average; 0 if there was none."""
+    embedder = stages.get(EMBEDDERS[0])
+    return embedder.num_rows / embedder.num_calls if embedder else 0.0
 
 
 def describe_stages(stages: Stages, num_pictures: float) -> dict[str, dict[str, Any]]:

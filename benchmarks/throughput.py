@@ -19,7 +19,14 @@ import tritonclient.grpc as triton
 from benchmarks.load import Window, closed_loop, describe_latency
 from benchmarks.resources import GpuSampler, Usage, describe_usage, read_usage
 from benchmarks.results import Run, digest_models, rounded
-from benchmarks.stage_times import Stages, describe_stages, read_stages, subtract_stages
+from benchmarks.stage_times import (
+    Stages,
+    crops_per_call,
+    describe_stages,
+    overhead,
+    read_stages,
+    subtract_stages,
+)
 from benchmarks.workload import (
     Picture,
     add_workload_arguments,
@@ -83,13 +90,16 @@ def measure(
     (stages_before, usage_before), (stages_after, usage_after) = window.before, window.after
     stages = subtract_stages(stages_after, stages_before)
     num_crops = stages[EMBEDDERS[0]].num_rows if EMBEDDERS[0] in stages else 0
-    ensemble = stages.get(f"recognize_{bench.pictures[0].kind}")
+    kind = bench.pictures[0].kind
+    ensemble = stages.get(f"recognize_{kind}")
     figures = {
         "concurrency": concurrency,
         "is_stable": is_stable,
         "duration_s": rounded(window.duration_s),
         "pictures_per_s": rounded(window.rate),
         "crops_per_s": rounded(num_crops / window.duration_s),
+        "crops_per_call": rounded(crops_per_call(stages)),
+        "overhead": rounded(overhead(stages, kind), 3) if ensemble and concurrency == 1 else None,
         "latency": describe_latency(window.samples),
         "usage": describe_usage(usage_before, usage_after, window.duration_s, len(window.answered)),
         "gpu": gpu.describe(),

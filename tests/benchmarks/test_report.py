@@ -48,6 +48,8 @@ def point(concurrency: int, rate: float) -> dict[str, Any]:
         "is_stable": concurrency > 1,
         "pictures_per_s": rate,
         "crops_per_s": 2 * rate,
+        "crops_per_call": 1.5,
+        "overhead": 0.034 if concurrency == 1 else None,
         "latency": LATENCY,
         "usage": USAGE,
         "stages": {"detector": STAGE, "crop_and_embed": STAGE},
@@ -101,6 +103,21 @@ FIGURES: dict[str, dict[str, Any]] = {
             for ratio in (4.0, 4.2, 4.4)
         ],
     },
+    "embedding": {
+        "num_clips": 6,
+        "concurrency": 4,
+        "decoding_speedup": 4.5,
+        "speedup": 1.6,
+        "computing": 1.9,
+        "rounds": [
+            {
+                "decoding": {"sought_s": 9.0, "one_pass_s": 2.0, "speedup": 4.5},
+                "serial": {"frames_per_s": 5.0, "computing": 0.8, "usage": USAGE},
+                "overlapped": {"frames_per_s": 8.0, "computing": 1.9, "usage": USAGE},
+                "speedup": 1.6,
+            }
+        ],
+    },
     "matching": {"ratio": 0.8, "ratios": [0.7, 0.8, 0.9], "num_queries": 4},
 }
 
@@ -121,6 +138,7 @@ def test_the_page_says_what_was_measured_on_what_and_how_often_it_varied(
     for text in ("--a &lt;b&gt;", "a CPU, 2 processors", "load average 0.5 before, 1.5 after", "1 × 0, 1 × 1, 1 × 2"):
         assert text in page
     assert "4.2 times as fast" in page and "detector 01234567" in page
+    assert "<td>1</td><td>9.0</td><td>2.0</td><td>4.5</td><td>5.0</td><td>8.0</td><td>1.6</td><td>0.8</td>" in page
     pictures = sorted(path.name for path in tmp_path.glob("*.png"))
     assert pictures == [
         f"demo_{name}.png"
@@ -133,6 +151,7 @@ def test_the_table_has_every_figure_with_its_file(results: list[dict[str, Any]])
     lines = markdown_table(results).splitlines()
     assert lines[2] == "| demo | pipeline over the eager baseline, cpu | 4.2× | 4 to 4.4 (3) | `demo_baseline.json` |"
     assert "| demo | throughput, 4 in flight | 8.0 pictures/s, 16.0 crops/s |  | `demo_throughput.json` |" in lines
+    assert "| demo | embedding, 4 sources at once over one | 1.60× | 1.6 to 1.6 (1) | `demo_embedding.json` |" in lines
     assert sum("Poisson" in line for line in lines) == 1  # the load that was not stable is left out
 
 

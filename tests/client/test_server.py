@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import tritonclient.grpc as triton
 
+from benchmarks.resources import process_tree
 from livematch.errors import ServerError
 from livematch.server import LocalServer
 
@@ -60,14 +61,6 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalServer]:
     (folder / "double" / "1" / "model.py").write_text(MODEL)
     with LocalServer(folder) as started:
         yield started
-
-
-def descendants(pid: int) -> set[int]:
-    """Processes started by `pid`, at any depth."""
-    children = {
-        int(child) for task in Path(f"/proc/{pid}/task").glob("*/children") for child in task.read_text().split()
-    }
-    return children.union(*(descendants(child) for child in children))
 
 
 def wait_until_gone(pids: set[int], timeout_s: float = 20.0) -> set[int]:
@@ -117,7 +110,7 @@ def test_stop_leaves_no_process(repository: Path, tmp_path: Path) -> None:
     log_path = tmp_path / "logs" / "server.log"
     server = LocalServer(repository, log_path=log_path)
     server.start()
-    pids = {server.pid, *descendants(server.pid)}
+    pids = set(process_tree(server.pid))
     assert len(pids) >= 2  # the server and a stub
     server.stop()
     assert not wait_until_gone(pids, timeout_s=1.0)
@@ -137,7 +130,7 @@ def test_ends_with_a_parent_that_is_killed(repository: Path) -> None:
     parent = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, env=environment)
     assert parent.stdout is not None
     pid = int(parent.stdout.readline())
-    pids = {pid, *descendants(pid)}
+    pids = set(process_tree(pid))
     parent.kill()
     parent.communicate()
     assert not wait_until_gone(pids)
@@ -157,7 +150,7 @@ def test_outlives_the_thread_that_started_it(repository: Path) -> None:
 
 def test_killed_server_leaves_nothing_and_can_be_stopped(repository: Path) -> None:
     with LocalServer(repository) as server:
-        pids = {server.pid, *descendants(server.pid)}
+        pids = set(process_tree(server.pid))
         regions = f"{server._shared_memory_prefix}*"
         assert list(Path("/dev/shm").glob(regions))
         os.kill(server.pid, signal.SIGKILL)

@@ -10,7 +10,8 @@ import numpy as np
 import tritonclient.grpc as triton
 
 import livematch
-from export.signature import EMBEDDERS
+from benchmarks.resources import process_tree
+from benchmarks.stage_times import Stages, crops_per_call, read_stages, subtract_stages
 from livematch.client import Recognition
 
 MAX_COSINE_DIFFERENCE = 1e-4
@@ -58,29 +59,19 @@ class EmbedderCalls:
 
     def __init__(self, url: str) -> None:
         self._url = url
-        self._before = self._count()
+        self._before = self._read()
 
     def crops_per_call(self) -> float:
-        num_crops, num_calls = self._count() - self._before
-        return float(num_crops / num_calls)
+        return crops_per_call(subtract_stages(self._read(), self._before))
 
-    def _count(self) -> np.ndarray:
+    def _read(self) -> Stages:
         with triton.InferenceServerClient(self._url) as client:
-            statistics = client.get_inference_statistics(EMBEDDERS[0]).model_stats[0]
-        return np.array([statistics.inference_count, statistics.execution_count])
-
-
-def descendants(pid: int) -> set[int]:
-    """Processes started by `pid`, at any depth."""
-    children = {
-        int(child) for task in Path(f"/proc/{pid}/task").glob("*/children") for child in task.read_text().split()
-    }
-    return children.union(*(descendants(child) for child in children))
+            return read_stages(client)
 
 
 def memory_bytes(pid: int) -> int:
     """Of a process and its descendants: anonymous and shared memory, each page counted once; no program text."""
-    return sum(_data_bytes(process) for process in {pid, *descendants(pid)})
+    return sum(map(_data_bytes, process_tree(pid)))
 
 
 def _data_bytes(pid: int) -> int:

@@ -18,9 +18,10 @@ import pytest
 import tritonclient.http as triton_http
 
 import livematch
+from benchmarks.resources import process_tree
 from livematch.cli import EXIT_ERROR, EXIT_INTERRUPTED
 from tests.model_repository import handmade
-from tests.model_repository.load import ask_at_once, ask_one_by_one, descendants
+from tests.model_repository.load import ask_at_once, ask_one_by_one
 from tests.model_repository.malformed import GRPC, Input, Malformed, send
 
 pytestmark = pytest.mark.triton
@@ -58,7 +59,7 @@ class Serving:
     def stubs(self) -> dict[str, int]:
         """Process of each model instance by its name, e.g. "crop_and_embed_0_0"."""
         found = {}
-        for pid in descendants(self.process.pid):
+        for pid in process_tree(self.process.pid):
             words = command_of(pid)
             if words[0].endswith("triton_python_backend_stub"):
                 found[next(word for word in words if word.endswith(("_0_0", "_0_1", "_0_2", "_0_3")))] = pid
@@ -105,7 +106,7 @@ def test_a_request_that_kills_a_models_process_is_refused_and_the_server_recover
 def test_a_stopped_server_answers_what_is_in_flight_and_leaves_nothing(serving: Serving) -> None:
     """Over gRPC this Triton (24.10) refuses the remaining steps of an ensemble, at once and as an outage."""
     picture = handmade.make_image(3, 900, 700)
-    processes = descendants(serving.process.pid)
+    processes = process_tree(serving.process.pid)
     is_stopping = threading.Event()
 
     def ask_http() -> set[str]:
@@ -157,7 +158,7 @@ def test_a_run_notices_at_once_that_the_server_it_started_has_died(handmade_repo
     while not list(tmp_path.glob("features*")):
         assert process.poll() is None
         time.sleep(0.01)
-    server = next(pid for pid in descendants(process.pid) if "tritonserver" in command_of(pid)[0])
+    server = next(pid for pid in process_tree(process.pid) if "tritonserver" in command_of(pid)[0])
     start_s = time.monotonic()
     os.kill(server, signal.SIGKILL)
     _, errors = process.communicate(timeout=60)

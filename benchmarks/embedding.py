@@ -1,0 +1,119 @@
+"""What `livematch embed` makes of a server: clips decoded in one pass, several sources under way at once.
+
+    python -m benchmarks.embedding --clips 6 --rounds 3
+
+Two comparisons, each in turns in one run. Decoding: the sixteen frames of a clip in one pass against each frame
+sought and decoded by itself. Embedding: one source at a time against several.
+
+`computing` is how many requests the server computes for at a time on average, from Triton's statistics: the computing
+time of the ensemble's steps over the time that passed. While one source is under way it is the share of the time in
+which the server is busy; with several it may be above 1.
+"""
+
+import argparse
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import tritonclient.grpc as triton
+
+from benchmarks.baseline import read_frame
+from benchmarks.resources import describe_usage, read_usage
+from benchmarks.results import Run, digest_models, rounded
+from benchmarks.stage_times import computing_ms, read_stages, subtract_stages
+from benchmarks.workload import (
+    add_workload_arguments,
+    default_output,
+    prepare_repository,
+    prepare_world,
+    read_pictures,
+)
+from livematch import Client, LocalServer, read_frames
+from livematch.decoding import DEFAULT_FRAMES
+from livematch.embedding import DEFAULT_CONCURRENCY, Flow, embed_videos
+
+
+def compare_decoding(clips: Sequence[Path]) -> dict[str, float]:
+    """Seconds for the frames of all clips both ways, one thread each way calling the decoder, and their ratio."""
+    one_pass_s = _time(lambda: [pixels.shape for clip in clips for _, pixels in read_frames(clip)])
+    sought_s = _time(lambda: [read_frame(clip, index).shape for clip in clips for index in DEFAULT_FRAMES])
+    return {
+        "one_pass_s": rounded(one_pass_s),
+        "sought_s": rounded(sought_s),
+        "speedup": rounded(sought_s / one_pass_s),
+    }
+
+
+def embed(server: LocalServer, clips: Path, concurrency: int, output: Path) -> dict[str, Any]:
+    """JSON of one run over all clips of a folder."""
+    with Client(server.url) as client, triton.InferenceServerClient(server.url) as observer:
+        stages_before, usage_before, start_s = read_stages(observer), read_usage(server.pid), time.perf_counter()
+        embedded = embed_videos(client, clips, output, Flow(concurrency=concurrency))
+        elapsed_s = time.perf_counter() - start_s
+        stages = subtract_stages(read_stages(observer), stages_before)
+    num_frames = embedded.num_stored * len(DEFAULT_FRAMES)
+    return {
+        "frames_per_s": rounded(num_frames / elapsed_s),
+        "computing": rounded(computing_ms(stages, "frame") / 1e3 / elapsed_s),
+        "usage": describe_usage(usage_before, read_usage(server.pid), elapsed_s, num_frames),
+    }
+
+
+def _time(action: Callable[[], object]) -> float:
+    start_s = time.perf_counter()
+    action()
+    return time.perf_counter() - start_s
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_workload_arguments(parser, "embedding")
+    parser.add_argument("--clips", type=int, default=6, metavar="N", help="default: %(default)s")
+    parser.add_argument("--rounds", type=int, default=3, metavar="N", help="default: %(default)s")
+    parser.add_argument(
+        "--concurrency", type=int, default=DEFAULT_CONCURRENCY, metavar="N", help="default: %(default)s"
+    )
+    options = parser.parse_args(argv)
+    clips = sorted((prepare_world(options.world) / "video").glob("*.mp4"))[: options.clips]
+    repository, _ = prepare_repository(options, read_pictures(options.world, "frame", 4, options.seed))
+    run = Run("embedding", options, argv)
+    rounds = []
+    with ExitStack() as resources:
+        folder = Path(resources.enter_context(tempfile.TemporaryDirectory(prefix="livematch-embedding-")))
+        (folder / "clips").mkdir()
+        for clip in clips:
+            (folder / "clips" / clip.name).symlink_to(clip.resolve())
+        server = resources.enter_context(LocalServer(repository, startup_timeout_s=600))
+        embed(server, folder / "clips", options.concurrency, folder / "warm-up.parquet")
+        for turn in range(options.rounds):
+            found = {
+                way: embed(server, folder / "clips", concurrency, folder / f"{way}{turn}.parquet")
+                for way, concurrency in (("serial", 1), ("overlapped", options.concurrency))
+            }
+            speedup = rounded(found["overlapped"]["frames_per_s"] / found["serial"]["frames_per_s"])
+            rounds.append({"decoding": compare_decoding(clips), **found, "speedup": speedup})
+            print(
+                f"round {turn + 1}: one pass {rounds[-1]['decoding']['speedup']} times as fast as seeking; "
+                f"{options.concurrency} sources at once {speedup} times as fast as one, "
+                f"computing {found['serial']['computing']} and {found['overlapped']['computing']} requests at a time",
+                flush=True,
+            )
+    figures = {
+        "num_clips": len(clips),
+        "concurrency": options.concurrency,
+        "precision": options.precision,
+        "decoding_speedup": rounded(statistics.median(turn["decoding"]["speedup"] for turn in rounds)),
+        "speedup": rounded(statistics.median(turn["speedup"] for turn in rounds)),
+        "computing": rounded(statistics.median(turn["overlapped"]["computing"] for turn in rounds)),
+        "rounds": rounds,
+    }
+    run.write(figures, default_output(options), models=digest_models(repository))
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
