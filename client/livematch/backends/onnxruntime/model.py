@@ -2,7 +2,7 @@
 
 It serves `<version>/model.onnx` of any model whose config says `backend: "onnxruntime"` and reads the same parameters
 (`intra_op_thread_count`, `inter_op_thread_count`, `execution_mode`) as the native backend. An instance that Triton
-places on a GPU runs there if onnxruntime-gpu is installed, otherwise on the CPU, and the log says so.
+places on a GPU runs there if onnxruntime-gpu and its CUDA are installed, otherwise on the CPU, and the log says so.
 """
 
 import json
@@ -27,7 +27,7 @@ class TritonPythonModel:
         }
         self.outputs = [tensor["name"] for tensor in config["output"]]
         path = Path(args["model_repository"], args["model_version"], config["default_model_filename"] or "model.onnx")
-        self.session = onnxruntime.InferenceSession(path, _session_options(config), providers=_providers(args))
+        self.session = _open_session(path, config, args)
         self._check("input", self.inputs, self.session.get_inputs())
         self._check("output", self.outputs, self.session.get_outputs())
 
@@ -68,14 +68,20 @@ class TritonPythonModel:
             )
 
 
-def _providers(args: dict[str, str]) -> list[Any]:
-    if args["model_instance_kind"] != "GPU":
-        return ["CPUExecutionProvider"]
-    if "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
-        pb_utils.Logger.log_warn(f"{args['model_name']} runs on the CPU: onnxruntime-gpu is not installed")
-        return ["CPUExecutionProvider"]
-    onnxruntime.preload_dlls()  # CUDA and cuDNN from their wheels
-    return [("CUDAExecutionProvider", {"device_id": int(args["model_instance_device_id"])}), "CPUExecutionProvider"]
+def _open_session(path: Path, config: dict[str, Any], args: dict[str, str]) -> onnxruntime.InferenceSession:
+    on_cpu = ["CPUExecutionProvider"]
+    is_gpu_wanted = args["model_instance_kind"] == "GPU"
+    if is_gpu_wanted and "CUDAExecutionProvider" in onnxruntime.get_available_providers():
+        onnxruntime.preload_dlls()  # CUDA and cuDNN from their wheels
+        on_gpu = [("CUDAExecutionProvider", {"device_id": int(args["model_instance_device_id"])}), *on_cpu]
+        session = onnxruntime.InferenceSession(path, _session_options(config), providers=on_gpu)
+    else:
+        session = onnxruntime.InferenceSession(path, _session_options(config), providers=on_cpu)
+    # Where CUDA's libraries are missing, onnxruntime takes the CPU without raising.
+    if is_gpu_wanted and "CUDAExecutionProvider" not in session.get_providers():
+        reason = "onnxruntime-gpu or the CUDA libraries that it was built for are missing"
+        pb_utils.Logger.log_warn(f"{args['model_name']} runs on the CPU: {reason}")
+    return session
 
 
 def _session_options(config: dict[str, Any]) -> onnxruntime.SessionOptions:
