@@ -47,7 +47,7 @@ def demo(name: str) -> Recipe:
     return Recipe(
         model=DEMO[name],
         num_epochs=12,
-        num_restarts=5,
+        num_restarts=6,
         restart_epochs=6,
         batch_size=32,
         memory_size=memory_size,
