@@ -69,14 +69,12 @@ class TritonPythonModel:
 
 
 def _open_session(path: Path, config: dict[str, Any], args: dict[str, str]) -> onnxruntime.InferenceSession:
-    on_cpu = ["CPUExecutionProvider"]
+    providers: list[Any] = ["CPUExecutionProvider"]
     is_gpu_wanted = args["model_instance_kind"] == "GPU"
     if is_gpu_wanted and "CUDAExecutionProvider" in onnxruntime.get_available_providers():
         onnxruntime.preload_dlls()  # CUDA and cuDNN from their wheels
-        on_gpu = [("CUDAExecutionProvider", {"device_id": int(args["model_instance_device_id"])}), *on_cpu]
-        session = onnxruntime.InferenceSession(path, _session_options(config), providers=on_gpu)
-    else:
-        session = onnxruntime.InferenceSession(path, _session_options(config), providers=on_cpu)
+        providers.insert(0, ("CUDAExecutionProvider", {"device_id": int(args["model_instance_device_id"])}))
+    session = onnxruntime.InferenceSession(path, _session_options(config), providers=providers)
     # Where CUDA's libraries are missing, onnxruntime takes the CPU without raising.
     if is_gpu_wanted and "CUDAExecutionProvider" not in session.get_providers():
         reason = "onnxruntime-gpu or the CUDA libraries that it was built for are missing"
