@@ -86,7 +86,7 @@ MOTIF_SIDE = 256
 def _motif(design: Design, rng: np.random.Generator) -> tuple[Image, np.ndarray]:
     """Returns colours uint8 [256, 256, 3] and coverage uint8 [256, 256] of the design's motif."""
     accent = design.colors[2]
-    other = _readable(accent)
+    other = _contrasting(accent, design.colors[0])
     image = np.zeros((MOTIF_SIDE, MOTIF_SIDE, 3), np.uint8)
     mask = np.zeros((MOTIF_SIDE, MOTIF_SIDE), np.uint8)
     outer = _shape(design.print, rng, 118)
@@ -113,8 +113,10 @@ def _outlined(image: Image, mask: np.ndarray, color: tuple[int, int, int]) -> tu
     return np.where(mask[..., None] > 127, image, rim), grown
 
 
-def _readable(color: tuple[int, int, int]) -> tuple[int, int, int]:
-    return (240, 240, 240) if sum(color) < 384 else (25, 25, 25)
+def _contrasting(*colors: tuple[int, int, int]) -> tuple[int, int, int]:
+    """Returns the gray, light, middle or dark, that is told best from all of the colours."""
+    gray = max((240, 130, 25), key=lambda gray: min(abs(gray - sum(color) / 3) for color in colors))
+    return gray, gray, gray
 
 
 def _shape(name: str, rng: np.random.Generator, radius: float) -> list[np.ndarray]:

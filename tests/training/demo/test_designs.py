@@ -1,6 +1,7 @@
 from dataclasses import replace
 
 from training.demo.designs import KINDS, _bgr, item_designs
+from training.demo.textures import _contrasting
 from training.wab.dataset import LABELS
 
 
@@ -40,3 +41,10 @@ def test_hexcone_colors() -> None:
     assert _bgr(0.0, 1.0, 1.0) == (0, 0, 255)
     assert _bgr(1 / 3, 1.0, 1.0) == (0, 255, 0)
     assert _bgr(0.5, 0.5, 0.8) == (204, 204, 102)
+
+
+def test_a_prints_second_color_is_told_from_the_cloth_and_from_the_first() -> None:
+    for item in range(300):
+        base, _, accent = item_designs(3, item)[0].colors
+        (gray, *_) = _contrasting(accent, base)
+        assert all(abs(gray - sum(color) / 3) > 35 for color in (accent, base))
