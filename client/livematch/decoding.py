@@ -11,6 +11,7 @@ from pathlib import Path
 import av
 import numpy as np
 import numpy.typing as npt
+from av.container import InputContainer
 from PIL import Image, ImageOps
 
 from livematch.errors import DecodeError, InputError
@@ -21,6 +22,9 @@ DEFAULT_FRAMES = range(80, 400, 20)
 """The 16 frames of a clip that are looked at: 80, 100, ..., 380."""
 
 STREAM_TIMEOUT_S = 30.0
+
+MAX_REORDERED_FRAMES = 16
+"""By so much the display order of H.264 differs from the decoding order at most (its max_num_reorder_frames)."""
 
 SIXTEEN_BIT_MODES = ("I;16", "I;16L", "I;16B", "I;16N", "I")
 
@@ -58,23 +62,63 @@ def read_frames(path: Path, frame_indices: Sequence[int] = DEFAULT_FRAMES) -> It
     if wanted and wanted[0] < 0:
         raise InputError(f"frame index {wanted[0]} is negative")
     _check_file(path)
-    num_decoded = 0
+    if not wanted:
+        return
+    num_frames = 0
     try:
-        with av.open(str(path)) as container:
-            if not container.streams.video:
-                raise DecodeError(f"{path}: has no video stream")
-            position = 0
-            for frame in container.decode(video=0):
-                if position == len(wanted):
-                    return
-                if num_decoded == wanted[position]:
-                    yield num_decoded, _upright(frame)
-                    position += 1
-                num_decoded += 1
+        display_order = _display_order(path, wanted[-1] + 1)
+        for order in (display_order, None) if display_order else (None,):
+            with av.open(str(path)) as container:
+                for index, frame in _decode(container, order, frozenset(wanted)):
+                    if index == wanted[0]:
+                        yield wanted.pop(0), _upright(frame)
+                    elif index > wanted[0] and order:
+                        break  # the decoder gave no picture for the packet of that time: count pictures instead
+                    num_frames = index + 1
+                    if not wanted:
+                        return
     except (av.FFmpegError, ValueError) as error:
-        raise DecodeError(f"{path}: not a readable video after {num_decoded} frames: {_reason(error)}") from error
-    if wanted and num_decoded <= wanted[-1]:
-        raise DecodeError(f"{path}: has {num_decoded} frames, so there is no frame {wanted[-1]}")
+        raise DecodeError(f"{path}: not a readable video after {num_frames} frames: {_reason(error)}") from error
+    raise DecodeError(f"{path}: has {num_frames} frames, so there is no frame {wanted[0]}")
+
+
+def _display_order(path: Path, num_frames: int) -> dict[int, int] | None:
+    """The frame index of each presentation time, for the first frames of an H.264 video.
+
+    None where it does not follow from the packets: another codec, packets without or with equal times, packets that
+    are decoded but not shown, a beginning that cannot be decoded.
+    """
+    times: list[int] = []
+    with av.open(str(path)) as container:
+        if not container.streams.video:
+            raise DecodeError(f"{path}: has no video stream")
+        stream = container.streams.video[0]
+        if stream.codec_context.name != "h264":
+            return None
+        for packet in container.demux(stream):
+            if len(times) == num_frames + MAX_REORDERED_FRAMES or packet.size == 0:
+                break
+            if packet.pts is None or packet.is_discard or not (times or packet.is_keyframe):
+                return None
+            times.append(packet.pts)
+    order = {time: index for index, time in enumerate(sorted(times))}
+    return order if len(order) == len(times) else None
+
+
+def _decode(
+    container: InputContainer, display_order: dict[int, int] | None, wanted: frozenset[int]
+) -> Iterator[tuple[int, av.VideoFrame]]:
+    """Frames with their index. With a display order, those that are neither wanted nor referred to are left out."""
+    if display_order is None:
+        yield from enumerate(container.decode(video=0))
+        return
+    stream = container.streams.video[0]
+    for packet in container.demux(stream):
+        is_wanted = packet.pts is None or display_order.get(packet.pts) in wanted
+        stream.codec_context.skip_frame = "DEFAULT" if is_wanted else "NONREF"
+        for frame in packet.decode():
+            if frame.pts in display_order:
+                yield display_order[frame.pts], frame
 
 
 @dataclass(frozen=True)

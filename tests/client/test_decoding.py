@@ -105,6 +105,58 @@ def test_frames_are_the_ones_asked_for(tmp_path, drawing):
         assert np.abs(pixels.astype(int) - 8 * (number % 30)).max() <= 3
 
 
+def moving_frames(num_frames):
+    """A bright square that wanders over noise, so that frames refer to each other."""
+    noise = np.random.default_rng(5).integers(0, 120, (48, 64, 3), np.uint8)
+    for number in range(num_frames):
+        frame = np.roll(noise, number, axis=1)
+        frame[10:30, number : number + 12] = 250
+        yield frame
+
+
+def write_with_b_frames(path, num_frames, codec="libx264", change=lambda packets: None):
+    """`change` may alter the packets before they are written."""
+    import av
+
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream(codec, rate=25)
+        stream.width, stream.height, stream.pix_fmt, stream.codec_context.max_b_frames = 64, 48, "yuv420p", 3
+        frames = [av.VideoFrame.from_ndarray(frame, format="rgb24") for frame in moving_frames(num_frames)]
+        packets = [packet for frame in [*frames, None] for packet in stream.encode(frame)]
+        change(packets)
+        container.mux(packets)
+
+
+def every_frame(path):
+    import av
+
+    with av.open(str(path)) as container:
+        return [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
+
+
+@pytest.mark.parametrize("name", ["v.mp4", "v.mkv", "v.ts", "v.h264", "mpeg4.mp4"])
+def test_frames_left_out_change_nothing(tmp_path, name):
+    """By the packets' times (mp4, mkv, ts), and where there are none (a bare stream) or with another codec."""
+    write_with_b_frames(tmp_path / name, 50, codec="mpeg4" if name == "mpeg4.mp4" else "libx264")
+    expected = every_frame(tmp_path / name)
+    assert len(expected) == 50
+    for wanted in (range(50), range(0, 50, 7), range(3, 50, 10), [1], [49]):
+        found = dict(read_frames(tmp_path / name, wanted))
+        assert list(found) == list(wanted)
+        assert all(np.array_equal(found[index], expected[index]) for index in wanted)
+
+
+def test_times_that_contradict_the_pictures_are_not_relied_on(tmp_path):
+    def swap(packets):
+        packets[20].pts, packets[22].pts = packets[22].pts, packets[20].pts
+
+    write_with_b_frames(tmp_path / "v.mkv", 40, change=swap)
+    expected = every_frame(tmp_path / "v.mkv")
+    found = dict(read_frames(tmp_path / "v.mkv", range(40)))
+    assert list(found) == list(range(40))
+    assert all(np.array_equal(found[index], expected[index]) for index in range(40))
+
+
 @pytest.mark.parametrize("quarter_turns", [1, 2, 3])
 def test_a_video_stored_turned_comes_upright(tmp_path, drawing, quarter_turns):
     stored = np.rot90(QUADRANTS, -quarter_turns)
