@@ -33,7 +33,7 @@ from benchmarks.resources import read_usage
 from benchmarks.results import Run, digest_models, rounded
 from benchmarks.workload import (
     CHECKPOINTS,
-    add_workload_arguments,
+    add_server_arguments,
     default_output,
     prepare_repository,
     prepare_world,
@@ -129,7 +129,7 @@ def iou(box: npt.NDArray[np.float64], others: npt.NDArray[np.float32]) -> npt.ND
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add_workload_arguments(parser, "baseline")
+    add_server_arguments(parser, "baseline")
     parser.add_argument("--clips", type=int, default=2, metavar="N", help="in each round, default: %(default)s")
     parser.add_argument(
         "--frames", type=int, default=16, metavar="N", help="of each clip, 16 at most, default: %(default)s"

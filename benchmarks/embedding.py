@@ -26,7 +26,7 @@ from benchmarks.resources import describe_usage, read_usage
 from benchmarks.results import Run, digest_models, rounded
 from benchmarks.stage_times import computing_ms, read_stages, subtract_stages
 from benchmarks.workload import (
-    add_workload_arguments,
+    add_server_arguments,
     default_output,
     prepare_repository,
     prepare_world,
@@ -71,7 +71,7 @@ def _time(action: Callable[[], object]) -> float:
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add_workload_arguments(parser, "embedding")
+    add_server_arguments(parser, "embedding")
     parser.add_argument("--clips", type=int, default=6, metavar="N", help="default: %(default)s")
     parser.add_argument("--rounds", type=int, default=3, metavar="N", help="default: %(default)s")
     parser.add_argument(

@@ -37,18 +37,24 @@ class Picture:
     pixels: npt.NDArray[np.uint8]
 
 
-def add_workload_arguments(parser: argparse.ArgumentParser, benchmark: str) -> None:
+def add_server_arguments(parser: argparse.ArgumentParser, benchmark: str) -> None:
+    """What is served, the world that is sent, and where the results go."""
     parser.add_argument("--config", choices=sorted(CONFIGS), default="demo", help="default: %(default)s")
     parser.add_argument("--precision", choices=PRECISIONS, default="fp32", help="of the networks, default: %(default)s")
     parser.add_argument("--world", type=Path, default=RESULTS / "world", metavar="DIR", help="rendered if missing")
     parser.add_argument(
         "--repository", type=Path, metavar="DIR", help="built or brought up to date (default: in build/benchmarks)"
     )
-    parser.add_argument("--kind", choices=("image", "frame"), default="frame", help="default: %(default)s")
-    parser.add_argument("--pictures", type=int, default=48, metavar="N", help="default: %(default)s")
     parser.add_argument("--seed", type=int, default=0, help="of the choice and order of pictures")
     parser.add_argument("--output", type=Path, metavar="FILE", help="default: build/benchmarks/CONFIG_BENCHMARK.json")
     parser.set_defaults(benchmark=benchmark)
+
+
+def add_workload_arguments(parser: argparse.ArgumentParser, benchmark: str) -> None:
+    """The same, and which pictures of the world are sent."""
+    add_server_arguments(parser, benchmark)
+    parser.add_argument("--kind", choices=("image", "frame"), default="frame", help="default: %(default)s")
+    parser.add_argument("--pictures", type=int, default=48, metavar="N", help="default: %(default)s")
 
 
 def default_output(options: argparse.Namespace) -> Path:
