@@ -19,7 +19,6 @@ from export.parity_pictures import noise, photos
 from export.profiles import ENGINES
 from export.runners import Arrays, Runner, UnavailableError, open_runner
 
-MIN_MATCHED_SHARE = 0.98
 _LIMITS = DETECTOR_LIMITS["fp16"]
 _SIZES = (("image", 800, 800), ("image", 800, 1000), ("frame", 960, 540), ("frame", 540, 960))  # kind, height, width
 
@@ -89,7 +88,7 @@ def _detector(found: Runner, expected: Runner, config: PipelineConfig) -> Report
             num_matched += compare_detections(detected[0], detected[1], _LIMITS)[0]
             num_all += max(len(scores) for _, scores in detected)
     share = num_matched / num_all if num_all else 0.0  # nothing detected proves nothing
-    return {"num_detections": num_all, "matched_share": share, "is_passed": share >= MIN_MATCHED_SHARE}
+    return {"num_detections": num_all, "matched_share": share, "is_passed": share >= _LIMITS.min_matched_share}
 
 
 def _embedder(found: Runner, expected: Runner, config: PipelineConfig) -> Report:

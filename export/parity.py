@@ -61,8 +61,11 @@ class DetectorLimits:
 
 DETECTOR_LIMITS = {
     "fp32": DetectorLimits(min_iou=0.99, max_score_error=1e-3, min_matched_share=0.995),
-    "fp16": DetectorLimits(min_iou=0.95, max_score_error=0.02, min_matched_share=0.95),
+    "fp16": DetectorLimits(min_iou=0.95, max_score_error=0.02, min_matched_share=0.98),
 }
+MIN_MATCHED_SHARE_MADE_UP = 0.85
+"""Of half precision with random weights, which leave so many boxes nearly tied that rounding the weights of
+VoVNet-99's stem alone changes one detection in fifteen."""
 
 
 class ParityError(ValueError):
@@ -212,11 +215,15 @@ def check_detector(
         batches: images to compare on, a batch each; by default photos of the demo world and noise, in true sizes that
             differ within a batch.
         reference: "detectron2" itself, or "graph" for the PyTorch graph that was exported.
-        limits: by default those of the file's precision.
+        limits: by default those of the file's precision; random weights in half precision need only
+            MIN_MATCHED_SHARE_MADE_UP.
     """
     check_signature(path, "detector")
     precision = precision_of(path)
-    limits = limits or DETECTOR_LIMITS[precision]
+    if limits is None:
+        limits = DETECTOR_LIMITS[precision]
+        if precision == "fp16" and random_seed is not None:
+            limits = replace(limits, min_matched_share=MIN_MATCHED_SHARE_MADE_UP)
     graph = build_detector_graph(checkpoint, config=config, random_seed=random_seed, backbone=backbone)
     detect = {"detectron2": _detectron2, "graph": _graph}[reference](graph)
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
