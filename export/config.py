@@ -19,14 +19,19 @@ class KindConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class ServingConfig:
-    """How Triton runs one model."""
+    """How Triton runs one model.
+
+    A model with a queue needs two instances or more. With limits or priorities, Triton's batcher (24.10 and later,
+    `RateLimiter::PayloadSlotAvailable`) hands out work only while an instance stands waiting, and is told of the end
+    of a run a moment before that: it then sleeps for up to 500 ms or until something else happens to the model.
+    """
 
     max_batch: int = 0  # 0: the model is not batched
     num_instances: int = 1
     is_on_gpu: bool = False
     num_threads: int = 1  # of one ONNX Runtime session on CPU
+    max_queue_size: int = 0  # requests that may wait for the model and be batched; 0: each runs by itself
     max_queue_delay_us: int = 0  # how long a batch waits for more requests
-    max_queue_size: int = 256  # requests waiting for the model; more are refused at once, and the client backs off
     queue_timeout_us: int = 60_000_000  # for which a request may wait before it is refused
 
 
@@ -75,8 +80,15 @@ def production() -> PipelineConfig:
         serving={
             "recognize": ServingConfig(max_batch=8),
             "prepare": ServingConfig(max_batch=8, num_instances=4, num_threads=2),
-            "detector": ServingConfig(max_batch=8, is_on_gpu=True, num_threads=0, max_queue_delay_us=2000),
-            "crop_and_embed": ServingConfig(max_batch=8, num_instances=4, max_queue_delay_us=1000),
+            "detector": ServingConfig(
+                max_batch=8,
+                num_instances=2,
+                is_on_gpu=True,
+                num_threads=0,
+                max_queue_size=256,
+                max_queue_delay_us=2000,
+            ),
+            "crop_and_embed": ServingConfig(max_batch=8, num_instances=4, max_queue_size=256, max_queue_delay_us=1000),
             "crop": ServingConfig(num_instances=4),
             "embedder": ServingConfig(max_batch=32, is_on_gpu=True, num_threads=0),
         },
@@ -95,8 +107,8 @@ def demo() -> PipelineConfig:
         serving={
             "recognize": ServingConfig(max_batch=8),
             "prepare": ServingConfig(max_batch=8),
-            "detector": ServingConfig(max_batch=8, num_instances=2),  # 11.6 frames/s; one with two threads 6.7
-            "crop_and_embed": ServingConfig(max_batch=8, num_instances=2),
+            "detector": ServingConfig(max_batch=8, num_instances=2, max_queue_size=256),
+            "crop_and_embed": ServingConfig(max_batch=8, num_instances=2, max_queue_size=256),
             "crop": ServingConfig(),
             "embedder": ServingConfig(max_batch=32),
         },

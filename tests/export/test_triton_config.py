@@ -71,17 +71,23 @@ def test_models_are_warmed_up_at_the_usual_sizes() -> None:
     assert len(crops) == 12 and crops[0] == [400, 100, 3]
 
 
-def test_every_queue_is_bounded_and_every_instance_count_explicit() -> None:
-    for path, text in repository_files(production()).items():
+@pytest.mark.parametrize("config", [production(), demo()], ids=lambda config: config.name)
+def test_every_queue_is_bounded_and_has_two_instances(config: PipelineConfig) -> None:
+    """See `ServingConfig` for the two instances."""
+    queued = set()
+    for path, text in repository_files(config).items():
         message = parse(text)
         if message.platform == "ensemble":
             continue
         assert message.instance_group[0].count > 0, path
-        if message.max_batch_size > 0:
+        if message.HasField("dynamic_batching"):
+            queued.add(message.name)
+            assert message.instance_group[0].count > 1, path
             policy = message.dynamic_batching.default_queue_policy
             assert policy.max_queue_size > 0 and policy.default_timeout_microseconds > 0, path
             assert message.dynamic_batching.priority_levels == len(PRIORITIES) == 2, path
             assert message.dynamic_batching.default_priority_level == PRIORITIES["batch"], path
+    assert queued == {"detector", "crop_and_embed"}
 
 
 @pytest.mark.parametrize("config", [production(), demo()], ids=lambda config: config.name)

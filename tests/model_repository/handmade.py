@@ -70,6 +70,24 @@ def _detector(
     return boxes, scores, num_detections
 
 
+def build_slow_detector(blue_mean: float) -> onnx.ModelProto:
+    """The same answers after six products of matrices that depend on the picture: 0.1 to 0.3 s."""
+    model = build_detector(blue_mean)
+    nodes = [
+        onnx.helper.make_node("ReduceMin", ["image_size"], ["side"], keepdims=0),
+        onnx.helper.make_node("Mul", ["side", "zeros"], ["product0"]),
+        *(onnx.helper.make_node("MatMul", [f"product{i}", f"product{i}"], [f"product{i + 1}"]) for i in range(6)),
+        onnx.helper.make_node("ReduceMax", ["product6"], ["zero"], keepdims=0),
+        onnx.helper.make_node("Add", ["pixels", "zero"], ["late_pixels"]),
+    ]
+    for node in model.graph.node:
+        node.input[:] = ["late_pixels" if name == "pixels" else name for name in node.input]
+    model.graph.initializer.append(onnx.numpy_helper.from_array(np.zeros((1024, 1024), np.float32), "zeros"))
+    for node in reversed(nodes):
+        model.graph.node.insert(0, node)
+    return model
+
+
 def build_embedder(position: int, *, unit: float = 100) -> onnx.ModelProto:
     tail = np.zeros((1, EMBEDDING_SIZE - 5), np.float32)
     tail[0, 0] = unit * (position + 1)
