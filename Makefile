@@ -28,14 +28,16 @@ check: .venv/.installed
 	.venv/bin/ruff check .
 	.venv/bin/mypy
 
-# A short run of all measurements, then the report. CONFIG=production takes the full networks with made-up weights.
+# A short run of all measurements, then the report. CONFIG=production takes the full networks with made-up weights: for
+# one picture they need seconds on a CPU, so it measures fewer and longer.
+bench: FEW = $(if $(filter production,$(CONFIG)),--pictures 8 --window-s 60)
 bench: .venv/.installed
-	$(RUN) -m benchmarks.baseline --config $(CONFIG) $(if $(filter production,$(CONFIG)),--clips 1 --frames 4)
-	$(RUN) -m benchmarks.embedding --config $(CONFIG) $(if $(filter production,$(CONFIG)),--clips 1 --rounds 1)
-	$(RUN) -m benchmarks.throughput --config $(CONFIG)
-	$(RUN) -m benchmarks.latency --config $(CONFIG)
-	$(RUN) -m benchmarks.models --config $(CONFIG)
-	$(RUN) -m benchmarks.perf_analyzer --config $(CONFIG)
+	$(RUN) -m benchmarks.baseline --config $(CONFIG) $(if $(FEW),--clips 1 --frames 4 --rounds 2)
+	$(RUN) -m benchmarks.embedding --config $(CONFIG) $(if $(FEW),--clips 1 --rounds 1)
+	$(RUN) -m benchmarks.throughput --config $(CONFIG) $(FEW) $(if $(FEW),--concurrency 1 4)
+	$(RUN) -m benchmarks.latency --config $(CONFIG) $(FEW) $(if $(FEW),--peak-concurrency 4 --load 0.5 --duration-s 240)
+	$(RUN) -m benchmarks.models --config $(CONFIG) $(FEW) $(if $(FEW),--concurrency 4 --rounds 1)
+	$(RUN) -m benchmarks.perf_analyzer --config $(CONFIG) $(FEW) $(if $(FEW),--rounds 1)
 	$(RUN) -m benchmarks.matching
 	$(RUN) -m benchmarks.report --results build/benchmarks
 
