@@ -37,7 +37,7 @@ bench: .venv/.installed
 	$(RUN) -m benchmarks.throughput --config $(CONFIG) $(FEW) $(if $(FEW),--concurrency 1 4)
 	$(RUN) -m benchmarks.latency --config $(CONFIG) $(FEW) $(if $(FEW),--peak-concurrency 4 --load 0.5 --duration-s 240)
 	$(RUN) -m benchmarks.models --config $(CONFIG) $(FEW) $(if $(FEW),--concurrency 4 --rounds 1)
-	$(RUN) -m benchmarks.perf_analyzer --config $(CONFIG) $(FEW) $(if $(FEW),--rounds 1)
+	$(RUN) -m benchmarks.perf_analyzer --config $(CONFIG) $(or $(FEW),--window-s 2) $(if $(FEW),--rounds 1)
 	$(RUN) -m benchmarks.matching
 	$(RUN) -m benchmarks.report --results build/benchmarks
 

@@ -5,6 +5,7 @@ import os
 import platform
 import shutil
 import subprocess
+import time
 from pathlib import Path
 from typing import Any
 
@@ -22,23 +23,37 @@ PACKAGES = (
     "pillow",
     "opencv-python-headless",
 )
+TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 _GPU_FIELDS = ("name", "driver_version", "memory.total", "power.limit")
 
 
 def describe_machine() -> dict[str, Any]:
-    """JSON of the hardware and the load average (1, 5, 15 minutes) at this moment."""
+    """JSON of the hardware, and how busy it was with other work; takes a second."""
     return {
         "cpu": _cpu_model(),
         "architecture": platform.machine(),
         "num_cpus": len(os.sched_getaffinity(0)),
         "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
         "gpus": [dict(zip(_GPU_FIELDS, line.split(", "), strict=True)) for line in query_gpus(_GPU_FIELDS)],
-        "load_average": load_average(),
+        "busy_share": busy_share(),
     }
 
 
-def load_average() -> list[float]:
-    return [round(load, 2) for load in os.getloadavg()]
+def busy_share(duration_s: float = 1.0) -> float:
+    """Share of all processors' time that whatever else runs used while this process slept."""
+    before_busy_s, before_idle_s = read_processor_s()
+    time.sleep(duration_s)
+    busy_s, idle_s = read_processor_s()
+    busy_s, idle_s = busy_s - before_busy_s, idle_s - before_idle_s
+    return round(busy_s / (busy_s + idle_s), 2)
+
+
+def read_processor_s() -> tuple[float, float]:
+    """Seconds of all processors together since the machine started, busy and idle."""
+    user, nice, system, idle, iowait, irq, softirq, steal = (
+        int(ticks) / TICKS_PER_S for ticks in Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:9]
+    )
+    return user + nice + system + irq + softirq + steal, idle + iowait
 
 
 def describe_versions() -> dict[str, str]:

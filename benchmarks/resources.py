@@ -9,10 +9,9 @@ from typing import Any, Self
 
 import numpy as np
 
-from benchmarks.machine import query_gpus
+from benchmarks.machine import TICKS_PER_S, query_gpus, read_processor_s
 from benchmarks.results import rounded
 
-_TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 _ENERGY = Path("/sys/class/powercap/intel-rapl:0/energy_uj")
 _GPU_FIELDS = ("utilization.gpu", "power.draw", "memory.used")
 
@@ -29,14 +28,12 @@ class Usage:
 
 
 def read_usage(server_pid: int) -> Usage:
-    user, nice, system, idle, iowait, irq, softirq, steal = (
-        int(ticks) / _TICKS_PER_S for ticks in Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:9]
-    )
+    machine_busy_s, machine_idle_s = read_processor_s()
     pids = process_tree(server_pid)
     energy_j = int(_ENERGY.read_text()) / 1e6 if os.access(_ENERGY, os.R_OK) else None
     return Usage(
-        machine_busy_s=user + nice + system + irq + softirq + steal,
-        machine_idle_s=idle + iowait,
+        machine_busy_s=machine_busy_s,
+        machine_idle_s=machine_idle_s,
         server_cpu_s=sum(map(_cpu_s, pids)),
         server_memory_mib=sum(map(_memory_mib, pids)),
         energy_j=energy_j,
@@ -113,7 +110,7 @@ def process_tree(root: int) -> list[int]:
 def _cpu_s(pid: int) -> float:
     stat = _read(Path(f"/proc/{pid}/stat"))
     user, system = stat.rpartition(")")[2].split()[11:13] if stat else (0, 0)
-    return (int(user) + int(system)) / _TICKS_PER_S
+    return (int(user) + int(system)) / TICKS_PER_S
 
 
 def _memory_mib(pid: int) -> float:

@@ -1,10 +1,10 @@
 """The one form in which every benchmark leaves its figures: a JSON file that says what was measured, on what, and how.
 
     {"benchmark", "command", "commit", "started", "elapsed_s", "seed", "config", "machine", "versions", "models",
-     "load_average_after", "figures"}
+     "busy_share_after", "figures"}
 
-`machine` has the load average at the start; `models` maps each model to the SHA-256 of its ONNX file; `figures` is the
-benchmark's own part.
+`machine` has the share of the processors that other work used before the run; `models` maps each model to the
+SHA-256 of its ONNX file; `figures` is the benchmark's own part.
 """
 
 import argparse
@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.machine import describe_machine, describe_versions, load_average
+from benchmarks.machine import busy_share, describe_machine, describe_versions
 
 RESULTS = Path("build/benchmarks")
 """Where commands write by default; `benchmarks/results` holds the files that are in git."""
@@ -49,7 +49,7 @@ class Run:
             **self._head,
             "elapsed_s": round(time.monotonic() - self._start_s, 1),
             "models": models or {},
-            "load_average_after": load_average(),
+            "busy_share_after": busy_share(),
             "figures": figures,
         }
         output.parent.mkdir(parents=True, exist_ok=True)

@@ -15,10 +15,10 @@ HEAD = {
     "elapsed_s": 3.0,
     "seed": 0,
     "config": "demo",
-    "machine": {"cpu": "a CPU", "num_cpus": 2, "memory_gib": 8.0, "gpus": [], "load_average": [0.5, 0.4, 0.3]},
+    "machine": {"cpu": "a CPU", "num_cpus": 2, "memory_gib": 8.0, "gpus": [], "busy_share": 0.02},
     "versions": {"python": "3.11"},
     "models": {"detector": "0123456789"},
-    "load_average_after": [1.5, 0.4, 0.3],
+    "busy_share_after": 0.05,
 }
 LATENCY = {
     "num_answered": 9,
@@ -135,7 +135,12 @@ def test_the_page_says_what_was_measured_on_what_and_how_often_it_varied(
 ) -> None:
     write_report(results, tmp_path)
     page = (tmp_path / "report.html").read_text()
-    for text in ("--a &lt;b&gt;", "a CPU, 2 processors", "load average 0.5 before, 1.5 after", "1 × 0, 1 × 1, 1 × 2"):
+    for text in (
+        "--a &lt;b&gt;",
+        "a CPU, 2 processors",
+        "other work used 2% of them before, 5% after",
+        "1 × 0, 1 × 1, 1 × 2",
+    ):
         assert text in page
     assert "4.2 times as fast" in page and "detector 01234567" in page
     assert "<td>1</td><td>9.0</td><td>2.0</td><td>4.5</td><td>5.0</td><td>8.0</td><td>1.6</td><td>0.8</td>" in page
@@ -164,7 +169,7 @@ def test_a_folder_without_results_is_refused(tmp_path: Path) -> None:
 
 def test_a_run_on_a_busy_machine_says_so(results: list[dict[str, Any]], tmp_path: Path) -> None:
     write_report(results, tmp_path)
-    assert "The machine was busy" not in (tmp_path / "report.html").read_text()
-    results[0] = {**results[0], "machine": {**results[0]["machine"], "load_average": [1.5, 0.0, 0.0]}}
+    assert "Other work used" not in (tmp_path / "report.html").read_text()
+    results[0] = {**results[0], "machine": {**results[0]["machine"], "busy_share": 0.4}}
     write_report(results, tmp_path)
-    assert (tmp_path / "report.html").read_text().count("The machine was busy") == 1
+    assert (tmp_path / "report.html").read_text().count("Other work used") == 1
