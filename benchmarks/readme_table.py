@@ -73,7 +73,8 @@ def _perf_analyzer(figures: Figures) -> Iterator[Row]:
 
 
 def _matching(figures: Figures) -> Iterator[Row]:
-    yield "matching against a plain matrix product", f"{figures['ratio']:.2f}", figures["ratios"]
+    what = f"matching {figures['num_queries']:,} × {figures['num_gallery']:,} against a plain matrix product"
+    yield what, f"{figures['ratio']:.2f}", figures["ratios"]
 
 
 def _latencies(latency: dict[str, float]) -> str:
