@@ -118,7 +118,7 @@ FIGURES: dict[str, dict[str, Any]] = {
             }
         ],
     },
-    "matching": {"ratio": 0.8, "ratios": [0.7, 0.8, 0.9], "num_queries": 4},
+    "matching": {"ratio": 0.8, "ratios": [0.7, 0.8, 0.9], "num_queries": 4000, "num_gallery": 50000},
 }
 
 
