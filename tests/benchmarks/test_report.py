@@ -8,6 +8,8 @@ pytest.importorskip("matplotlib", reason="matplotlib is not installed")
 from benchmarks.readme_table import markdown_table
 from benchmarks.report import main, read_folder, write_report
 
+ROOT = Path(__file__).parents[2]
+
 HEAD = {
     "command": "python -m benchmarks.x --a <b>",
     "commit": "abc",
@@ -173,3 +175,8 @@ def test_a_run_on_a_busy_machine_says_so(results: list[dict[str, Any]], tmp_path
     results[0] = {**results[0], "machine": {**results[0]["machine"], "busy_share": 0.4}}
     write_report(results, tmp_path)
     assert (tmp_path / "report.html").read_text().count("Other work used") == 1
+
+
+def test_the_readme_has_the_table_of_the_results_in_git() -> None:
+    results = read_folder(ROOT / "benchmarks" / "results")
+    assert markdown_table(results) in (ROOT / "README.md").read_text(encoding="utf-8")
