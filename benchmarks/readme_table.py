@@ -5,7 +5,7 @@ from typing import Any
 
 Figures = dict[str, Any]
 Row = tuple[str, str, Sequence[float]]
-"""What was measured, the figure, and the values of the single rounds where there are some."""
+"""What was measured, the figure, and the values of the rounds, if there were several."""
 
 ORDER = ("baseline", "embedding", "throughput", "latency", "models", "perf_analyzer", "guard", "matching")
 
@@ -21,7 +21,7 @@ def markdown_table(results: Iterable[dict[str, Any]]) -> str:
     for result in sorted(results, key=lambda result: (result["config"] or "", rank(result["benchmark"]))):
         if result["benchmark"] in ROWS:
             for what, figure, rounds in ROWS[result["benchmark"]](result["figures"]):
-                spread = f"{min(rounds):.3g} to {max(rounds):.3g} ({len(rounds)})" if rounds else ""
+                spread = f"{min(rounds):.3g} to {max(rounds):.3g} ({len(rounds)})" if len(rounds) > 1 else ""
                 lines.append(f"| {result['config'] or ''} | {what} | {figure} | {spread} | `{result['file']}` |")
     return "\n".join(lines) + "\n"
 
