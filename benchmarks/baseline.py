@@ -150,7 +150,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     rounds = []
     with ExitStack() as resources:
         folder = Path(resources.enter_context(tempfile.TemporaryDirectory(prefix="livematch-baseline-")))
-        server = resources.enter_context(LocalServer(repository, startup_timeout_s=600))
+        server = resources.enter_context(LocalServer(repository))
         client = resources.enter_context(Client(server.url))
         warm_up(networks, client, videos[0], frames[:1], folder / "warm-up")
         for turn in range(options.rounds):

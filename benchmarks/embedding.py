@@ -87,7 +87,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         (folder / "clips").mkdir()
         for clip in clips:
             (folder / "clips" / clip.name).symlink_to(clip.resolve())
-        server = resources.enter_context(LocalServer(repository, startup_timeout_s=600))
+        server = resources.enter_context(LocalServer(repository))
         embed(server, folder / "clips", options.concurrency, folder / "warm-up.parquet")
         for turn in range(options.rounds):
             ways = {"serial": 1, "overlapped": options.concurrency}

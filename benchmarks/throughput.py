@@ -57,7 +57,7 @@ class Bench:
     @classmethod
     def open(cls, resources: ExitStack, repository: Any, pictures: Sequence[Picture]) -> Self:
         """Starts the server and sends it every picture once."""
-        server = resources.enter_context(LocalServer(repository, startup_timeout_s=600))
+        server = resources.enter_context(LocalServer(repository))
         # One try: a request that is refused or lost is a failure here, not something to hide behind a second try.
         client = resources.enter_context(Client(server.url, max_tries=1))
         observer = resources.enter_context(triton.InferenceServerClient(server.url))

@@ -62,7 +62,7 @@ class LocalServer:
         grpc_port: int = 0,
         metrics_port: int = 0,
         log_path: Path | None = None,
-        startup_timeout_s: float = 120.0,
+        startup_timeout_s: float = 600.0,
         exit_timeout_s: float = 10.0,
         access_key: str | None = None,
         extra_args: Sequence[str] = (),

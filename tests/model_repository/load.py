@@ -47,6 +47,21 @@ def ask_at_once(
     return num_requests / elapsed_s
 
 
+def ask_for_largest_batches(url: str, pictures: Sequence[np.ndarray], *, num_instances: int) -> None:
+    """Sends the last picture of each size as a batch of eight, to all instances at once."""
+
+    def send(picture: np.ndarray) -> None:
+        batch = np.stack([picture] * 8)
+        tensor = triton.InferInput("image", batch.shape, "UINT8")
+        tensor.set_data_from_numpy(batch)
+        with triton.InferenceServerClient(url) as client:
+            client.infer("recognize_image", [tensor], client_timeout=600)
+
+    for picture in {picture.shape: picture for picture in pictures}.values():
+        with ThreadPoolExecutor(num_instances) as pool:
+            list(pool.map(send, [picture] * num_instances))
+
+
 def assert_equal(found: Recognition, expected: Recognition) -> None:
     np.testing.assert_allclose(found.boxes, expected.boxes, atol=0.01)
     np.testing.assert_allclose(found.scores, expected.scores, atol=1e-4)
