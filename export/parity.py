@@ -64,8 +64,7 @@ DETECTOR_LIMITS = {
     "fp16": DetectorLimits(min_iou=0.95, max_score_error=0.02, min_matched_share=0.98),
 }
 MIN_MATCHED_SHARE_MADE_UP = 0.85
-"""Of half precision with random weights, which leave so many boxes nearly tied that rounding the weights of
-VoVNet-99's stem alone changes one detection in fifteen."""
+"""Of half precision with random weights, which leave many more boxes nearly tied than trained ones."""
 
 
 class ParityError(ValueError):

@@ -80,11 +80,8 @@ def build_slow_detector(blue_mean: float) -> onnx.ModelProto:
         onnx.helper.make_node("ReduceMax", ["product6"], ["zero"], keepdims=0),
         onnx.helper.make_node("Add", ["pixels", "zero"], ["late_pixels"]),
     ]
-    for node in model.graph.node:
-        node.input[:] = ["late_pixels" if name == "pixels" else name for name in node.input]
     model.graph.initializer.append(onnx.numpy_helper.from_array(np.zeros((1024, 1024), np.float32), "zeros"))
-    for node in reversed(nodes):
-        model.graph.node.insert(0, node)
+    _put_before(model, nodes, "pixels", "late_pixels")
     return model
 
 
@@ -116,8 +113,13 @@ def build_failing_embedder(*, on_black: bool) -> onnx.ModelProto:
         make_node("Gather", ["tail", "index"], ["no_tail"], name="out of order", axis=0),
     ]
     model.graph.initializer.append(onnx.numpy_helper.from_array(np.array([int(on_black)]), "offset"))
-    for node in model.graph.node:
-        node.input[:] = ["no_tail" if name == "tail" else name for name in node.input]
-    for node in reversed(sabotage):
-        model.graph.node.insert(0, node)
+    _put_before(model, sabotage, "tail", "no_tail")
     return model
+
+
+def _put_before(model: onnx.ModelProto, nodes: list[onnx.NodeProto], old: str, new: str) -> None:
+    """Runs `nodes` first; what was fed `old` is fed their output `new`."""
+    for node in model.graph.node:
+        node.input[:] = [new if name == old else name for name in node.input]
+    for node in reversed(nodes):
+        model.graph.node.insert(0, node)

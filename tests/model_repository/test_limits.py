@@ -57,12 +57,12 @@ def limited(config: PipelineConfig, repository: Path, **settings: int) -> Path:
     return repository
 
 
-def ask(client: triton.InferenceServerClient, model: str, picture: np.ndarray, **options: int) -> str:
+def ask(client: triton.InferenceServerClient, picture: np.ndarray, **options: int) -> str:
     """Returns "answered", or the refusal."""
     tensor = triton.InferInput("image", picture.shape, "UINT8")
     tensor.set_data_from_numpy(picture)
     try:
-        client.infer(model, [tensor], client_timeout=120, **options)
+        client.infer("recognize_image", [tensor], client_timeout=120, **options)
     except InferenceServerException as error:
         return f"{error.status()}: {error.message()}"
     return "answered"
@@ -81,7 +81,7 @@ def num_waiting(server: LocalServer, model: str) -> int:
 
 def test_a_full_queue_refuses_at_once_and_the_rest_is_answered(server: LocalServer) -> None:
     with triton.InferenceServerClient(server.url) as client, ThreadPoolExecutor(NUM_AT_ONCE) as pool:
-        answers = list(pool.map(lambda number: ask(client, "recognize_image", picture(number)), range(NUM_AT_ONCE)))
+        answers = list(pool.map(lambda number: ask(client, picture(number)), range(NUM_AT_ONCE)))
     refusals = [answer for answer in answers if answer != "answered"]
     assert 0 < len(refusals) <= NUM_AT_ONCE - MAX_QUEUE_SIZE
     message = r"StatusCode.UNAVAILABLE: in ensemble 'recognize_image', .*Exceeds maximum queue size"
@@ -100,18 +100,18 @@ def test_a_request_that_waited_too_long_is_refused(
 ) -> None:
     with triton.InferenceServerClient(server.url) as client:
         # A request may set itself a shorter time, in microseconds, and the ensemble passes it on.
-        assert "Request timeout expired" in ask(client, "recognize_image", picture(0), timeout=1)
-        assert ask(client, "recognize_image", picture(0), timeout=60_000_000) == "answered"
+        assert "Request timeout expired" in ask(client, picture(0), timeout=1)
+        assert ask(client, picture(0), timeout=60_000_000) == "answered"
     repository = limited(config, shutil.copytree(slow_repository, tmp_path / "repository"), queue_timeout_us=1)
     with LocalServer(repository) as hasty, triton.InferenceServerClient(hasty.url) as client:
-        assert "Request timeout expired" in ask(client, "recognize_image", picture(0))
+        assert "Request timeout expired" in ask(client, picture(0))
 
 
 def test_live_requests_overtake_batch_requests(server: LocalServer) -> None:
     finished: list[str] = []
 
     def work(client: triton.InferenceServerClient, name: str, number: int) -> None:
-        if ask(client, "recognize_image", picture(number), priority=PRIORITIES[name]) == "answered":
+        if ask(client, picture(number), priority=PRIORITIES[name]) == "answered":
             finished.append(name)
 
     with triton.InferenceServerClient(server.url) as client:

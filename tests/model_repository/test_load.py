@@ -110,7 +110,7 @@ def test_soak(generous_repository: Path, demo_pictures: list[np.ndarray]) -> Non
             requests_per_s = ask_at_once(server.url, demo_pictures, expected, **counted)
             return requests_per_s, calls.crops_per_call()
 
-        # onnxruntime keeps what the largest batch of each size took, and such a batch comes once in many thousands.
+        # onnxruntime keeps what the largest batch of each size took, and by chance that batch may come late.
         ask_for_largest_batches(server.url, demo_pictures, num_instances=2)
         ask(num_warm_up, NUM_CLIENTS)
         before_bytes = memory_bytes(server.pid)
