@@ -84,6 +84,10 @@ def test_http_wants_the_key_for_all_but_health(server: LocalServer) -> None:
         assert (status(path, {}), status(path, {KEY_NAME: KEY})) == (403, 200), path
 
 
+def read_trace(folder: Path) -> str:
+    return "".join(path.read_text() for path in folder.glob("trace.json*"))
+
+
 def test_one_request_is_traced_through_all_its_models(server: LocalServer, tls: Tls, folder: Path) -> None:
     headers = {f"triton-grpc-protocol-{KEY_NAME}": KEY}
     certificate = str(tls.root_certificates)
@@ -93,10 +97,9 @@ def test_one_request_is_traced_through_all_its_models(server: LocalServer, tls: 
         with livematch.Client(server.url, access_key=KEY, tls=tls) as asker:
             asker.recognize_image(PICTURE)
     deadline = time.monotonic() + 20
-    while not (files := list(folder.glob("trace.json*"))) and time.monotonic() < deadline:
+    while not (trace := read_trace(folder)).endswith("]") and time.monotonic() < deadline:  # still being written
         time.sleep(0.05)
-    events = json.loads(files[0].read_text())
-    models = {event["model_name"] for event in events if "model_name" in event}
+    models = {event["model_name"] for event in json.loads(trace) if "model_name" in event}
     assert {"recognize_image", "prepare_image", "detector", "crop_and_embed"} <= models
 
 
