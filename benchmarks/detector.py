@@ -2,15 +2,12 @@
 
     python -m benchmarks.detector --config production --height 608 --width 1080 --rounds 5
 
-Exports random weights (or takes --onnx, made from the same --random-weights), then runs both on one image in turn, so
-that a change in the machine's load meets both. Needs detectron2. Prints one line of JSON: medians in seconds per image,
-their ratio, and the machine.
+Exports made-up weights (or takes --onnx, made from the same seed), then runs both on one image in turn, so
+that a change in the machine's load meets both. Needs detectron2.
 """
 
 import argparse
-import json
 import os
-import platform
 import statistics
 import tempfile
 import time
@@ -22,6 +19,7 @@ import onnxruntime
 import torch
 from torch.nn import functional
 
+from benchmarks.results import RESULTS, Run, rounded
 from export.detector import CONFIGS, build_detector_graph, export_detector
 from export.precision import PRECISIONS
 from export.signature import PADDING_MULTIPLE
@@ -45,16 +43,18 @@ def interleaved(
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", choices=sorted(CONFIGS), default="production")
-    parser.add_argument("--random-weights", type=int, default=0, metavar="SEED")
+    parser.add_argument("--seed", type=int, default=0, help="of the made-up weights and of the picture")
     parser.add_argument("--onnx", type=Path, metavar="FILE", help="made before with the same config and seed")
     parser.add_argument("--precision", choices=PRECISIONS, default="fp32", help="of the export")
     parser.add_argument("--height", type=int, default=608)
     parser.add_argument("--width", type=int, default=1080)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--threads", type=int, default=os.cpu_count(), help="of both sides")
+    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)), help="of both sides")
+    parser.add_argument("--output", type=Path, metavar="FILE", help="default: build/benchmarks/CONFIG_detector.json")
     arguments = parser.parse_args(argv)
+    run = Run("detector", arguments, argv)
 
-    config, seed = CONFIGS[arguments.config], arguments.random_weights
+    config, seed = CONFIGS[arguments.config], arguments.seed
     torch.set_num_threads(arguments.threads)
     model = build_detector(config).eval()
     model.load_state_dict(build_detector_graph(None, config=config, random_seed=seed).state_dict(), strict=True)
@@ -80,20 +80,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         return model.inference([{"image": image}], do_postprocess=False)
 
     detectron2_s, onnx_s = interleaved(run_detectron2, lambda: session.run(None, feeds), arguments.rounds)
-    medians = statistics.median(detectron2_s), statistics.median(onnx_s)
-    report = {
-        "config": arguments.config,
+    rounds = [
+        {"detectron2_s": rounded(eager), "onnxruntime_s": rounded(engine), "speedup": rounded(eager / engine)}
+        for eager, engine in zip(detectron2_s, onnx_s, strict=True)
+    ]
+    figures = {
         "precision": arguments.precision,
         "image_size": [height, width],
-        "rounds": arguments.rounds,
         "threads": arguments.threads,
-        "detectron2_median_s": round(medians[0], 4),
-        "onnxruntime_median_s": round(medians[1], 4),
-        "speedup": round(medians[0] / medians[1], 3),
-        "versions": {"torch": torch.__version__, "onnxruntime": onnxruntime.__version__},
-        "machine": f"{platform.machine()}, {os.cpu_count()} CPUs",
+        "speedup": rounded(statistics.median(turn["speedup"] for turn in rounds)),
+        "rounds": rounds,
     }
-    print(json.dumps(report))
+    run.write(figures, arguments.output or RESULTS / f"{arguments.config}_detector.json")
     return 0
 
 

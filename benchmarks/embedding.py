@@ -28,9 +28,10 @@ from benchmarks.stage_times import computing_ms, read_stages, subtract_stages
 from benchmarks.workload import (
     add_server_arguments,
     default_output,
+    list_clips,
     prepare_repository,
     prepare_world,
-    read_pictures,
+    read_clips,
 )
 from livematch import Client, LocalServer, read_frames
 from livematch.decoding import DEFAULT_FRAMES
@@ -78,8 +79,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--concurrency", type=int, default=DEFAULT_CONCURRENCY, metavar="N", help="default: %(default)s"
     )
     options = parser.parse_args(argv)
-    clips = sorted((prepare_world(options.world) / "video").glob("*.mp4"))[: options.clips]
-    repository, _ = prepare_repository(options, read_pictures(options.world, "frame", 4, options.seed))
+    clips = list_clips(prepare_world(options.world), options.clips)
+    repository, _ = prepare_repository(options, read_clips(clips, DEFAULT_FRAMES))
     run = Run("embedding", options, argv)
     rounds = []
     with ExitStack() as resources:

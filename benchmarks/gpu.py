@@ -2,12 +2,16 @@
 
     python -m benchmarks.gpu --wheels DIR --output build/benchmarks/gpu
 
-Carry a folder of wheels there (`pip download -r requirements.txt -d DIR`, with onnxruntime-gpu instead of onnxruntime).
+Carry a folder of wheels there, onnxruntime-gpu among them instead of onnxruntime:
+
+    sed 's/^onnxruntime==.*/onnxruntime-gpu==1.31.1/' requirements.txt > build/gpu.txt
+    python -m pip download --no-deps -r build/gpu.txt -d DIR
+
 The command makes build/gpu-venv from them with `pip install --no-index`, then runs baseline, models, throughput and
 latency there with half-precision networks, and the report. Each step gets what is left of --minutes; steps that no
 time is left for are named at the end.
 
-Without a GPU it ends with one line and exit code 2.
+Without a GPU, or where onnxruntime cannot start on it, it ends with one line and exit code 2.
 """
 
 import argparse
@@ -56,9 +60,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     python = Path(sys.executable)
     if options.wheels is not None:
         python = install(options.wheels, deadline_s)
-    check = "import onnxruntime as o, sys; sys.exit('CUDAExecutionProvider' not in o.get_available_providers())"
-    if subprocess.run([python, "-c", check]).returncode != 0:
-        print("benchmarks.gpu: onnxruntime has no CUDAExecutionProvider: onnxruntime-gpu is needed", file=sys.stderr)
+    if not run([str(python), "-c", "import sys, benchmarks.gpu; sys.exit(not benchmarks.gpu.starts_on_gpu())"], 60):
+        print(
+            "benchmarks.gpu: onnxruntime does not start on the GPU; it takes onnxruntime-gpu and its CUDA",
+            file=sys.stderr,
+        )
         return 2
     failed = []
     for step in steps(options.config, options.output):
@@ -79,6 +85,21 @@ def install(wheels: Path, deadline_s: float) -> Path:
     command = [python, "-m", "pip", "install", "--quiet", "--no-index", "--no-deps", "--find-links", wheels, *names]
     subprocess.run(command, check=True, timeout=deadline_s - time.monotonic())
     return python
+
+
+def starts_on_gpu() -> bool:
+    """Whether onnxruntime really takes the GPU; that CUDA is among its providers says only how it was built."""
+    import onnx  # not before: what calls for the environment to be made runs on a bare Python
+    import onnxruntime
+
+    if "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
+        return False
+    onnxruntime.preload_dlls()
+    tensors = [onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [1]) for name in "xy"]
+    graph = onnx.helper.make_graph([onnx.helper.make_node("Relu", ["x"], ["y"])], "relu", tensors[:1], tensors[1:])
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 18)], ir_version=10)
+    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CUDAExecutionProvider"])
+    return "CUDAExecutionProvider" in session.get_providers()
 
 
 def run(command: Sequence[str], timeout_s: float) -> bool:

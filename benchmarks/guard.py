@@ -125,7 +125,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     slower: list[str] = []
 
     def guard(bench: Bench) -> dict[str, Any]:
-        engines = Engines(bench.server.repository, CONFIGS[options.config]())
+        engines = Engines(bench.repository, CONFIGS[options.config]())
         for picture in bench.pictures:
             engines.recognize(picture.kind, picture.pixels)
         stages = measure_ratios(bench, engines, num_rounds=options.rounds)

@@ -18,7 +18,8 @@ from livematch.errors import LivematchError
 
 NUM_STABLE_WINDOWS = 3
 STABLE_WITHIN = 0.1
-"""perf_analyzer's rule: three windows in a row whose throughput and latency are within 10 % of their mean."""
+"""perf_analyzer's rule: three windows in a row whose throughput and latency are within 10 % of their mean.
+A load of which a request failed is never stable."""
 
 PERCENTILES = (50, 90, 95, 99)
 
@@ -80,11 +81,11 @@ def closed_loop(
     loop = _Loop(send, lambda position: (int(order[position % len(order)]), None))
     windows: list[Window[T]] = []
     with loop.running(concurrency):
-        loop.end_window(window_s)
-        edge_s, before = loop.now_s(), observe()
+        edge_s, _ = loop.end_window(window_s)
+        before = observe()
         while len(windows) < max_windows:
-            samples = loop.end_window(window_s)
-            next_edge_s, after = loop.now_s(), observe()
+            next_edge_s, samples = loop.end_window(window_s)
+            after = observe()
             windows.append(Window(next_edge_s - edge_s, samples, before, after))
             edge_s, before = next_edge_s, after
             if is_stable(windows[-NUM_STABLE_WINDOWS:]):
@@ -97,7 +98,9 @@ def closed_loop(
 
 def is_stable(windows: list[Window[T]]) -> bool:
     """See STABLE_WITHIN."""
-    if len(windows) < NUM_STABLE_WINDOWS or any(not window.answered for window in windows):
+    if len(windows) < NUM_STABLE_WINDOWS:
+        return False
+    if any(not window.answered or len(window.answered) < len(window.samples) for window in windows):
         return False
     rates = [window.rate for window in windows]
     latencies = [np.mean([sample.latency_ms for sample in window.answered]) for window in windows]
@@ -109,18 +112,20 @@ def open_loop(
 ) -> tuple[list[Sample], bool]:
     """Requests at Poisson arrivals of `rate` per second for `duration_s`.
 
+    Their number is fixed (Poisson arrivals of a known number are uniform in time), so that the rate is what it says.
+
     Returns:
-        All samples in order of arrival, and whether the server kept up: the median latency of the last third of the
-        arrivals is at most twice that of the first third.
+        All samples in order of arrival, and whether the server kept up: nothing failed, and the median latency of the
+        last third of the arrivals is at most twice that of the first third.
     """
-    due_s = np.cumsum(rng.exponential(1 / rate, size=max(6, round(rate * duration_s))))
+    due_s = np.sort(rng.uniform(0, duration_s, size=max(6, round(rate * duration_s))))
     loop = _Loop(send, lambda position: (int(order[position % len(order)]), due_s[position]), len(due_s))
     with loop.running(num_threads):
         loop.finish()
     samples = sorted(loop.samples, key=lambda sample: sample.due_s)
     third = len(samples) // 3
     first, last = (np.median([sample.latency_ms for sample in part]) for part in (samples[:third], samples[-third:]))
-    return samples, bool(last <= 2 * first)
+    return samples, bool(last <= 2 * first) and not any(sample.error for sample in samples)
 
 
 class _Loop:
@@ -157,12 +162,12 @@ class _Loop:
     def now_s(self) -> float:
         return time.perf_counter() - self._start_s
 
-    def end_window(self, duration_s: float) -> list[Sample]:
-        """Waits, then hands out the samples since the last call."""
+    def end_window(self, duration_s: float) -> tuple[float, list[Sample]]:
+        """Waits, then hands out the time and the samples since the last call."""
         time.sleep(duration_s)
         with self._lock:
             samples, self.samples = self.samples, []
-        return samples
+            return self.now_s(), samples
 
     def _work(self) -> None:
         while not self._stopped.is_set():

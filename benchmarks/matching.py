@@ -2,9 +2,10 @@
 
     python -m benchmarks.matching --queries 4000 --gallery 50000
 
-Makes up features files of unit vectors, then, in turns and in one process each, matches them from disk and multiplies
-matrices of the same tiles in memory. Leaves a results file and prints its figures as one line of JSON: both rates in
-GFLOP/s (medians over the rounds), their ratio in each round, and the peak memory of a process that only matches.
+Makes up features files of unit vectors, then, in turns, matches them from disk and multiplies matrices of the same
+size in memory, all queries with 2,048 rows at a time. Leaves a results file and prints its figures as one line of
+JSON: both rates in GFLOP/s (medians over the rounds), their ratio in each round, and the peak memory of a process that
+only matches.
 """
 
 import argparse

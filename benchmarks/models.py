@@ -18,7 +18,6 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -29,21 +28,21 @@ from benchmarks.rates import measure_gpu_rates, measure_rates
 from benchmarks.results import rounded
 from benchmarks.throughput import Bench, measure, run_on_bench
 from benchmarks.work import Rates, bound_s, count_products
-from benchmarks.workload import CHECKPOINTS, Picture, add_workload_arguments
+from benchmarks.workload import Picture, add_workload_arguments, checkpoints_of
 from export.config import CONFIGS, PipelineConfig
-from export.signature import EMBEDDERS
+from export.signature import MODELS
 
 NUM_TRACED = 8  # pictures whose calls are timed one by one
 
 
-def trace(engines: Engines, pictures: Sequence[Picture]) -> dict[str, list[Call]]:
-    """The calls of each model that some pictures need, after a first run of each that does not count."""
+def trace(engines: Engines, networks: EagerNetworks, pictures: Sequence[Picture]) -> dict[str, list[Call]]:
+    """The calls of each model that some pictures need; they have been made once, by the engines and eagerly."""
     calls: dict[str, list[Call]] = {}
-    for is_counted in (False, True):
-        for picture in pictures:
-            for call in engines.recognize(picture.kind, picture.pixels):
-                if is_counted:
-                    calls.setdefault(call.model, []).append(call)
+    for picture in pictures:
+        for call in engines.recognize(picture.kind, picture.pixels):
+            calls.setdefault(call.model, []).append(call)
+            if MODELS[call.model].kind == "network":
+                run_eagerly(networks, call)
     return calls
 
 
@@ -76,11 +75,11 @@ def run_rounds(
     measured_rates: Callable[[], Rates],
     options: argparse.Namespace,
 ) -> dict[str, Any]:
-    repository = Path(bench.server.repository)
+    repository = bench.repository
     provider = "CUDAExecutionProvider" if options.device == "cuda" else "CPUExecutionProvider"
     alone = Engines(repository, config, num_threads=options.threads, provider=provider)
     as_served = Engines(repository, config, provider=provider)
-    traced = trace(alone, bench.pictures[:NUM_TRACED])
+    traced = trace(alone, networks, bench.pictures[:NUM_TRACED])
     products = {
         model: [count_products(repository / model / "1" / "model.onnx", call.feeds) for call in calls]
         for model, calls in traced.items()
@@ -96,10 +95,10 @@ def run_rounds(
         }
         eager_s = {
             model: statistics.mean(_elapsed_s(networks, call) for call in traced[model])
-            for model in ("detector", *EMBEDDERS)
-            if model in traced
+            for model in traced
+            if MODELS[model].kind == "network"
         }
-        bound_per_s = engines_per_s(as_served, bench.pictures[: 2 * NUM_TRACED], num_workers)
+        bound_per_s = engines_per_s(as_served, bench.pictures, num_workers)
         ensemble, _ = measure(bench, options.concurrency, window_s=options.window_s, max_windows=3, seed=options.seed)
         rounds.append(
             {
@@ -174,9 +173,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parser.parse_args(argv)
     torch.set_num_threads(options.threads)
     config = CONFIGS[options.config]()
-    networks = EagerNetworks(
-        config, checkpoints=CHECKPOINTS if options.config == "demo" else None, device=options.device
-    )
+    networks = EagerNetworks(config, checkpoints=checkpoints_of(options), device=options.device)
 
     def measured_rates() -> Rates:
         if options.device == "cuda":

@@ -138,13 +138,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parser.parse_args(argv)
 
     def compare(bench: Bench) -> dict[str, Any]:
-        repository = bench.server.repository
-        inputs = model_inputs(Engines(repository, CONFIGS[options.config](), num_threads=0), bench)
+        inputs = model_inputs(Engines(bench.repository, CONFIGS[options.config](), num_threads=0), bench)
         ensemble = f"recognize_{options.kind}"
         pictures = [{"image": picture.pixels[None]} for picture in bench.pictures]
         rounds = []
         with tempfile.TemporaryDirectory(prefix="livematch-perf-analyzer-") as folder:
-            analyzer = PerfAnalyzer(options.cache, bench.server.url, Path(folder), window_s=options.window_s)
+            analyzer = PerfAnalyzer(options.cache, bench.url, Path(folder), window_s=options.window_s)
             for turn in range(options.rounds):
                 ours, _ = measure(
                     bench, options.concurrency, window_s=options.window_s, max_windows=8, seed=options.seed + turn

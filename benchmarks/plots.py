@@ -24,9 +24,8 @@ def plot_throughput(figures: Figures, path: Path) -> None:
     for name, label in (("pictures_per_s", "pictures"), ("crops_per_s", "crops")):
         left.plot(concurrency, [point[name] for point in sweep], marker="o", label=label)
     for percent in (50, 95, 99):
-        right.plot(
-            concurrency, [point["latency"][f"p{percent}_ms"] for point in sweep], marker="o", label=f"p{percent}"
-        )
+        latencies = [point["latency"].get(f"p{percent}_ms", float("nan")) for point in sweep]
+        right.plot(concurrency, latencies, marker="o", label=f"p{percent}")
     unstable = [point for point in sweep if not point["is_stable"]]
     left.plot(
         [point["concurrency"] for point in unstable],

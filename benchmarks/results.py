@@ -1,4 +1,4 @@
-"""The one form in which every benchmark leaves its figures: a JSON file that says what was measured, on what, and how.
+"""The form in which every benchmark of speed leaves its figures: a JSON file that says what was measured, how, on what.
 
     {"benchmark", "command", "commit", "started", "elapsed_s", "seed", "config", "machine", "versions", "models",
      "busy_share_after", "figures"}

@@ -2,15 +2,17 @@
 
     python -m benchmarks.throughput --concurrency 1 2 4 8 16
 
-Starts a server of its own on loopback. For each concurrency a closed loop runs in windows until three in a row are
-stable. Beside the client's figures stand the server's own: queue, input, compute and output time of each model. The
-response cache is off (the statistics would show hits).
+Starts a server of its own on loopback, or takes one that runs (`--server HOST:PORT`, such as tritonserver with TensorRT
+engines in NVIDIA's container), whose load and memory are then not read. For each concurrency a closed loop runs in
+windows until three in a row are stable. Beside the client's figures stand the server's own: queue, input, compute and
+output time of each model. The response cache is off (the statistics would show hits).
 """
 
 import argparse
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
@@ -29,6 +31,7 @@ from benchmarks.stage_times import (
 )
 from benchmarks.workload import (
     Picture,
+    add_server_address,
     add_workload_arguments,
     count_boxes,
     default_output,
@@ -41,33 +44,40 @@ from benchmarks.workload import (
 from export.signature import EMBEDDERS
 from livematch import Client, LocalServer
 
-Observed = tuple[Stages, Usage]
+Observed = tuple[Stages, Usage | None]
 
 
 @dataclass
 class Bench:
     """A server under test with a client, the pictures it is sent, and a way to read its counters."""
 
-    server: LocalServer
+    url: str
     client: Client
     observer: triton.InferenceServerClient
     pictures: Sequence[Picture]
     num_boxes: list[int]
+    repository: Path | None = None
+    server_pid: int | None = None
 
     @classmethod
-    def open(cls, resources: ExitStack, repository: Any, pictures: Sequence[Picture]) -> Self:
-        """Starts the server and sends it every picture once."""
+    def open(cls, resources: ExitStack, repository: Path, pictures: Sequence[Picture]) -> Self:
+        """Starts a server on loopback and sends it every picture once."""
         server = resources.enter_context(LocalServer(repository))
+        return replace(cls.connect(resources, server.url, pictures), repository=repository, server_pid=server.pid)
+
+    @classmethod
+    def connect(cls, resources: ExitStack, url: str, pictures: Sequence[Picture]) -> Self:
+        """Sends a server that runs, with a repository nobody here knows, every picture once."""
         # One try: a request that is refused or lost is a failure here, not something to hide behind a second try.
-        client = resources.enter_context(Client(server.url, max_tries=1))
-        observer = resources.enter_context(triton.InferenceServerClient(server.url))
-        return cls(server, client, observer, pictures, count_boxes(client, pictures))
+        client = resources.enter_context(Client(url, max_tries=1))
+        observer = resources.enter_context(triton.InferenceServerClient(url))
+        return cls(url, client, observer, pictures, count_boxes(client, pictures))
 
     def send(self, picture: int) -> int:
         return len(recognize(self.client, self.pictures[picture]))
 
     def observe(self) -> Observed:
-        return read_stages(self.observer), read_usage(self.server.pid)
+        return read_stages(self.observer), None if self.server_pid is None else read_usage(self.server_pid)
 
     def order(self, seed: int) -> np.ndarray:
         """Every picture once, in a seeded order."""
@@ -88,6 +98,9 @@ def measure(
             observe=bench.observe,
         )
     (stages_before, usage_before), (stages_after, usage_after) = window.before, window.after
+    usage = None
+    if usage_before is not None and usage_after is not None:
+        usage = describe_usage(usage_before, usage_after, window.duration_s, len(window.answered))
     stages = subtract_stages(stages_after, stages_before)
     num_crops = stages[EMBEDDERS[0]].num_rows if EMBEDDERS[0] in stages else 0
     kind = bench.pictures[0].kind
@@ -101,7 +114,7 @@ def measure(
         "crops_per_call": rounded(crops_per_call(stages)),
         "overhead": rounded(overhead(stages, kind), 3) if ensemble and concurrency == 1 else None,
         "latency": describe_latency(window.samples),
-        "usage": describe_usage(usage_before, usage_after, window.duration_s, len(window.answered)),
+        "usage": usage,
         "gpu": gpu.describe(),
         "stages": describe_stages(stages, ensemble.num_requests if ensemble else 1),
         "latencies_ms": [rounded(sample.latency_ms) for sample in window.answered],
@@ -114,25 +127,31 @@ def run_on_bench(
 ) -> int:
     """Prepares world, repository and server as the options say, measures, writes the results."""
     pictures = read_pictures(prepare_world(options.world), options.kind, options.pictures, options.seed)
-    repository, config = prepare_repository(options, pictures)
-    run = Run(options.benchmark, options, argv)
     with ExitStack() as resources:
-        bench = Bench.open(resources, repository, pictures)
+        if url := getattr(options, "server", None):
+            run = Run(options.benchmark, options, argv)
+            bench, models = Bench.connect(resources, url, pictures), {}
+            served: dict[str, Any] = {"server": url, "model_identity": bench.client.model_identity}
+        else:
+            repository, config = prepare_repository(options, pictures)
+            run = Run(options.benchmark, options, argv)
+            bench, models = Bench.open(resources, repository, pictures), digest_models(repository)
+            served = {"precision": options.precision, "min_score": rounded(config.kind(options.kind).min_score)}
         figures = {
             "kind": options.kind,
-            "precision": options.precision,
+            **served,
             "picture_size": list(pictures[0].pixels.shape[:2]),
-            "min_score": rounded(config.kind(options.kind).min_score),
             "boxes": describe_boxes(bench.num_boxes),
             **measure_all(bench),
         }
-    run.write(figures, default_output(options), models=digest_models(repository))
+    run.write(figures, default_output(options), models=models)
     return 0
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_workload_arguments(parser, "throughput")
+    add_server_address(parser)
     parser.add_argument("--concurrency", type=int, nargs="+", default=[1, 2, 4, 8, 16], metavar="N")
     parser.add_argument("--window-s", type=float, default=4.0, metavar="S", help="default: %(default)s")
     parser.add_argument("--max-windows", type=int, default=8, metavar="N", help="default: %(default)s")

@@ -24,7 +24,8 @@ from livematch.decoding import DEFAULT_FRAMES
 from livematch.sources import list_images, list_videos
 from training.demo.world import render_world
 
-CHECKPOINTS = Path("training/demo/checkpoints")
+DEMO_CHECKPOINTS = Path("training/demo/checkpoints")
+WORLD = RESULTS / "world"
 WORLD_SEED, WORLD_ITEMS = 7, 12
 EMPTY_SHARE = 1 / 8
 MEAN_BOXES = 2.0
@@ -41,11 +42,12 @@ def add_server_arguments(parser: argparse.ArgumentParser, benchmark: str) -> Non
     """What is served, the world that is sent, and where the results go."""
     parser.add_argument("--config", choices=sorted(CONFIGS), default="demo", help="default: %(default)s")
     parser.add_argument("--precision", choices=PRECISIONS, default="fp32", help="of the networks, default: %(default)s")
-    parser.add_argument("--world", type=Path, default=RESULTS / "world", metavar="DIR", help="rendered if missing")
     parser.add_argument(
-        "--repository", type=Path, metavar="DIR", help="built or brought up to date (default: in build/benchmarks)"
+        "--checkpoints", type=Path, metavar="DIR", help="default: those of the demo; for production made-up weights"
     )
-    parser.add_argument("--seed", type=int, default=0, help="of the choice and order of pictures")
+    parser.add_argument(
+        "--world", type=Path, metavar="DIR", help="a part of the data set; default: a demo world of the benchmarks' own"
+    )
     parser.add_argument("--output", type=Path, metavar="FILE", help="default: build/benchmarks/CONFIG_BENCHMARK.json")
     parser.set_defaults(benchmark=benchmark)
 
@@ -53,19 +55,48 @@ def add_server_arguments(parser: argparse.ArgumentParser, benchmark: str) -> Non
 def add_workload_arguments(parser: argparse.ArgumentParser, benchmark: str) -> None:
     """The same, and which pictures of the world are sent."""
     add_server_arguments(parser, benchmark)
+    parser.add_argument("--seed", type=int, default=0, help="of the choice and order of pictures")
     parser.add_argument("--kind", choices=("image", "frame"), default="frame", help="default: %(default)s")
     parser.add_argument("--pictures", type=int, default=48, metavar="N", help="default: %(default)s")
 
 
+def add_server_address(parser: argparse.ArgumentParser) -> None:
+    """For benchmarks that need nothing of a server but its answers and its statistics."""
+    parser.add_argument(
+        "--server", metavar="HOST:PORT", help="gRPC, of a server that runs; --config then only names the output"
+    )
+
+
+def networks_name(options: argparse.Namespace) -> str:
+    """What tells the networks of one run from those of another: "demo", "production_fp16"."""
+    return options.config if options.precision == "fp32" else f"{options.config}_{options.precision}"
+
+
 def default_output(options: argparse.Namespace) -> Path:
-    return options.output or RESULTS / f"{options.config}_{options.benchmark}.json"
+    return options.output or RESULTS / f"{networks_name(options)}_{options.benchmark}.json"
 
 
-def prepare_world(directory: Path) -> Path:
-    """Renders the world unless it is there; a data set of another origin is taken as it is."""
-    if (directory / "world.json").exists() or not directory.exists():
-        render_world(directory, seed=WORLD_SEED, num_items=WORLD_ITEMS)
-    return directory
+def checkpoints_of(options: argparse.Namespace) -> Path | None:
+    """The folder of checkpoints; None for weights that are made up (seed 0)."""
+    return options.checkpoints or (DEMO_CHECKPOINTS if options.config == "demo" else None)
+
+
+def prepare_world(directory: Path | None) -> Path:
+    """`directory` as it is; without one, the benchmarks' own world, rendered unless it is complete."""
+    if directory is not None:
+        return directory
+    render_world(WORLD, seed=WORLD_SEED, num_items=WORLD_ITEMS)
+    return WORLD
+
+
+def list_clips(world: Path, num_clips: int) -> list[Path]:
+    """The first clips of a world."""
+    return [source.path for source in list_videos(world / "video")[0]][:num_clips]
+
+
+def read_clips(clips: Sequence[Path], frames: Sequence[int]) -> list[Picture]:
+    """These frames of all clips."""
+    return [Picture("frame", pixels) for clip in clips for _, pixels in read_frames(clip, frames)]
 
 
 def read_pictures(world: Path, kind: str, num_pictures: int, seed: int) -> list[Picture]:
@@ -79,7 +110,7 @@ def read_pictures(world: Path, kind: str, num_pictures: int, seed: int) -> list[
         paths = [source.path for source in list_videos(world / "video")[0]]
         per_clip = -(-num_pictures // len(paths))
         indices = [int(index) for index in rng.permutation(DEFAULT_FRAMES)[:per_clip]]
-        found = [pixels for path in paths for _, pixels in read_frames(path, indices)]
+        found = [picture.pixels for picture in read_clips(paths, indices)]
         found = [found[index] for index in rng.permutation(len(found))[:num_pictures]]
     step = round(1 / EMPTY_SHARE)
     return [
@@ -110,20 +141,19 @@ def recognize(client: Client, picture: Picture) -> Any:
 def prepare_repository(options: argparse.Namespace, pictures: Sequence[Picture]) -> tuple[Path, PipelineConfig]:
     """The repository of the options, built or brought up to date, and the config it was built from.
 
-    The demo has its checkpoints. Production gets made-up weights (seed 0) and the score limit at which these find
-    MEAN_BOXES in a picture on average.
+    Made-up weights (seed 0) get the score limit at which they find MEAN_BOXES on average in these pictures.
     """
-    name = options.config if options.precision == "fp32" else f"{options.config}_{options.precision}"
-    repository = options.repository or RESULTS / f"{name}_repository"
+    repository = RESULTS / f"{networks_name(options)}_repository"
     config = CONFIGS[options.config]()
-    if options.config == "demo":
-        build(config, repository, checkpoints=CHECKPOINTS, precision=options.precision)
+    checkpoints = checkpoints_of(options)
+    if checkpoints is not None:
+        build(config, repository, checkpoints=checkpoints, precision=options.precision)
         return repository, config
     build(config, repository, random_seed=0, precision=options.precision)
     engines = Engines(repository, config, num_threads=0)
     kind = pictures[0].kind
-    scores = np.concatenate([engines.detection_scores(kind, picture.pixels) for picture in pictures[:4]])
-    rank = round(MEAN_BOXES * len(pictures[:4]))
+    scores = np.concatenate([engines.detection_scores(kind, picture.pixels) for picture in pictures])
+    rank = round(MEAN_BOXES * len(pictures))
     limit = float(np.sort(scores)[::-1][min(rank, len(scores) - 1)])
     config = replace(config, **{kind: replace(config.kind(kind), min_score=limit)})
     build(config, repository, random_seed=0, precision=options.precision)

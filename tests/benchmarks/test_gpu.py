@@ -1,10 +1,45 @@
+import subprocess
+import time
+import zipfile
+from pathlib import Path
+
+import onnxruntime
 import pytest
 
-from benchmarks.gpu import main
+from benchmarks import gpu
 from benchmarks.machine import query_gpus
 
+has_gpu = bool(query_gpus(("name",)))
 
-@pytest.mark.skipif(bool(query_gpus(("name",))), reason="this machine has a GPU")
+
+@pytest.mark.skipif(has_gpu, reason="this machine has a GPU")
 def test_without_a_gpu_it_ends_with_one_line(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main([]) == 2
+    assert gpu.main([]) == 2
     assert capsys.readouterr().err.splitlines() == ["benchmarks.gpu: no GPU: nvidia-smi is missing or lists none"]
+
+
+@pytest.mark.skipif(has_gpu, reason="this machine has a GPU")
+def test_a_provider_that_does_not_start_is_an_error(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(gpu, "query_gpus", lambda fields: ["a GPU"])
+    assert gpu.main([]) == 2
+    assert "onnxruntime does not start on the GPU" in capsys.readouterr().err.splitlines()[-1]
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CUDAExecutionProvider"])
+    monkeypatch.setattr(onnxruntime, "preload_dlls", lambda: None)
+    assert not gpu.starts_on_gpu()  # built for CUDA, as far as it says, but the session runs on the CPU
+
+
+def test_the_environment_is_made_from_the_wheels_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gpu, "ENVIRONMENT", tmp_path / "venv")
+    wheels = tmp_path / "wheels"
+    wheels.mkdir()
+    info = "carried_package-1.0.dist-info"
+    with zipfile.ZipFile(wheels / "carried_package-1.0-py3-none-any.whl", "w") as wheel:
+        wheel.writestr("carried_package.py", "VALUE = 7\n")
+        wheel.writestr(f"{info}/METADATA", "Metadata-Version: 2.1\nName: carried-package\nVersion: 1.0\n")
+        wheel.writestr(f"{info}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+        wheel.writestr(f"{info}/RECORD", "")
+    python = gpu.install(wheels, time.monotonic() + 300)
+    code = "import carried_package; print(carried_package.VALUE)"
+    assert subprocess.run([python, "-c", code], capture_output=True, text=True, check=True).stdout == "7\n"

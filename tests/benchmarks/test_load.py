@@ -21,6 +21,8 @@ def test_three_windows_within_a_tenth_are_stable() -> None:
     assert not is_stable([window(10, 0.1), window(10, 0.1), window(13, 0.1)])
     assert not is_stable([window(10, 0.1), window(10, 0.1), window(10, 0.15)])
     assert not is_stable([window(10, 0.1), window(10, 0.1), window(0, 0.1)])
+    refused = Window(1.0, [answered(0.1)] * 10 + [Sample(0, 0.0, 0.1, 0, "RequestError: no")], None, None)
+    assert not is_stable([window(10, 0.1), window(10, 0.1), refused])
 
 
 def test_percentiles_are_samples_that_occurred() -> None:
@@ -43,7 +45,7 @@ def test_a_closed_loop_keeps_its_number_in_flight_and_observes_both_edges() -> N
         max_windows=4,
         observe=lambda: next(edges),
     )
-    assert 50 < found.rate <= 400
+    assert 50 < found.rate < 450
     assert {sample.num_boxes for sample in found.answered} == {5, 6}
     assert found.after - found.before == 3
     assert found.duration_s >= 0.6
@@ -68,11 +70,25 @@ def test_an_open_loop_counts_from_the_moment_a_request_was_due() -> None:
     assert not is_stable
 
 
+def test_an_open_loop_of_which_a_request_failed_is_not_stable() -> None:
+    def send(picture: int) -> int:
+        time.sleep(0.005)
+        if picture == 1:
+            raise RequestError("refused")
+        return 2
+
+    rng = np.random.default_rng(0)
+    samples, is_stable = open_loop(send, np.array([0, 1]), rate=100.0, duration_s=0.2, num_threads=4, rng=rng)
+    assert any(sample.error for sample in samples)
+    assert not is_stable
+
+
 def test_arrivals_are_as_many_as_asked_for_and_irregular() -> None:
     samples, _ = open_loop(
         lambda picture: 0, np.array([0]), rate=2000.0, duration_s=0.5, num_threads=2, rng=np.random.default_rng(1)
     )
     gaps_s = np.diff([sample.due_s for sample in samples])
     assert len(samples) == 1000
-    assert gaps_s.mean() == pytest.approx(1 / 2000, rel=0.1)
+    assert samples[0].due_s >= 0 and samples[-1].due_s <= 0.5
+    assert gaps_s.mean() == pytest.approx(1 / 2000, rel=0.02)
     assert gaps_s.std() == pytest.approx(gaps_s.mean(), rel=0.15)  # an exponential's deviation is its mean

@@ -39,9 +39,8 @@ def test_stages_are_described_per_picture() -> None:
 
 @pytest.mark.slow
 @pytest.mark.triton
-def test_the_ensemble_adds_little_to_its_steps(demo_repository: Path, demo_world: Path, tmp_path: Path) -> None:
-    folders = ["--world", str(demo_world), "--repository", str(demo_repository), "--output", str(tmp_path / "figures")]
-    main([*folders, "--concurrency", "1", "--kind", "image"])
+def test_the_ensemble_adds_little_to_its_steps(demo_world: Path, tmp_path: Path) -> None:
+    main(["--world", str(demo_world), "--output", str(tmp_path / "figures"), "--concurrency", "1", "--kind", "image"])
     (point,) = read_results(tmp_path / "figures")["figures"]["sweep"]
     assert point["latency"]["num_failures"] == 0
     assert point["overhead"] < 0.15

@@ -1,9 +1,20 @@
+import argparse
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from benchmarks.workload import describe_boxes, read_pictures
+from benchmarks.workload import (
+    DEMO_CHECKPOINTS,
+    add_server_arguments,
+    checkpoints_of,
+    default_output,
+    describe_boxes,
+    list_clips,
+    prepare_world,
+    read_clips,
+    read_pictures,
+)
 
 
 @pytest.mark.parametrize("kind", ["image", "frame"])
@@ -24,3 +35,32 @@ def test_the_distribution_of_boxes_is_stated() -> None:
         "mean": 1.25,
         "pictures_by_num_boxes": {"0": 1, "1": 1, "2": 2},
     }
+
+
+def test_frames_of_clips(demo_world: Path) -> None:
+    clips = list_clips(demo_world, 2)
+    pictures = read_clips(clips, [80, 120, 160])
+    assert len(clips) == 2 and len(pictures) == 6
+    assert all(picture.kind == "frame" and picture.pixels.ndim == 3 for picture in pictures)
+
+
+def test_a_world_that_is_given_is_taken_as_it_is(tmp_path: Path) -> None:
+    assert prepare_world(tmp_path) == tmp_path
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "checkpoints", "output"),
+    [
+        ("", DEMO_CHECKPOINTS, "demo_models.json"),
+        ("--precision fp16", DEMO_CHECKPOINTS, "demo_fp16_models.json"),
+        ("--config production", None, "production_models.json"),
+        ("--config production --checkpoints trained", Path("trained"), "production_models.json"),
+    ],
+)
+def test_what_is_served_and_where_the_figures_go(arguments: str, checkpoints: Path | None, output: str) -> None:
+    parser = argparse.ArgumentParser()
+    add_server_arguments(parser, "models")
+    options = parser.parse_args(arguments.split())
+    assert checkpoints_of(options) == checkpoints
+    assert default_output(options).name == output
