@@ -9,8 +9,9 @@ from PIL import Image
 from torch.nn import functional
 
 from export.config import PipelineConfig
-from export.detector import build_detector_graph
+from export.detector import build_detector_graph, detector_to_half
 from export.embedder import build_embedder
+from export.precision import to_half
 from export.signature import EMBEDDERS, PADDING_MULTIPLE
 
 DETECTORS = ("graph", "detectron2")
@@ -26,6 +27,7 @@ class EagerNetworks:
         checkpoints: the demo's; without them the weights are made up from `random_seed`, as `export.build` does.
         detector: one of DETECTORS.
         device: "cpu" or "cuda".
+        is_half: float16 where the export with `--precision fp16` has it; of the project's own graph only.
     """
 
     def __init__(
@@ -36,6 +38,7 @@ class EagerNetworks:
         random_seed: int = 0,
         detector: str = "graph",
         device: str = "cpu",
+        is_half: bool = False,
     ) -> None:
         self.config = config
         self.device = torch.device(device)
@@ -51,6 +54,8 @@ class EagerNetworks:
         else:
             self.detector = graph
         self.detector = self.detector.eval().to(self.device)
+        if is_half:
+            detector_to_half(self.detector)
         self.embedders = {}
         for position, model in enumerate(EMBEDDERS, start=1):
             if checkpoints is None:
@@ -58,6 +63,9 @@ class EagerNetworks:
             else:
                 embedder = build_embedder(checkpoints / f"{model}.pth")
             self.embedders[model] = embedder.eval().to(self.device)
+            if is_half:
+                to_half(embedder.backbone)
+        self._dtype = torch.float16 if is_half else torch.float32
 
     @torch.inference_mode()
     def detect(self, kind: str, image: Pixels) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
@@ -98,4 +106,5 @@ class EagerNetworks:
         settings = self.config.embedder(model)
         pixels = torch.from_numpy(crops).to(self.device).float().permute(0, 3, 1, 2)
         mean, std = (torch.tensor(part, device=self.device).view(3, 1, 1) for part in (settings.mean, settings.std))
-        return functional.normalize(self.embedders[model]((pixels - mean) / std)).cpu().numpy()
+        pixels = ((pixels - mean) / std).to(self._dtype)
+        return functional.normalize(self.embedders[model](pixels)).cpu().numpy()

@@ -40,7 +40,7 @@ def steps(config: str, output: Path) -> list[list[str]]:
     return [
         command("baseline", "--device", "cuda", "--rounds", "3"),
         command("throughput", "--concurrency", "1", "4", "16", "64", "--window-s", "3"),
-        command("models", "--device", "cuda", "--rounds", "2", "--concurrency", "32"),
+        command("models", "--device", "cuda", "--eager-half", "--rounds", "2", "--concurrency", "32"),
         command("latency", "--peak-concurrency", "32", "--duration-s", "15", "--window-s", "3"),
         ["-m", "benchmarks.report", "--results", str(output), "--output", str(output / "report")],
     ]

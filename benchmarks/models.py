@@ -18,6 +18,7 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 import torch
@@ -35,14 +36,15 @@ from export.signature import MODELS
 NUM_TRACED = 8  # pictures whose calls are timed one by one
 
 
-def trace(engines: Engines, networks: EagerNetworks, pictures: Sequence[Picture]) -> dict[str, list[Call]]:
+def trace(engines: Engines, eager: dict[str, EagerNetworks], pictures: Sequence[Picture]) -> dict[str, list[Call]]:
     """The calls of each model that some pictures need; they have been made once, by the engines and eagerly."""
     calls: dict[str, list[Call]] = {}
     for picture in pictures:
         for call in engines.recognize(picture.kind, picture.pixels):
             calls.setdefault(call.model, []).append(call)
             if MODELS[call.model].kind == "network":
-                run_eagerly(networks, call)
+                for networks in eager.values():
+                    run_eagerly(networks, call)
     return calls
 
 
@@ -71,7 +73,7 @@ def engines_per_s(engines: Engines, pictures: Sequence[Picture], num_workers: in
 def run_rounds(
     bench: Bench,
     config: PipelineConfig,
-    networks: EagerNetworks,
+    eager: dict[str, EagerNetworks],
     measured_rates: Callable[[], Rates],
     options: argparse.Namespace,
 ) -> dict[str, Any]:
@@ -79,7 +81,7 @@ def run_rounds(
     provider = "CUDAExecutionProvider" if options.device == "cuda" else "CPUExecutionProvider"
     alone = Engines(repository, config, num_threads=options.threads, provider=provider)
     as_served = Engines(repository, config, provider=provider)
-    traced = trace(alone, networks, bench.pictures[:NUM_TRACED])
+    traced = trace(alone, eager, bench.pictures[:NUM_TRACED])
     products = {
         model: [count_products(repository / model / "1" / "model.onnx", call.feeds) for call in calls]
         for model, calls in traced.items()
@@ -93,10 +95,13 @@ def run_rounds(
             model: statistics.mean(alone.run(model, call.feeds).elapsed_s for call in calls)
             for model, calls in traced.items()
         }
-        eager_s = {
-            model: statistics.mean(_elapsed_s(networks, call) for call in traced[model])
-            for model in traced
-            if MODELS[model].kind == "network"
+        eager_ms = {
+            name: {
+                model: rounded(statistics.mean(_elapsed_s(networks, call) for call in calls) * 1e3)
+                for model, calls in traced.items()
+                if MODELS[model].kind == "network"
+            }
+            for name, networks in eager.items()
         }
         bound_per_s = engines_per_s(as_served, bench.pictures, num_workers)
         ensemble, _ = measure(bench, options.concurrency, window_s=options.window_s, max_windows=3, seed=options.seed)
@@ -105,7 +110,7 @@ def run_rounds(
                 "gemm_gflop_per_s": rounded(rates.flop_per_s / 1e9),
                 "memory_gbyte_per_s": rounded(rates.bytes_per_s / 1e9),
                 "engine_ms": {model: rounded(seconds * 1e3) for model, seconds in engine_s.items()},
-                "eager_ms": {model: rounded(seconds * 1e3) for model, seconds in eager_s.items()},
+                **eager_ms,
                 "bound_ms": {
                     model: rounded(statistics.mean(bound_s(call, rates) for call in calls) * 1e3)
                     for model, calls in products.items()
@@ -155,7 +160,8 @@ def _medians(model: str, rounds: Sequence[dict[str, Any]]) -> dict[str, float]:
 
     figures = {"engine_ms": median(lambda turn: turn["engine_ms"][model])}
     if model in rounds[0]["eager_ms"]:
-        figures["eager_ms"] = median(lambda turn: turn["eager_ms"][model])
+        for name in rounds[0].keys() & {"eager_ms", "eager_half_ms"}:
+            figures[name] = median(lambda turn, name=name: turn[name][model])
         figures["speedup"] = median(lambda turn: turn["eager_ms"][model] / turn["engine_ms"][model])
         figures["bound_ms"] = median(lambda turn: turn["bound_ms"][model])
         figures["share_of_bound"] = median(lambda turn: turn["bound_ms"][model] / turn["engine_ms"][model])
@@ -168,19 +174,23 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--rounds", type=int, default=3, metavar="N", help="default: %(default)s")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)), metavar="N", help="of one call")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="of the networks")
+    parser.add_argument("--eager-half", action="store_true", help="eager PyTorch in half precision besides")
     parser.add_argument("--concurrency", type=int, default=8, metavar="N", help="of the ensemble")
     parser.add_argument("--window-s", type=float, default=3.0, metavar="S", help="of the ensemble")
     options = parser.parse_args(argv)
     torch.set_num_threads(options.threads)
     config = CONFIGS[options.config]()
-    networks = EagerNetworks(config, checkpoints=checkpoints_of(options), device=options.device)
+    build = partial(EagerNetworks, config, checkpoints=checkpoints_of(options), device=options.device)
+    eager = {"eager_ms": build()}
+    if options.eager_half:
+        eager["eager_half_ms"] = build(is_half=True)
 
     def measured_rates() -> Rates:
         if options.device == "cuda":
             return measure_gpu_rates(torch.float16 if options.precision == "fp16" else torch.float32)
         return measure_rates(options.threads)
 
-    return run_on_bench(options, argv, lambda bench: run_rounds(bench, config, networks, measured_rates, options))
+    return run_on_bench(options, argv, lambda bench: run_rounds(bench, config, eager, measured_rates, options))
 
 
 if __name__ == "__main__":

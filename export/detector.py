@@ -62,8 +62,7 @@ def export_detector(
         max_detections=max_detections,
     )
     if precision == "fp16":
-        for module in (graph.backbone, graph.proposal_generator.rpn_head.conv, graph.roi_heads.box_head):
-            to_half(module)
+        detector_to_half(graph)
     output.parent.mkdir(parents=True, exist_ok=True)
     batch, height, width = (torch.export.Dim(name, min=1) for name in ("B", "H", "W"))
     with torch.no_grad():
@@ -82,6 +81,12 @@ def export_detector(
         if node.op_type == "ScatterND":
             del node.attributes["reduction"]  # TensorRT up to 10.7 refuses even its default, none
     program.save(output, external_data=False)
+
+
+def detector_to_half(graph: DetectorGraph) -> None:
+    """Turns backbone and heads into float16, in place; the rest stays float32 (see `export.precision`)."""
+    for module in (graph.backbone, graph.proposal_generator.rpn_head.conv, graph.roi_heads.box_head):
+        to_half(module)
 
 
 def build_detector_graph(
