@@ -76,6 +76,7 @@ class MilvusGallery:
         """
         with self._translated():
             if self._client.has_collection(COLLECTION):
+                self._client.load_collection(COLLECTION)  # opened by another process, it is released
                 if (first := self._first_row()) is not None:
                     check_comparable(features, Origin(self.origin, first["model_identity"] or None, self._size()))
             else:

@@ -64,6 +64,18 @@ def test_matches_are_those_of_the_features_files(world, tmp_path):
         assert milvus.match(queries, RULE) == expected
 
 
+def test_a_gallery_grows_from_one_process_to_the_next(world, tmp_path):
+    queries, gallery = world
+    embeddings = next(gallery.blocks(400)).embeddings
+    for name, rows in (("first", slice(0, 200)), ("second", slice(200, 400))):
+        write(tmp_path / name, gallery.sources[rows], embeddings[rows])
+        command = ["load", "--gallery", f"milvus:{tmp_path / 'g.db'}", "--features", tmp_path / name]
+        subprocess.run([sys.executable, "-m", "livematch.cli", *map(str, command)], check=True)
+    with MilvusGallery(f"milvus:{tmp_path / 'g.db'}") as milvus:
+        found = milvus.match(queries, RULE)
+    assert found == match(queries, open_features([tmp_path / "first", tmp_path / "second"]), RULE)
+
+
 def test_clips_are_replaced_and_deleted(world, tmp_path):
     queries, gallery = world
     half = write(tmp_path / "half", gallery.sources[:200], next(gallery.blocks(400)).embeddings[:200])
