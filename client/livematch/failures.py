@@ -9,6 +9,7 @@
 | reason | string | one line that names the file |
 """
 
+import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -22,13 +23,17 @@ from livematch.errors import FileFormatError
 
 @dataclass(frozen=True)
 class Failure:
-    """A row of the table."""
+    """A row of the table; bytes of a file name that are not UTF-8 are replaced by U+FFFD."""
 
     kind: Literal["image", "video"]
     source: str
     name: str
     stage: Literal["list", "decode", "recognize"]
     reason: str
+
+    def __post_init__(self) -> None:
+        for field in ("source", "name", "reason"):
+            object.__setattr__(self, field, os.fsencode(getattr(self, field)).decode("utf-8", "replace"))
 
 
 def write_failures(failures: Sequence[Failure], path: Path) -> None:

@@ -8,6 +8,8 @@ from typing import Literal
 from livematch.errors import InputError
 from livematch.failures import Failure
 
+_NOT_UTF8 = "the name is not UTF-8"
+
 
 @dataclass(frozen=True)
 class Source:
@@ -26,8 +28,8 @@ class Source:
 def list_images(directory: Path) -> tuple[list[Source], list[Failure]]:
     """All files in the item folders of `directory`, numbers in numeric order; hidden files are left out.
 
-    What the extension says does not matter: a file that is no image fails when it is decoded. An empty folder, and a
-    file whose name without extension occurs twice in its folder, are failures already here.
+    What the extension says does not matter: a file that is no image fails when it is decoded. An empty folder, a file
+    whose name without extension occurs twice in its folder, and a name that is not UTF-8 are failures already here.
 
     Raises:
         InputError: `directory` is no folder.
@@ -37,15 +39,18 @@ def list_images(directory: Path) -> tuple[list[Source], list[Failure]]:
     for folder in _visible(directory):
         if not folder.is_dir():
             continue
+        if not _is_utf8(folder.name):
+            failures.append(Failure("image", folder.name, "", "list", f"{folder}: {_NOT_UTF8}"))
+            continue
         names: set[str] = set()
         for path in _visible(folder):
-            if path.stem in names:
-                failures.append(
-                    Failure("image", folder.name, path.stem, "list", f"{path}: another file has the same name")
-                )
-            elif not path.is_dir():
-                names.add(path.stem)
+            if path.is_dir():
+                continue
+            if reason := _unusable(path.stem, names):
+                failures.append(Failure("image", folder.name, path.stem, "list", f"{path}: {reason}"))
+            else:
                 sources.append(Source("image", folder.name, path.stem, path))
+            names.add(path.stem)
         if not names:
             failures.append(Failure("image", folder.name, "", "list", f"{folder}: the item has no images"))
     return sources, failures
@@ -57,11 +62,13 @@ def list_videos(directory: Path) -> tuple[list[Source], list[Failure]]:
     failures: list[Failure] = []
     names: set[str] = set()
     for path in _visible(directory):
-        if path.stem in names:
-            failures.append(Failure("video", path.stem, "", "list", f"{path}: another file has the same name"))
-        elif not path.is_dir():
-            names.add(path.stem)
+        if path.is_dir():
+            continue
+        if reason := _unusable(path.stem, names):
+            failures.append(Failure("video", path.stem, "", "list", f"{path}: {reason}"))
+        else:
             sources.append(Source("video", path.stem, "", path))
+        names.add(path.stem)
     return sources, failures
 
 
@@ -79,6 +86,18 @@ def take_shard(sources: list[Source], shard: tuple[int, int]) -> list[Source]:
     ids = list(dict.fromkeys(source.source for source in sources))
     taken = set(ids[len(ids) * index // num_shards : len(ids) * (index + 1) // num_shards])
     return [source for source in sources if source.source in taken]
+
+
+def _unusable(name: str, others: set[str]) -> str | None:
+    """Why a file of this name cannot be a source beside those of `others`."""
+    if not _is_utf8(name):
+        return _NOT_UTF8
+    return "another file has the same name" if name in others else None
+
+
+def _is_utf8(name: str) -> bool:
+    """False if Python had to put surrogates for some of its bytes."""
+    return not any("\ud800" <= letter <= "\udfff" for letter in name)
 
 
 def _visible(directory: Path) -> Iterator[Path]:

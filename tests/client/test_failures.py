@@ -24,3 +24,8 @@ def test_other_files_are_named(tmp_path):
     pq.write_table(pa.table({"source": ["a"]}), path)
     with pytest.raises(FileFormatError, match="missing 4 required"):
         read_failures(path)
+
+
+def test_a_path_that_is_not_utf8_can_be_written(tmp_path):
+    write_failures([Failure("image", "a", "0", "decode", "/\udcc9/a/0.jpg: the file is empty")], tmp_path / "f")
+    assert read_failures(tmp_path / "f")[0].reason == "/\ufffd/a/0.jpg: the file is empty"

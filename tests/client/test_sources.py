@@ -1,3 +1,5 @@
+import os
+
 import pytest
 
 from livematch import InputError
@@ -41,6 +43,25 @@ def test_an_empty_item_fails(tmp_path):
     sources, failures = list_images(tmp_path)
     assert [source.key for source in sources] == [("b", "0")]
     assert [(failure.source, failure.name) for failure in failures] == [("a", "")]
+
+
+def test_names_that_are_not_utf8_fail(tmp_path):
+    bad, shown = os.fsdecode(b"\xc9\xcc"), "\ufffd\ufffd"  # in GBK one character
+    touch(tmp_path / "image", "a/0.jpg", f"a/{bad}.jpg", f"b/{bad}.jpg", f"{bad}/0.jpg")
+    touch(tmp_path / "video", "v.mp4", f"{bad}.mp4")
+    sources, failures = list_images(tmp_path / "image")
+    assert [source.key for source in sources] == [("a", "0")]
+    assert [(f.source, f.name, f.stage) for f in failures] == [
+        ("a", shown, "list"),
+        ("b", shown, "list"),
+        (shown, "", "list"),
+    ]
+    assert failures[0].reason == f"{tmp_path}/image/a/{shown}.jpg: the name is not UTF-8"
+    sources, failures = list_videos(tmp_path / "video")
+    assert [source.key for source in sources] == [("v", "")]
+    assert [(f.kind, f.source, f.reason) for f in failures] == [
+        ("video", shown, f"{tmp_path}/video/{shown}.mp4: the name is not UTF-8")
+    ]
 
 
 @pytest.mark.parametrize("list_sources", [list_images, list_videos])
