@@ -86,7 +86,8 @@ def _display_order(path: Path, num_frames: int) -> dict[int, int] | None:
     """The frame index of each presentation time, for the first frames of an H.264 video.
 
     None where it does not follow from the packets: another codec, packets without or with equal times, packets that
-    are decoded but not shown, a beginning that cannot be decoded.
+    are decoded but not shown, a beginning that cannot be decoded, pictures before the first key frame, which refer to
+    one that was cut off.
     """
     times: list[int] = []
     with av.open(str(path)) as container:
@@ -101,8 +102,9 @@ def _display_order(path: Path, num_frames: int) -> dict[int, int] | None:
             if packet.pts is None or packet.is_discard or not (times or packet.is_keyframe):
                 return None
             times.append(packet.pts)
-    order = {time: index for index, time in enumerate(sorted(times))}
-    return order if len(order) == len(times) else None
+    if len(set(times)) < len(times) or (times and times[0] > min(times)):
+        return None
+    return {time: index for index, time in enumerate(sorted(times))}
 
 
 def _decode(

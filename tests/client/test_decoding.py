@@ -114,12 +114,12 @@ def moving_frames(num_frames):
         yield frame
 
 
-def write_with_b_frames(path, num_frames, codec="libx264", change=lambda packets: None):
+def write_with_b_frames(path, num_frames, codec="libx264", change=lambda packets: None, **options):
     """`change` may alter the packets before they are written."""
     import av
 
     with av.open(str(path), "w") as container:
-        stream = container.add_stream(codec, rate=25)
+        stream = container.add_stream(codec, rate=25, options=options)
         stream.width, stream.height, stream.pix_fmt, stream.codec_context.max_b_frames = 64, 48, "yuv420p", 3
         frames = [av.VideoFrame.from_ndarray(frame, format="rgb24") for frame in moving_frames(num_frames)]
         packets = [packet for frame in [*frames, None] for packet in stream.encode(frame)]
@@ -155,6 +155,20 @@ def test_times_that_contradict_the_pictures_are_not_relied_on(tmp_path):
     found = dict(read_frames(tmp_path / "v.mkv", range(40)))
     assert list(found) == list(range(40))
     assert all(np.array_equal(found[index], expected[index]) for index in range(40))
+
+
+@pytest.mark.parametrize("name", ["v.mkv", "v.ts", "v.flv"])
+def test_pictures_whose_reference_was_cut_off_do_not_count(tmp_path, name):
+    def cut(packets):
+        """From the second key frame on, as a copy without encoding; B-frames shown before it refer to what is gone."""
+        del packets[: [index for index, packet in enumerate(packets) if packet.is_keyframe][1]]
+
+    open_gop = {"x264-params": "open-gop=1:keyint=15:min-keyint=15:scenecut=0:bframes=3:b-adapt=0"}
+    write_with_b_frames(tmp_path / name, 45, change=cut, **open_gop)
+    expected = every_frame(tmp_path / name)
+    found = dict(read_frames(tmp_path / name, [20]))
+    assert np.array_equal(found[20], expected[20])
+    assert np.array_equal(found[20], dict(read_frames(tmp_path / name, [0, 20]))[20])
 
 
 @pytest.mark.parametrize("quarter_turns", [1, 2, 3])
