@@ -1,6 +1,8 @@
 """The gRPC client of the two ensembles: RGB pixels in, boxes with scores and embeddings out."""
 
+import contextlib
 import logging
+import math
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -86,7 +88,9 @@ class _Server:
     connection: triton.InferenceServerClient
     memory: SharedMemory | None
     num_in_flight: int = 0
-    avoided_until_s: float = 0.0  # on the monotonic clock
+    # On the monotonic clock:
+    failed_s: float = -math.inf
+    checked_s: float = 0.0  # when it still had the models of the beginning
 
 
 class Client:
@@ -161,12 +165,23 @@ class Client:
             InputError: `image` has another dtype or shape.
             RequestError: the server refused this image.
             UnavailableError: the server is down or overloaded after all tries, or this client was closed.
+            ContractError: the server came back from an outage with other models.
         """
         return self._recognize(IMAGE_MODEL, image)
 
     def recognize_frame(self, frame: npt.NDArray[np.uint8]) -> Recognition:
         """Find and embed the garments of a video frame; see `recognize_image`."""
         return self._recognize(FRAME_MODEL, frame)
+
+    def check_identity(self) -> None:
+        """Ask the servers once more for their models; one that does not answer is passed over.
+
+        Raises:
+            ContractError: a server has other models than at the beginning.
+        """
+        for server in self._servers:
+            with contextlib.suppress(InferenceServerException):
+                self._check_identity(server)
 
     def close(self) -> None:
         """End the connection; requests that wait for another try in other threads end with UnavailableError."""
@@ -192,7 +207,7 @@ class Client:
 
         def infer(server: _Server) -> triton.InferResult:
             with self._sent(batch, server) as tensor:
-                return server.connection.infer(
+                answer = server.connection.infer(
                     model,
                     [tensor],
                     outputs=outputs,
@@ -202,6 +217,9 @@ class Client:
                     headers=self._headers,
                     parameters={} if self.crop_scale == 1 else {"crop_scale": str(self.crop_scale)},
                 )
+            if server.failed_s >= server.checked_s:
+                self._check_identity(server)
+            return answer
 
         response = self._call(infer)
         num_detections = int(response.as_numpy("num_detections")[0, 0])
@@ -241,7 +259,7 @@ class Client:
                 self._check_contract(server, model)
             if server.memory is not None:
                 self._check_memory(server, server.memory)
-            identities.setdefault(self._read_identity(server), server.url)
+            identities.setdefault(self._call(self._read_identity, [server]), server.url)
         if len(identities) > 1:
             found = ", ".join(f"{identity or 'unnamed models'} at {url}" for identity, url in identities.items())
             raise ContractError(f"the servers have different models: {found}")
@@ -267,16 +285,25 @@ class Client:
 
     def _read_identity(self, server: _Server) -> str | None:
         try:
-            config = self._call(
-                lambda server: server.connection.get_model_config(
-                    IDENTITY_MODEL, as_json=True, client_timeout=self._timeout_s, headers=self._headers
-                ),
-                [server],
+            config = server.connection.get_model_config(
+                IDENTITY_MODEL, as_json=True, client_timeout=self._timeout_s, headers=self._headers
             )
-        except RequestError:
+        except InferenceServerException as error:
+            if self._is_outage(error, server):
+                raise
             return None  # an ensemble of another make may lack this model; the features then carry no identity
         parameter: dict[str, str] = config["config"].get("parameters", {}).get("model_identity", {})
         return parameter.get("string_value")
+
+    def _check_identity(self, server: _Server) -> None:
+        start_s = time.monotonic()
+        identity = self._read_identity(server)
+        if identity != self.model_identity:
+            raise ContractError(
+                f"the server at {server.url} has other models than at the beginning: "
+                f"{identity or 'unnamed models'} instead of {self.model_identity or 'unnamed models'}"
+            )
+        server.checked_s = start_s
 
     def _check_memory(self, server: _Server, memory: SharedMemory) -> None:
         try:
@@ -312,10 +339,10 @@ class Client:
                 else:
                     self._has_warned = False
                     return answer
+            server.failed_s = time.monotonic()
             if not self._has_warned:
                 self._has_warned = True
                 _log.warning("no answer from %s, trying again: %s", server.url, reason)
-            server.avoided_until_s = time.monotonic() + _AVOIDED_S
             untried.remove(server)
             if not untried:
                 self._closed.wait(pause_s)
@@ -325,9 +352,9 @@ class Client:
 
     @contextmanager
     def _least_busy(self, servers: Sequence[_Server]) -> Iterator[_Server]:
-        now_s = time.monotonic()
+        avoided_s = time.monotonic() - _AVOIDED_S
         with self._lock:
-            server = min(servers, key=lambda server: (server.avoided_until_s > now_s, server.num_in_flight))
+            server = min(servers, key=lambda server: (server.failed_s > avoided_s, server.num_in_flight))
             server.num_in_flight += 1
         try:
             yield server

@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 from livematch.client import Client, Recognition
 from livematch.decoding import DEFAULT_FRAMES, Pixels, read_frames, read_image
-from livematch.errors import DecodeError, InputError, RequestError, UnavailableError
+from livematch.errors import ContractError, DecodeError, InputError, RequestError, UnavailableError
 from livematch.failures import Failure
 from livematch.flip import with_flip
 from livematch.sources import Source, list_images, list_videos, take_shard
@@ -90,6 +90,7 @@ def embed_images(client: Client, directory: Path, output: Path, flow: Flow | Non
     Raises:
         DecodeError, RequestError: with `strict`, at the first source that fails. What is stored stays.
         UnavailableError: the server went away. What is stored stays, and the next run goes on from there.
+        ContractError: the server's models were exchanged meanwhile. `output` is not written.
         FeaturesError: `output` holds features of other models, or of something else.
         InputError: `directory` is no folder.
     """
@@ -137,11 +138,16 @@ def _embed(
             raise DecodeError(failure.reason)
         _log.warning("%s", failure.reason)
     with FeaturesStore(output, model_identity=client.model_identity, selection=selection) as store:
-        return _fill(store, sources, failures, stages, flow)
+        return _fill(store, client, sources, failures, stages, flow)
 
 
 def _fill(
-    store: FeaturesStore, sources: Sequence[Source], failures: list[Failure], stages: _Stages, flow: Flow
+    store: FeaturesStore,
+    client: Client,
+    sources: Sequence[Source],
+    failures: list[Failure],
+    stages: _Stages,
+    flow: Flow,
 ) -> Embedded:
     start_s = time.monotonic()
     finished = store.finished
@@ -175,6 +181,10 @@ def _fill(
             raise UnavailableError(
                 f"{error}; {len(store.finished)} sources are stored, the same command goes on from there"
             ) from error
+    try:
+        client.check_identity()
+    except ContractError as error:  # they were exchanged between two requests
+        raise ContractError(f"{error}; remove {store.partial_path}, which may hold embeddings of both") from error
     store.finish()
     return Embedded(len(store.finished), num_resumed, store.num_rows, failures, time.monotonic() - start_s)
 

@@ -5,7 +5,7 @@ LivematchError              base: the command line prints it as one line and exi
 ├── DecodeError             an image or a video that cannot be decoded; the other sources go on
 ├── RequestError            the server answered, and refused this one picture; the others go on
 ├── UnavailableError        the server does not answer, or is overloaded, after all retries
-├── ContractError           the server's models have other tensors than this client expects
+├── ContractError           the server's models have other tensors than this client expects, or were exchanged
 ├── FeaturesError           a features file that is damaged or cannot be used, or two that do not belong together
 ├── FileFormatError         a result, an annotation or a truth folder that cannot be read
 └── ServerError             a local server that did not start or died
@@ -33,7 +33,7 @@ class UnavailableError(LivematchError):
 
 
 class ContractError(LivematchError):
-    """The server's models have other tensors than this client expects."""
+    """The server's models have other tensors than this client expects, or are others than at the beginning."""
 
 
 class FeaturesError(LivematchError, ValueError):

@@ -52,7 +52,7 @@ class FeaturesStore:
 
     def __init__(self, path: Path, *, model_identity: str | None, selection: str) -> None:
         self.path = path
-        self._partial_path = path.with_name(path.name + ".partial")
+        self.partial_path = path.with_name(path.name + ".partial")
         self._model_identity = model_identity
         self._selection = selection
         metadata = {SELECTION_KEY: selection.encode()}
@@ -62,7 +62,7 @@ class FeaturesStore:
         self._num_rows_of = self._read_final()
         self._final_keys = set(self._num_rows_of)
         path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = self._partial_path.open("ab")
+        self._file = self.partial_path.open("ab")
         try:
             self._lock()
             self._recover_partial()
@@ -102,7 +102,7 @@ class FeaturesStore:
                 for table in self._row_groups():
                     writer.write_table(table.replace_schema_metadata(metadata))
             unfinished.replace(self.path)
-        self._partial_path.unlink()
+        self.partial_path.unlink()
         self._file.close()
 
     def close(self) -> None:
@@ -154,7 +154,7 @@ class FeaturesStore:
         for key, batch, offset in self._partial_batches():
             self._num_rows_of.setdefault(key, batch.num_rows)
             end = offset
-        with self._partial_path.open("r+b") as file:
+        with self.partial_path.open("r+b") as file:
             file.truncate(end)
             if end:
                 file.seek(end)
@@ -162,13 +162,13 @@ class FeaturesStore:
 
     def _partial_batches(self) -> Iterator[tuple[Key, pa.RecordBatch, int]]:
         """Each whole batch with its key and the offset of its end. Every run has appended one stream to the file."""
-        with pa.OSFile(str(self._partial_path)) as file:
+        with pa.OSFile(str(self.partial_path)) as file:
             while file.tell() < file.size():
                 try:
                     reader = pa.ipc.open_stream(file)
                 except (pa.ArrowException, OSError):
                     return  # killed while it wrote the stream's head
-                self._check_origin(reader.schema, self._partial_path)
+                self._check_origin(reader.schema, self.partial_path)
                 while True:
                     try:
                         batch, metadata = reader.read_next_batch_with_custom_metadata()

@@ -119,6 +119,7 @@ def watch(
 
     Raises:
         FeaturesError: `products` are of other models than the server's.
+        ContractError: the server came back from an outage with other models.
         DecodeError: the video cannot be opened, or breaks off.
         InputError: `every` or `num_frames` is below 1.
     """

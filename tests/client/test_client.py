@@ -119,6 +119,17 @@ def test_a_restarted_server_is_found_again(loopback_server, picture):
         restart.join()
 
 
+def test_a_server_that_comes_back_with_other_models_is_refused(loopback_server, picture):
+    with quick_client(loopback_server) as client:
+        loopback_server.faults = [UNAVAILABLE]
+        assert len(client.recognize_image(picture)) == 1  # back with the same ones
+        loopback_server.faults = [UNAVAILABLE]
+        loopback_server.identity = "loopback-2"
+        for recognize in (client.recognize_image, client.recognize_frame):
+            with pytest.raises(ContractError, match=r"127.* other models .*: loopback-2 instead of loopback-1"):
+                recognize(picture)
+
+
 def test_nobody_listening(loopback_server):
     loopback_server.stop()
     with pytest.raises(UnavailableError, match=rf"no answer from the server at {loopback_server.url} in 2 tries"):

@@ -11,6 +11,7 @@ from PIL import Image
 
 from livematch import (
     Client,
+    ContractError,
     DecodeError,
     FeaturesError,
     InputError,
@@ -138,6 +139,20 @@ def test_a_server_that_goes_away_leaves_what_is_stored(client, part, tmp_path, l
     done = embed_images(client, part / "image", path)
     assert (done.num_stored, done.num_resumed) == (12, 5)
     assert read_features(path).names == ["0", "1", "2", "3"] * 3
+
+
+def test_models_that_were_exchanged_unnoticed_give_no_file(client, part, tmp_path, loopback_server):
+    loopback_server.identity = "loopback-2"  # between two requests
+    with pytest.raises(ContractError, match=r"loopback-2 instead of loopback-1; remove .*f\.partial, which"):
+        embed_images(client, part / "image", tmp_path / "f")
+    assert [path.name for path in tmp_path.iterdir()] == ["f.partial"]
+
+
+def test_a_server_that_stays_away_does_not_stop_the_others(part, tmp_path, drawing, loopback_server):
+    second_server = drawing.LoopbackServer()
+    with Client([loopback_server.url, second_server.url], first_pause_s=30) as client:
+        second_server.stop()
+        assert embed_images(client, part / "image", tmp_path / "f").num_stored == 12
 
 
 def test_a_killed_run_goes_on(part, tmp_path, loopback_server):

@@ -2,10 +2,20 @@ import json
 import threading
 import time
 
+import grpc
 import numpy as np
 import pytest
 
-from livematch import Client, DecodeError, Features, FeaturesError, InputError, Recognition
+from livematch import (
+    Client,
+    ContractError,
+    DecodeError,
+    Features,
+    FeaturesError,
+    InputError,
+    Recognition,
+    read_features,
+)
 from livematch.cli import main
 from livematch.client import PRIORITIES
 from livematch.decoding import StreamFrame, read_stream
@@ -75,6 +85,17 @@ def test_other_models_are_refused(products, loopback_server, part):
     object.__setattr__(products, "model_identity", "other")
     with Client(loopback_server.url) as client, pytest.raises(FeaturesError, match=r"other.*the server by loopback-1"):
         next(watch(client, str(part / "video" / "000021.mp4"), products))
+
+
+def test_models_that_are_exchanged_end_it(loopback_server, part, tmp_path):
+    with Client(loopback_server.url, first_pause_s=0.01) as client:
+        embed_images(client, part / "image", tmp_path / "f")
+        decisions = watch(client, str(part / "video" / "000021.mp4"), read_features(tmp_path / "f"))
+        assert next(decisions).frame_index == 0
+        loopback_server.faults = [grpc.StatusCode.UNAVAILABLE]
+        loopback_server.identity = "loopback-2"
+        with pytest.raises(ContractError, match="loopback-2 instead of loopback-1"):
+            next(decisions)
 
 
 def test_a_video_that_is_none_is_named(tmp_path):
