@@ -1,13 +1,15 @@
 """The gRPC client of the two ensembles: RGB pixels in, boxes with scores and embeddings out."""
 
 import contextlib
+import copy
 import logging
 import math
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self, TypeVar
@@ -145,7 +147,13 @@ class Client:
         self._closed = threading.Event()
         self._has_warned = True  # not before the first answer: a server that never answers is an error, not an outage
         self._lock = threading.Lock()
-        self._servers = [self._connect(url, tls, shared_memory) for url in dict.fromkeys(urls)]
+        self._tls = tls
+        self._copies: weakref.WeakSet[Client] = weakref.WeakSet()
+        self._servers = [
+            _Server(url, connection, SharedMemory(connection, self._headers) if shared_memory else None)
+            for url in dict.fromkeys(urls)
+            for connection in [self._connect(url)]
+        ]
         try:
             self.model_identity = self._check_servers()
         except BaseException:
@@ -183,9 +191,25 @@ class Client:
             with contextlib.suppress(InferenceServerException):
                 self._check_identity(server)
 
+    def copy(self) -> "Client":
+        """A client of the same servers over connections of its own: when it is closed, this one stays open.
+
+        Closing this one closes its copies.
+        """
+        other = copy.copy(self)
+        other._closed = threading.Event()
+        other._copies = weakref.WeakSet()
+        other._servers = [
+            replace(server, connection=self._connect(server.url), num_in_flight=0) for server in self._servers
+        ]
+        self._copies.add(other)
+        return other
+
     def close(self) -> None:
-        """End the connection; requests that wait for another try in other threads end with UnavailableError."""
+        """End the connection; requests under way in other threads end with UnavailableError."""
         self._closed.set()
+        for other in list(self._copies):
+            other.close()
         for server in self._servers:
             if server.memory is not None:
                 server.memory.close()
@@ -228,17 +252,16 @@ class Client:
         )
         return Recognition(boxes, scores, embeddings)
 
-    def _connect(self, url: str, tls: Tls | None, shared_memory: bool) -> _Server:
-        files = tls or Tls()
-        connection = triton.InferenceServerClient(
+    def _connect(self, url: str) -> triton.InferenceServerClient:
+        files = self._tls or Tls()
+        return triton.InferenceServerClient(
             url,
-            ssl=tls is not None,
+            ssl=self._tls is not None,
             root_certificates=files.root_certificates,
             private_key=files.private_key,
             certificate_chain=files.certificate_chain,
             channel_args=_CHANNEL_OPTIONS,
         )
-        return _Server(url, connection, SharedMemory(connection, self._headers) if shared_memory else None)
 
     @contextmanager
     def _sent(self, batch: npt.NDArray[np.uint8], server: _Server) -> Iterator[triton.InferInput]:
@@ -324,7 +347,11 @@ class Client:
                     raise UnavailableError(f"the connection to {server.url} was closed")
                 try:
                     answer = request(server)
-                except InferenceServerException as error:
+                except (InferenceServerException, ValueError) as error:
+                    if self._closed.is_set():  # ValueError is gRPC's answer to a call on a closed channel
+                        raise UnavailableError(f"the connection to {server.url} was closed") from error
+                    if isinstance(error, ValueError):
+                        raise
                     reason = _reason(error)
                     if not self._is_outage(error, server):
                         raise RequestError(reason) from error
@@ -332,10 +359,6 @@ class Client:
                         raise UnavailableError(
                             f"no answer from the server at {server.url} in {try_number} tries: {reason}"
                         ) from error
-                except ValueError as error:
-                    if self._closed.is_set():  # gRPC's answer to a call on a channel that was closed meanwhile
-                        raise UnavailableError(f"the connection to {server.url} was closed") from error
-                    raise
                 else:
                     self._has_warned = False
                     return answer

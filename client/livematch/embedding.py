@@ -15,6 +15,7 @@ from collections.abc import Callable, Generator, Iterable, Sequence
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Literal
@@ -81,7 +82,7 @@ class Flow:
 @dataclass(frozen=True)
 class _Stages:
     decode: Callable[[Source], Iterable[tuple[int, Pixels]]]
-    recognize: Callable[[Pixels], Recognition]
+    recognize: Callable[[Client, Pixels], Recognition]
 
 
 def embed_images(client: Client, directory: Path, output: Path, flow: Flow | None = None) -> Embedded:
@@ -95,7 +96,7 @@ def embed_images(client: Client, directory: Path, output: Path, flow: Flow | Non
         InputError: `directory` is no folder.
     """
     flow = flow or Flow()
-    stages = _Stages(lambda source: [(-1, read_image(source.path))], client.recognize_image)
+    stages = _Stages(lambda source: [(-1, read_image(source.path))], Client.recognize_image)
     return _embed(client, list_images(directory), stages, output, "images", flow)
 
 
@@ -113,7 +114,7 @@ def embed_videos(
     """
     if not frames or min(frames) < 0:
         raise InputError(f"frames must be at least one, from 0 on; got {frames.start}:{frames.stop}:{frames.step}")
-    stages = _Stages(lambda source: read_frames(source.path, frames), client.recognize_frame)
+    stages = _Stages(lambda source: read_frames(source.path, frames), Client.recognize_frame)
     selection = f"frames {frames.start}:{frames.stop}:{frames.step}"
     return _embed(client, list_videos(directory), stages, output, selection, flow or Flow())
 
@@ -127,7 +128,6 @@ def _embed(
     flow: Flow,
 ) -> Embedded:
     if flow.flip:
-        stages = _Stages(stages.decode, with_flip(stages.recognize))
         selection += ", flip"
     if client.crop_scale != 1:
         selection += f", crops scaled by {client.crop_scale}"
@@ -163,7 +163,7 @@ def _fill(
         mininterval=0.1 if sys.stderr.isatty() else 10,  # a log file needs fewer lines
     ) as progress:
         try:
-            with closing(_in_order(waiting, stages, flow.concurrency)) as ordered:
+            with closing(_in_order(waiting, client, stages, flow)) as ordered:
                 for source, future in ordered:
                     try:
                         store.append(source.key, future.result())
@@ -190,29 +190,38 @@ def _fill(
 
 
 def _in_order(
-    sources: Iterable[Source], stages: _Stages, num_threads: int
+    sources: Iterable[Source], client: Client, stages: _Stages, flow: Flow
 ) -> Generator[tuple[Source, Future[Pictures]], None, None]:
-    """Work on the sources in threads, and yield each with its future, in order. Closing it stops the threads."""
+    """Work on the sources in threads, and yield each with its future, in order.
+
+    Closing it stops the threads. They have connections of their own, so that this ends their requests too, which may
+    last for minutes while a server is away.
+    """
     stopped = threading.Event()
+    connected = client.copy()
+    recognize: Callable[[Pixels], Recognition] = partial(stages.recognize, connected)
+    if flow.flip:
+        recognize = with_flip(recognize)
 
     def work(source: Source) -> Pictures:
         pictures = []
         for frame_index, pixels in stages.decode(source):
             if stopped.is_set():
                 raise CancelledError
-            pictures.append((frame_index, stages.recognize(pixels)))
+            pictures.append((frame_index, recognize(pixels)))
         return pictures
 
     remaining = iter(sources)
     window: deque[tuple[Source, Future[Pictures]]] = deque()
-    executor = ThreadPoolExecutor(num_threads, thread_name_prefix="livematch")
+    executor = ThreadPoolExecutor(flow.concurrency, thread_name_prefix="livematch")
     try:
         while True:
-            for source in islice(remaining, num_threads * _WINDOW_PER_THREAD - len(window)):
+            for source in islice(remaining, flow.concurrency * _WINDOW_PER_THREAD - len(window)):
                 window.append((source, executor.submit(work, source)))
             if not window:
                 return
             yield window.popleft()
     finally:
         stopped.set()
+        connected.close()
         executor.shutdown(cancel_futures=True)

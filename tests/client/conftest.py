@@ -6,7 +6,6 @@ white ground, and an embedding is a smooth function of the rectangle's colour.
 
 import json
 import threading
-import time
 from collections.abc import Iterator, Sequence
 from concurrent import futures
 from pathlib import Path
@@ -77,6 +76,7 @@ class LoopbackServer(service_pb2_grpc.GRPCInferenceServiceServicer):
 
     def start(self) -> None:
         """Start, after a stop on the same port."""
+        self._is_stopping = threading.Event()
         options = [("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1)]
         self._server = grpc.server(futures.ThreadPoolExecutor(8), options=options)
         service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(self, self._server)
@@ -84,6 +84,7 @@ class LoopbackServer(service_pb2_grpc.GRPCInferenceServiceServicer):
         self._server.start()
 
     def stop(self) -> None:
+        self._is_stopping.set()
         self._server.stop(grace=None).wait()
 
     def ServerReady(self, request, context):
@@ -114,7 +115,7 @@ class LoopbackServer(service_pb2_grpc.GRPCInferenceServiceServicer):
             self._num_parallel += 1
             self.max_num_parallel = max(self.max_num_parallel, self._num_parallel)
         try:
-            time.sleep(self.delay_s)
+            self._is_stopping.wait(self.delay_s)
             if fault is not None:
                 context.abort(fault, f"a fault: {fault.name}")
             return self._answer(request)

@@ -251,8 +251,10 @@ def test_shards_joint_assignment_and_pairs(part, tmp_path, loopback_server, caps
     assert max(len(answer["result"]) for answer in result.values()) > 1
 
 
-def test_interrupted_run_ends_cleanly(part, tmp_path, loopback_server):
-    loopback_server.delay_s = 0.2
+@pytest.mark.parametrize("trouble", ["none", "no answers", "refusals"])
+def test_interrupted_run_ends_cleanly_and_at_once(part, tmp_path, loopback_server, trouble):
+    loopback_server.delay_s = {"none": 0.2, "no answers": 100, "refusals": 0}[trouble]
+    loopback_server.faults_from = 3 if trouble == "refusals" else None
     command = [str(c) for c in run_options(part, tmp_path, loopback_server)]
     process = subprocess.Popen(
         [sys.executable, "-m", "livematch.cli", *command],
@@ -260,13 +262,15 @@ def test_interrupted_run_ends_cleanly(part, tmp_path, loopback_server):
         text=True,
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background jobs ignore it
     )
-    while loopback_server.num_requests["recognize_image"] < 6:
+    while loopback_server.num_requests["recognize_image"] < 4:
         assert process.poll() is None
         time.sleep(0.01)
     process.send_signal(signal.SIGINT)
-    stderr = process.communicate(timeout=20)[1]
+    stderr = process.communicate(timeout=20)[1]  # all tries would take 47 s
     assert process.returncode == 130
-    assert error_lines(stderr) == ["livematch: interrupted"]
+    *warnings, last = error_lines(stderr)
+    assert last == "livematch: interrupted"
+    assert all(trouble == "refusals" and "trying again: a fault" in warning for warning in warnings)
     assert "Traceback" not in stderr
 
 

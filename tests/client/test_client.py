@@ -164,6 +164,17 @@ def test_closing_ends_a_wait_in_another_thread(loopback_server, picture):
     assert "closed" in str(errors[0])
 
 
+def test_a_copy_is_closed_by_itself_but_not_outlived(loopback_server, picture):
+    with quick_client(loopback_server) as client:
+        first, second = client.copy(), client.copy()
+        first.close()
+        with pytest.raises(UnavailableError, match="closed"):
+            first.recognize_image(picture)
+        assert (len(second.recognize_image(picture)), len(client.recognize_image(picture))) == (1, 1)
+    with pytest.raises(UnavailableError, match="closed"):
+        second.recognize_image(picture)
+
+
 def test_other_tensors_are_named(loopback_server):
     loopback_server.shapes["embeddings"] = ("FP32", [-1, -1, 512])
     with pytest.raises(ContractError, match=r"recognize_image.*embeddings FP32 \[-1, -1, 512\].*\[-1, -1, 2048\]"):
