@@ -215,8 +215,8 @@ def open_features(paths: Sequence[Path]) -> StoredFeatures:
     """Read all of features files but the embeddings; several files, as of `--shard`, count as one.
 
     Files may be written by another tool: lists may be of fixed or variable length, strings plain, large or
-    dictionary-encoded, numbers of any width, row groups of any size; other columns are ignored. A null in `name` is
-    read as empty.
+    dictionary-encoded, or numbers instead, numbers of any width, row groups of any size; other columns are ignored. A
+    null in `name` is read as empty.
 
     Raises:
         FeaturesError: no such file, not Parquet, a column is missing or of another type, files of different models, or
@@ -269,7 +269,7 @@ def _open_file(path: Path) -> StoredFeatures:
     numbers: tuple[list[npt.NDArray[Any]], ...] = ([], [], [])
     for batch in _batches(path, _DESCRIPTION):
         sources += map(sys.intern, _strings(batch["source"], path))
-        names += map(sys.intern, _strings(batch["name"].fill_null(""), path))
+        names += map(sys.intern, _strings(batch["name"], path, null=""))
         numbers[0].append(_numbers(batch["frame_index"], pa.int32(), path))
         numbers[1].append(_vectors(batch["box"], 4, path))
         numbers[2].append(_numbers(batch["score"], pa.float32(), path))
@@ -336,8 +336,9 @@ def check_comparable(first: AnyFeatures | Origin, second: AnyFeatures | Origin) 
         raise FeaturesError(f"features of different models cannot be compared: {names[0]}, {names[1]}")
 
 
-def _strings(column: pa.ChunkedArray, path: Path) -> list[str]:
-    values: list[Any] = _cast(column, pa.string(), path).to_pylist()
+def _strings(column: pa.ChunkedArray, path: Path, null: str | None = None) -> list[str]:
+    """A column of what can be written as strings, with `null` for nulls; without it there must be none."""
+    values: list[Any] = _cast(column, pa.string(), path, null).to_pylist()
     return values
 
 
@@ -346,11 +347,12 @@ def _numbers(column: pa.ChunkedArray, dtype: pa.DataType, path: Path) -> npt.NDA
     return values
 
 
-def _cast(column: pa.ChunkedArray, dtype: pa.DataType, path: Path) -> pa.ChunkedArray:
-    if column.null_count:
+def _cast(column: pa.ChunkedArray, dtype: pa.DataType, path: Path, null: str | None = None) -> pa.ChunkedArray:
+    if column.null_count and null is None:
         raise FeaturesError(f"{path}: a column of type {column.type} has {column.null_count} nulls")
     try:
-        return column.cast(dtype)
+        cast = column.cast(dtype)
+        return cast if null is None else cast.fill_null(null)
     except pa.ArrowException as error:
         raise FeaturesError(f"{path}: found a column of type {column.type} instead of {dtype}") from error
 
@@ -361,6 +363,8 @@ def _vectors(column: pa.ChunkedArray, size: int | None, path: Path) -> npt.NDArr
     if not chunks:
         return np.empty((0, size or int(getattr(column.type, "list_size", 0))), np.float32)
     size = size or int(chunks[0][1][0])
+    if size == 0:
+        raise FeaturesError(f"{path}: vectors of length 0")
     for _, lengths in chunks:
         if (lengths != size).any():
             raise FeaturesError(f"{path}: vectors of length {sorted(set(lengths.tolist()))} where {size} is expected")

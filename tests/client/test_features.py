@@ -61,6 +61,14 @@ def test_identity_and_empty_names(tmp_path):
     assert (found.model_identity, found.names) == ("demo-1", [""] * 5)
 
 
+@pytest.mark.parametrize(
+    ("names", "expected"), [(pa.nulls(5), [""] * 5), (pa.array([10, 2, None, 3, 4]), ["10", "2", "", "3", "4"])]
+)
+def test_names_that_are_no_strings(tmp_path, names, expected):
+    pq.write_table(table(columns()).set_column(1, "name", names), tmp_path / "f.parquet")
+    assert read_features(tmp_path / "f.parquet").names == expected
+
+
 def test_a_file_without_rows(tmp_path):
     pq.write_table(table(columns()).slice(0, 0), tmp_path / "f.parquet")
     assert len(read_features(tmp_path / "f.parquet")) == 0
@@ -115,6 +123,7 @@ def test_unreadable_files_are_named(tmp_path):
         (lambda t: t.drop_columns(["box", "score"]), "no column box, score"),
         (lambda t: t.set_column(5, "embedding", pa.array(["x"] * 5)), "type string instead of lists"),
         (lambda t: t.set_column(5, "embedding", pa.array([[1.0], [1.0, 2.0]] + [[1.0]] * 3)), r"length \[1, 2\]"),
+        (lambda t: t.set_column(5, "embedding", pa.array([[]] * 5, pa.list_(pa.float32()))), "vectors of length 0"),
         (lambda t: t.set_column(3, "box", pa.array([[1.0, 2.0, 3.0]] * 5)), r"length \[3\] where 4"),
         (lambda t: t.set_column(5, "embedding", pa.array([None, *[[1.0]] * 4])), "nulls"),
         (lambda t: t.set_column(0, "source", pa.array([None, *"abcd"])), "1 nulls"),
