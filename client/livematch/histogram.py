@@ -8,6 +8,7 @@ NUM_BINS = 28
 HEIGHT_PX = 110
 _AXIS_Y_PX = 90
 _TOP_PX = 18
+_LARGEST = 4.0  # squared distance of unit vectors
 
 
 def draw_histogram(distances: Mapping[str, float], score: Score | None, limit: float) -> str:
@@ -16,11 +17,12 @@ def draw_histogram(distances: Mapping[str, float], score: Score | None, limit: f
     Args:
         distances: video id to distance.
         score: tells right from wrong items.
-        limit: marked by a line.
+        limit: marked by a line, at the end if it is above 4, where squared distances of unit vectors end.
     """
     if not distances:
         return ""
-    widest = 1.05 * max(limit, *distances.values())
+    marked = min(limit, _LARGEST)
+    widest = 1.05 * max(marked, *distances.values()) or 1.0
     kinds: dict[str, list[float]] = {"good": [], "bad": []} if score is not None else {"": []}
     for video_id, distance in distances.items():
         kinds["" if score is None else "good" if score.levels[video_id] else "bad"].append(distance)
@@ -41,10 +43,10 @@ def draw_histogram(distances: Mapping[str, float], score: Score | None, limit: f
                     f'height="{height:.2f}"><title>{count} {name}{low:.2f} to {high:.2f}</title></rect>'
                 )
     marks.append(f'<line x1="0" x2="100%" y1="{_AXIS_Y_PX}" y2="{_AXIS_Y_PX}"/>')
-    for tenth in range(0, int(limit * 10) + 1, 2):
+    for tenth in range(0, int(marked * 10) + 1, 2):
         x = _percent(tenth / 10 / widest)
         marks.append(f'<text x="{x}" y="{_AXIS_Y_PX + 15}" text-anchor="middle">{tenth / 10:.1f}</text>')
-    x = _percent(limit / widest)
+    x = _percent(marked / widest)
     marks.append(f'<line class="limit" x1="{x}" x2="{x}" y1="2" y2="{_AXIS_Y_PX}"/>')
     marks.append(f'<text x="{x}" dx="-5" y="11" text-anchor="end">limit {limit:g}</text>')
     caption = f"Distances of {len(distances)} matches, at most {highest} a bar"

@@ -1,5 +1,6 @@
 import base64
 import json
+import math
 import re
 from html.parser import HTMLParser
 
@@ -10,6 +11,7 @@ from PIL import Image
 from livematch import InputError, read_image, read_truth
 from livematch import report as report_module
 from livematch.failures import Failure
+from livematch.histogram import draw_histogram
 from livematch.report import PICTURE_WIDTH_PX, write_report
 from livematch.results import Answer, BoxPair
 
@@ -76,6 +78,15 @@ def test_matches_with_truth(part, tmp_path):
     assert [bar["class"] for bar in bars] == ["good", "bad"]
     assert float(bars[0]["x"][:-1]) < float(bars[1]["x"][:-1])
     assert bars[0]["height"] == bars[1]["height"]
+
+
+@pytest.mark.parametrize("limit", [0.0, 4.5, 1e5, math.inf])
+def test_limits_without_use_are_marked_at_an_end(limit):
+    histogram = draw_histogram({"000013": 0.0, "000021": min(limit, 4.0)}, None, limit)
+    assert f">limit {limit:g}</text>" in histogram
+    assert histogram.count("<text") == (22 if limit else 2)  # 0.0, 0.2, ... 4.0 and the limit
+    (x,) = re.findall(r'class="limit" x1="(.*?)%"', histogram)
+    assert float(x) == pytest.approx(1 + 98 / 1.05 if limit else 1, abs=0.01)
 
 
 def test_nothing_is_loaded_from_elsewhere(part, tmp_path):
