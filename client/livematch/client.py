@@ -75,11 +75,20 @@ class Recognition:
 
 @dataclass(frozen=True, kw_only=True)
 class Tls:
-    """PEM files for an encrypted connection; without any, the system's authorities are trusted."""
+    """PEM files for an encrypted connection; without any, the system's authorities are trusted.
+
+    Raises:
+        InputError: a certificate chain without a private key, or the other way round.
+    """
 
     root_certificates: Path | None = None  # of the authority that signed the server's certificate
     certificate_chain: Path | None = None  # of this client, where the server wants one,
     private_key: Path | None = None  # and its key
+
+    def __post_init__(self) -> None:
+        if (self.certificate_chain is None) != (self.private_key is None):  # gRPC would abort the process
+            given = self.certificate_chain or self.private_key
+            raise InputError(f"TLS needs a client's certificate and its private key together, got only {given}")
 
 
 @dataclass(eq=False)

@@ -285,7 +285,7 @@ def _make_environment(folder: Path) -> Path:
 
 
 def _reserve_ports(host: str, requested: dict[str, int]) -> dict[str, int]:
-    """The requested ports, 0 replaced by a free one. Raises ServerError for a port that is taken."""
+    """The requested ports, 0 replaced by a free one. Raises ServerError for a port that is taken, or none."""
     ports = {}
     with contextlib.ExitStack() as sockets:
         for service, port in requested.items():
@@ -293,8 +293,9 @@ def _reserve_ports(host: str, requested: dict[str, int]) -> dict[str, int]:
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
                 listener.bind((host, port))
-            except OSError as error:
-                raise ServerError(f"{service} port {port} on {host} cannot be used: {error.strerror}") from error
+            except (OSError, OverflowError) as error:
+                reason = error.strerror if isinstance(error, OSError) else "ports are 0 to 65535"
+                raise ServerError(f"{service} port {port} on {host} cannot be used: {reason}") from error
             ports[service] = listener.getsockname()[1]
     return ports
 
