@@ -97,20 +97,24 @@ class Process:
                 popen.wait(_LOOK_INTERVAL_S)
                 break
             except subprocess.TimeoutExpired:
-                if not (self._is_stopping or self._has_lost_child) and not all(map(_is_running, self._children)):
+                if not (self._is_stopping or self._has_lost_child) and not all(map(is_running, self._children)):
                     self._has_lost_child = True
                     popen.kill()  # a gentle end would wait for requests that the lost child holds
         if not self._is_stopping:
             self._on_end()
 
 
-def _children(pid: int) -> set[int]:
-    return {int(child) for task in Path(f"/proc/{pid}/task").glob("*/children") for child in task.read_text().split()}
-
-
-def _is_running(pid: int) -> bool:
+def is_running(pid: int) -> bool:
     """False also for a process that has ended and that its parent has not asked about."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except FileNotFoundError:
+    except (FileNotFoundError, ProcessLookupError):  # the second if it ends while this reads
         return False
+
+
+def _children(pid: int) -> set[int]:
+    children: set[int] = set()
+    for task in Path(f"/proc/{pid}/task").glob("*/children"):
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # a thread that ends meanwhile
+            children.update(map(int, task.read_text().split()))
+    return children

@@ -17,6 +17,7 @@ import tritonclient.grpc as triton
 
 from benchmarks.resources import process_tree
 from livematch.errors import ServerError
+from livematch.process import is_running
 from livematch.server import LocalServer
 
 pytestmark = pytest.mark.triton
@@ -65,13 +66,6 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalServer]:
 
 def wait_until_gone(pids: set[int], timeout_s: float = 20.0) -> set[int]:
     """Those of `pids` that still run after `timeout_s`; one that has ended and was not waited for counts as gone."""
-
-    def is_running(pid: int) -> bool:
-        try:
-            return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-        except FileNotFoundError:
-            return False
-
     deadline = time.monotonic() + timeout_s
     while (running := {pid for pid in pids if is_running(pid)}) and time.monotonic() < deadline:
         time.sleep(0.05)
