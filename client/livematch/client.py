@@ -117,7 +117,8 @@ class Client:
         timeout_s: how long one try may take.
         crop_scale: factor, 1 to 2, by which crops are wider and higher than their boxes.
         priority: "live" requests go first in the server's queues.
-        shared_memory: hand pictures over through shared memory; for servers on this machine that allow it.
+        shared_memory: hand pictures over through shared memory, or the connection if none is left; for servers on
+            this machine that allow it.
         access_key: of servers that want one.
         tls: encrypt the connection.
 
@@ -340,7 +341,7 @@ class Client:
     def _check_memory(self, server: _Server, memory: SharedMemory) -> None:
         try:
             self._call(lambda server: memory.check(), [server])
-        except RequestError as error:
+        except (RequestError, OSError) as error:
             raise ContractError(
                 f"the server at {server.url} cannot use shared memory of this machine: {error}"
             ) from error

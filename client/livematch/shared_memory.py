@@ -3,6 +3,7 @@
 import contextlib
 import mmap
 import os
+import re
 import secrets
 import threading
 from collections.abc import Iterator
@@ -14,6 +15,8 @@ import numpy as np
 import numpy.typing as npt
 import tritonclient.grpc as triton
 from tritonclient.utils import InferenceServerException
+
+from livematch.process import is_running
 
 _FOLDER = Path("/dev/shm")
 _PREFIX = "livematch-"
@@ -30,7 +33,8 @@ class _Region:
 class SharedMemory:
     """Regions that one server has mapped too, as many as requests were in flight at once.
 
-    Nothing is left behind by a killed process: a region's file is removed as soon as the server has opened it.
+    A region's file is removed as soon as the server has opened it. What a killed process leaves is its regions in the
+    server; the next `check` ends those.
     """
 
     def __init__(self, connection: triton.InferenceServerClient, headers: dict[str, str]) -> None:
@@ -41,29 +45,42 @@ class SharedMemory:
 
     @contextmanager
     def holding(self, array: npt.NDArray[np.uint8], tensor: triton.InferInput) -> Iterator[None]:
-        """For as long as this lasts, `array` is in a region, and `tensor` says so.
+        """For as long as this lasts, `array` is in a region, and `tensor` says so; in `tensor` itself if none is left.
 
         A region is not used again after an error: the server may have been restarted and know it no longer, or may
         still be reading it.
 
         Raises:
             InferenceServerException: the server cannot open the region; it runs elsewhere, say, or does not allow it.
-            OSError: no shared memory is left.
         """
-        region = self._take(array.nbytes) or self._create(array.nbytes)
+        try:
+            region = self._take(array.nbytes) or self._create(array.nbytes)
+        except OSError:  # /dev/shm is full
+            tensor.set_data_from_numpy(array)
+            yield
+            return
         try:
             np.frombuffer(region.memory, np.uint8, array.size)[:] = array.reshape(-1)
             tensor.set_shared_memory(region.name, array.nbytes)
             yield
         except BaseException:
-            self._remove(region)
+            self._unregister(region.name)
             raise
         with self._lock:
             self._free.append(region)
 
     def check(self) -> None:
-        """Raises InferenceServerException or OSError if there is no use in trying."""
-        self._remove(self._create(1))
+        """Free what killed processes of this machine left in the server.
+
+        Raises:
+            InferenceServerException, OSError: there is no use in trying.
+        """
+        status = self._connection.get_system_shared_memory_status(headers=self._headers, client_timeout=_TIMEOUT_S)
+        for name in status.regions:
+            match = re.fullmatch(rf"{_PREFIX}(\d+)-\w+", name)
+            if match and not is_running(int(match[1])):
+                self._unregister(name)
+        self._unregister(self._create(1).name)
 
     def is_lost(self, error: InferenceServerException) -> bool:
         """Whether the server did not know a region, because it was restarted since."""
@@ -73,7 +90,7 @@ class SharedMemory:
         with self._lock:
             free, self._free = self._free, []
         for region in free:
-            self._remove(region)
+            self._unregister(region.name)
 
     def _take(self, num_bytes: int) -> _Region | None:
         with self._lock:
@@ -82,7 +99,7 @@ class SharedMemory:
                     return self._free.pop(index)
             outgrown = self._free.pop() if self._free else None
         if outgrown is not None:
-            self._remove(outgrown)
+            self._unregister(outgrown.name)
         return None
 
     def _create(self, num_bytes: int) -> _Region:
@@ -100,9 +117,7 @@ class SharedMemory:
             os.close(descriptor)
             path.unlink()
 
-    def _remove(self, region: _Region) -> None:
+    def _unregister(self, name: str) -> None:
         # A server that is gone, or was restarted, has no such region any more.
         with contextlib.suppress(InferenceServerException):
-            self._connection.unregister_system_shared_memory(
-                region.name, headers=self._headers, client_timeout=_TIMEOUT_S
-            )
+            self._connection.unregister_system_shared_memory(name, headers=self._headers, client_timeout=_TIMEOUT_S)

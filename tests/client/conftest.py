@@ -5,6 +5,7 @@ white ground, and an embedding is a smooth function of the rectangle's colour.
 """
 
 import json
+import mmap
 import threading
 from collections.abc import Iterator, Sequence
 from concurrent import futures
@@ -64,6 +65,7 @@ class LoopbackServer(service_pb2_grpc.GRPCInferenceServiceServicer):
         self.delay_s = 0.0
         self.num_requests = {"recognize_image": 0, "recognize_frame": 0}
         self.max_num_parallel = 0
+        self.regions: dict[str, mmap.mmap] = {}  # of shared memory
         self.parameters: dict[str, int] = {}  # of the last request
         self._num_parallel = 0
         self._lock = threading.Lock()
@@ -105,6 +107,21 @@ class LoopbackServer(service_pb2_grpc.GRPCInferenceServiceServicer):
             config.parameters["model_identity"].string_value = self.identity
         return service_pb2.ModelConfigResponse(config=config)
 
+    def SystemSharedMemoryStatus(self, request, context):
+        status = service_pb2.SystemSharedMemoryStatusResponse()
+        for name in self.regions:
+            status.regions[name].name = name
+        return status
+
+    def SystemSharedMemoryRegister(self, request, context):
+        with Path(f"/dev/shm{request.key}").open("rb") as file:
+            self.regions[request.name] = mmap.mmap(file.fileno(), request.byte_size, prot=mmap.PROT_READ)
+        return service_pb2.SystemSharedMemoryRegisterResponse()
+
+    def SystemSharedMemoryUnregister(self, request, context):
+        del self.regions[request.name]
+        return service_pb2.SystemSharedMemoryUnregisterResponse()
+
     def ModelInfer(self, request, context):
         with self._lock:
             self.num_requests[request.model_name] += 1
@@ -124,7 +141,12 @@ class LoopbackServer(service_pb2_grpc.GRPCInferenceServiceServicer):
                 self._num_parallel -= 1
 
     def _answer(self, request):
-        picture = np.frombuffer(request.raw_input_contents[0], np.uint8).reshape(request.inputs[0].shape)[0]
+        tensor = request.inputs[0]
+        if region := tensor.parameters["shared_memory_region"].string_param:
+            content = self.regions[region][: tensor.parameters["shared_memory_byte_size"].int64_param]
+        else:
+            content = request.raw_input_contents[0]
+        picture = np.frombuffer(content, np.uint8).reshape(tensor.shape)[0]
         boxes, scores, embeddings = recognize(picture)
         # One row more than there are detections, as when a batch holds another picture with more of them.
         padding = ((0, 1), (0, 0))

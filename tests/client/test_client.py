@@ -1,4 +1,7 @@
+import errno
 import logging
+import os
+import subprocess
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -227,3 +230,28 @@ def test_servers_with_different_models_are_refused(loopback_server, second_serve
 def test_no_address_is_refused():
     with pytest.raises(InputError, match="no server address"):
         Client([])
+
+
+def test_shared_memory_and_the_connection_when_none_is_left(loopback_server, picture, monkeypatch):
+    with quick_client(loopback_server, shared_memory=True) as client:
+        assert client.recognize_image(picture).boxes.tolist() == [[10, 5, 30, 40]]
+        assert len(loopback_server.regions) == 1
+        monkeypatch.setattr("os.posix_fallocate", no_space)
+        large = np.pad(picture, ((0, 600), (0, 600), (0, 0)), constant_values=255)  # for which another region is needed
+        assert client.recognize_image(large).boxes.tolist() == [[10, 5, 30, 40]]
+        assert loopback_server.regions == {}
+        with pytest.raises(ContractError, match=r"cannot use shared memory of this machine: .*No space left"):
+            quick_client(loopback_server, shared_memory=True)
+
+
+def no_space(*_):
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def test_regions_of_killed_processes_are_freed(loopback_server):
+    ended = subprocess.Popen(["true"])
+    ended.wait()
+    others = {f"livematch-{os.getpid()}-0", "other-1-0", "livematch-server-0"}
+    loopback_server.regions = dict.fromkeys({f"livematch-{ended.pid}-{k}f" for k in range(3)} | others)
+    with quick_client(loopback_server, shared_memory=True):
+        assert loopback_server.regions.keys() == others
