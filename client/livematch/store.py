@@ -59,12 +59,18 @@ class FeaturesStore:
         if model_identity is not None:
             metadata[IDENTITY_KEY] = model_identity.encode()
         self._schema = features_schema(EMBEDDING_SIZE).with_metadata(metadata)
-        self._num_rows_of = self._read_final()
-        self._final_keys = set(self._num_rows_of)
         path.parent.mkdir(parents=True, exist_ok=True)
         self._file = self.partial_path.open("ab")
         try:
             self._lock()
+            # Not before it is locked: another run may just be finishing it.
+            try:
+                self._num_rows_of = self._read_final()
+            except FeaturesError:
+                if not self._file.tell():  # there was no partial file
+                    self.partial_path.unlink()
+                raise
+            self._final_keys = set(self._num_rows_of)
             self._recover_partial()
         except BaseException:
             self._file.close()

@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
@@ -127,6 +129,17 @@ def test_a_file_of_another_kind_is_not_overwritten(tmp_path):
     with pytest.raises(FeaturesError, match="not a readable Parquet file"):
         open_store(path)
     assert path.read_text() == "dear diary"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_run_that_ends_while_another_begins_is_seen_by_it(tmp_path, monkeypatch):
+    path = tmp_path / "f.parquet"
+    first = open_store(path)
+    first.append(("a", "0"), [(-1, recognition(1))])
+    # The second run makes the folder before it opens any file in it.
+    monkeypatch.setattr(Path, "mkdir", lambda *args, **options: first.finish())
+    with open_store(path) as second:
+        assert second.finished == {("a", "0")}
 
 
 def test_two_runs_on_one_file_are_refused(tmp_path):
