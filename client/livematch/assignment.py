@@ -4,7 +4,7 @@ import math
 from collections import defaultdict, deque
 from collections.abc import Iterable, Mapping
 
-_LEAST_GAIN = 1e-12  # distances are rounded to as much; less would let rounding go round in circles
+_UNIT = 1e-12  # of distances and gains: they are rounded to as much
 
 Edges = Mapping[tuple[int, int], float]
 """(item, clip) to the distance of the pair, for all pairs that come into question."""
@@ -26,37 +26,40 @@ def assign_jointly(edges: Edges, limit: float) -> list[tuple[int, int]]:
 
     Items enter one after another. Each time the best alternating path from the new item is turned over: it ends at a
     free clip, or at an item that is left without one. This keeps the pairs optimal for the items so far (Bellman-Ford
-    on the residual graph; no positive cycles, because they are optimal).
+    on the residual graph; no positive cycles, because they are optimal, and gains are whole numbers of _UNIT, because
+    rounding would make some).
 
     Returns:
         Pairs of item and clip; pairs at `limit` or more are never taken.
     """
+    limit = min(limit, 4.0 * len(edges) + 1)  # from here on the most pairs possible have the largest sum
+    gain_of = {edge: round(limit / _UNIT) - round(distance / _UNIT) for edge, distance in edges.items()}
     clips_of: dict[int, list[int]] = defaultdict(list)
-    for (item, clip), distance in edges.items():
-        if distance < limit:
+    for (item, clip), gain in gain_of.items():
+        if gain > 0:
             clips_of[item].append(clip)
     clip_of: dict[int, int] = {}
     item_of: dict[int, int] = {}
     for new_item in clips_of:
-        gain_at = {new_item: 0.0}
+        gain_at = {new_item: 0}
         reached_from: dict[int, int] = {}  # clip: the item it was reached from
-        gain_with: dict[int, float] = {}
+        gain_with: dict[int, int] = {}
         waiting = deque([new_item])
         while waiting:
             item = waiting.popleft()
             for clip in clips_of[item]:
-                gain = gain_at[item] + limit - edges[item, clip]
-                if clip_of.get(item) == clip or gain <= gain_with.get(clip, -math.inf) + _LEAST_GAIN:
+                gain = gain_at[item] + gain_of[item, clip]
+                if clip_of.get(item) == clip or gain <= gain_with.get(clip, -math.inf):
                     continue
                 gain_with[clip], reached_from[clip] = gain, item
                 if clip in item_of:
                     owner = item_of[clip]
-                    gain_at[owner] = gain - (limit - edges[owner, clip])
+                    gain_at[owner] = gain - gain_of[owner, clip]
                     waiting.append(owner)
         ends = [(gain, clip) for clip, gain in gain_with.items() if clip not in item_of]
         ends += [(gain, clip_of[item]) for item, gain in gain_at.items() if item != new_item]
-        best_gain, clip = max(ends, key=lambda end: end[0], default=(0.0, -1))
-        if best_gain <= _LEAST_GAIN:
+        best_gain, clip = max(ends, key=lambda end: end[0], default=(0, -1))
+        if best_gain <= 0:
             continue
         if clip in item_of:
             del clip_of[item_of[clip]]

@@ -1,3 +1,4 @@
+import math
 from itertools import permutations
 
 import numpy as np
@@ -21,17 +22,39 @@ def test_pairs_at_the_limit_are_not_taken():
     assert assign_jointly({(0, 0): 1.0, (1, 1): 0.9}, 1.0) == [(1, 1)]
 
 
+def largest_sum(gains):
+    """Of all assignments of items to clips, int [items,clips]; pairs that gain nothing are left out."""
+    num_items, num_clips = gains.shape
+    gains = np.hstack([np.maximum(gains, 0), np.zeros((num_items, num_items), int)])
+    return max(gains[range(num_items), clips].sum() for clips in permutations(range(num_clips + num_items), num_items))
+
+
+def edges_of(distances, is_edge):
+    return {(int(i), int(c)): float(distances[i, c]) for i, c in np.argwhere(is_edge)}
+
+
 @pytest.mark.parametrize("seed", range(60))
 def test_against_all_assignments(seed):
     rng = np.random.default_rng(seed)
-    num_items, num_clips, limit = 4, 3, 1.0
-    distances = rng.random((num_items, num_clips)).round(1 + seed % 3) * 1.3
-    is_edge = rng.random((num_items, num_clips)) < 0.6
-    edges = {(int(i), int(c)): float(distances[i, c]) for i, c in np.argwhere(is_edge)}
-    # Each item gets one of the clips or nothing; pairs that are none, or too far, gain nothing.
-    gains = np.where(is_edge, np.maximum(limit - distances, 0), 0)
-    gains = np.hstack([gains, np.zeros((num_items, num_items))])
-    best = max(sum(gains[range(num_items), clips]) for clips in permutations(range(num_clips + num_items), num_items))
-    found = assign_jointly(edges, limit)
+    hundredths = rng.integers(0, 130, (4, 3))
+    is_edge = rng.random((4, 3)) < 0.6
+    found = assign_jointly(edges_of(hundredths / 100, is_edge), 1.0)
     assert len({i for i, _ in found}) == len({c for _, c in found}) == len(found)
-    assert sum(limit - edges[pair] for pair in found) == pytest.approx(best)
+    assert sum(100 - hundredths[pair] for pair in found) == largest_sum(np.where(is_edge, 100 - hundredths, 0))
+
+
+@pytest.mark.timeout(60)
+def test_near_ties_against_all_assignments():
+    for seed in range(300):
+        rng = np.random.default_rng(seed)
+        steps = rng.integers(0, 5, (4, 3))
+        is_edge = rng.random((4, 3)) < 0.8
+        found = assign_jointly(edges_of(np.round(0.5 + 1e-12 * steps, 12), is_edge), 1.12)
+        gains = 620_000_000_000 - steps
+        assert sum(gains[pair] for pair in found) == largest_sum(np.where(is_edge, gains, 0))
+
+
+@pytest.mark.parametrize("limit", [1e5, math.inf])
+def test_a_limit_that_excludes_nothing_gives_the_most_pairs(limit):
+    # Two pairs at a distance of 5.9 together, rather than one at 0.
+    assert sorted(assign_jointly({(0, 0): 0.0, (0, 1): 3.9, (1, 0): 2.0}, limit)) == [(0, 1), (1, 0)]
