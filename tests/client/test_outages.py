@@ -129,6 +129,7 @@ def test_a_killed_run_keeps_no_lock(part, tmp_path, loopback_server):
     command = ["embed", "--images", str(part / "image"), "-o", str(tmp_path / "f"), "--server", loopback_server.url]
     process = subprocess.Popen([sys.executable, "-m", "livematch.cli", *command], stderr=subprocess.DEVNULL)
     while not loopback_server.num_requests["recognize_image"]:
+        assert process.poll() is None
         time.sleep(0.005)
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
