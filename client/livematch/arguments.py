@@ -100,6 +100,9 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         "--pictures", type=int, default=2000, metavar="N",
         help="matches that get pictures, the nearest; those past the first 200 lie in a folder (default: %(default)s)",
     )  # fmt: skip
+    report.add_argument(
+        "--limit", type=float, default=1.12, help="that of `match`, for the histogram (default: %(default)s)"
+    )
     report.add_argument("-o", "--output", type=Path, required=True, help="report.html")
     return parser.parse_args(argv)
 

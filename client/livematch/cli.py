@@ -142,6 +142,7 @@ def _report(options: argparse.Namespace) -> dict[str, Any]:
         distances=read_distances(options.matches) if options.matches else {},
         truth=read_truth(options.truth) if options.truth else None,
         failures=read_failures(options.failures) if options.failures else [],
+        limit=options.limit,
         num_pictured=options.pictures,
     )
     return {"report": str(options.output), "num_bytes": options.output.stat().st_size}

@@ -1,3 +1,4 @@
+import inspect
 import json
 import signal
 import socket
@@ -11,9 +12,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from livematch import Client, Rule
 from livematch.arguments import parse_arguments
-from livematch.cli import main
+from livematch.cli import _rule, main
+from livematch.decoding import DEFAULT_FRAMES
 from livematch.failures import read_failures
+from livematch.nearest import DEFAULT_MEMORY_BYTES
+from livematch.report import NUM_PICTURED
+from livematch.watch import watch
 
 
 def run_command(capsys, *command) -> tuple[int, dict, str]:
@@ -87,18 +93,19 @@ def test_run_with_damaged_sources(tmp_path, drawing, loopback_server, capsys):
 
 
 def test_the_steps_one_by_one_give_what_run_gives(part, tmp_path, loopback_server, capsys):
-    run_command(capsys, *run_options(part, tmp_path / "run", loopback_server, "--truth", part, "--frames", "0:400:40"))
+    frames, limit = ("--frames", "0:400:40"), ("--limit", "0.9")
+    run_command(capsys, *run_options(part, tmp_path / "run", loopback_server, "--truth", part, *frames, *limit))
     out = tmp_path / "steps"
     server = ("--server", loopback_server.url)
     folders = ("--images", part / "image", "--videos", part / "video")
     features = ("--queries", out / "images.parquet", "--gallery", out / "videos.parquet")
-    result, matches = out / "result.json", out / "matches.json"
+    result, matches, page = (out / name for name in ("result.json", "matches.json", "report.html"))
     steps = [
         ("embed", *folders[:2], "-o", out / "images.parquet", *server),
-        ("embed", *folders[2:], "-o", out / "videos.parquet", "--frames", "0:400:40", *server),
-        ("match", *features, "-o", result, "--matches", matches),
+        ("embed", *folders[2:], "-o", out / "videos.parquet", *frames, *server),
+        ("match", *features, "-o", result, "--matches", matches, *limit),
         ("evaluate", "--result", result, "--truth", part, "-o", out / "score.json"),
-        ("report", "--result", result, *folders, "--truth", part, "--matches", matches, "-o", out / "report.html"),
+        ("report", "--result", result, *folders, "--truth", part, "--matches", matches, *limit, "-o", page),
     ]
     for step in steps:
         assert run_command(capsys, *step)[0] == 0
@@ -232,6 +239,23 @@ def test_memory_that_makes_no_sense_is_refused(capsys, text):
     with pytest.raises(SystemExit, match="2"):
         main(["match", "--queries", "q", "--gallery", "g", "-o", "r", f"--memory={text}"])
     assert "--memory" in capsys.readouterr().err
+
+
+def test_defaults_are_those_of_the_package():
+    """They are written down twice, because the options are read before anything else is imported."""
+    match = parse_arguments(["match", "--queries", "q", "--gallery", "g", "-o", "r"])
+    assert _rule(match) == Rule()
+    assert match.memory == DEFAULT_MEMORY_BYTES
+    assert parse_arguments(["embed", "--videos", "v", "-o", "f"]).frames == DEFAULT_FRAMES
+    report = parse_arguments(["report", "--result", "r", "--images", "i", "--videos", "v", "-o", "h"])
+    assert (report.limit, report.pictures) == (Rule.limit, NUM_PICTURED)
+    options = parse_arguments(["watch", "--video", "v", "--gallery", "g"])
+    defaults = inspect.signature(watch).parameters
+    for option, name in (("every", "every"), ("window", "num_frames"), ("limit", "limit")):
+        assert getattr(options, option) == defaults[name].default
+    defaults = inspect.signature(Client).parameters
+    for option in ("max_tries", "crop_scale"):
+        assert getattr(options, option) == defaults[option].default
 
 
 def test_matching_options_are_checked_before_anything_is_embedded(part, tmp_path, loopback_server, capsys):
