@@ -34,12 +34,13 @@ class SharedMemory:
     """Regions that one server has mapped too, as many as requests were in flight at once.
 
     A region's file is removed as soon as the server has opened it. What a killed process leaves is its regions in the
-    server; the next `check` ends those.
+    server; the next `check` on its machine ends those.
     """
 
     def __init__(self, connection: triton.InferenceServerClient, headers: dict[str, str]) -> None:
         self._connection = connection
         self._headers = headers
+        self._machine = _name_machine()
         self._lock = threading.Lock()
         self._free: list[_Region] = []
 
@@ -70,14 +71,14 @@ class SharedMemory:
             self._free.append(region)
 
     def check(self) -> None:
-        """Free what killed processes of this machine left in the server.
+        """Free what killed processes left in the server.
 
         Raises:
             InferenceServerException, OSError: there is no use in trying.
         """
         status = self._connection.get_system_shared_memory_status(headers=self._headers, client_timeout=_TIMEOUT_S)
         for name in status.regions:
-            match = re.fullmatch(rf"{_PREFIX}(\d+)-\w+", name)
+            match = re.match(rf"{_PREFIX}(\d+)-{self._machine}-", name)
             if match and not is_running(int(match[1])):
                 self._unregister(name)
         self._unregister(self._create(1).name)
@@ -104,7 +105,7 @@ class SharedMemory:
 
     def _create(self, num_bytes: int) -> _Region:
         size_bytes = -(-num_bytes // _SIZE_STEP_BYTES) * _SIZE_STEP_BYTES
-        name = f"{_PREFIX}{os.getpid()}-{secrets.token_hex(8)}"
+        name = f"{_PREFIX}{os.getpid()}-{self._machine}-{secrets.token_hex(8)}"
         path = _FOLDER / name
         descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600)
         try:
@@ -121,3 +122,9 @@ class SharedMemory:
         # A server that is gone, or was restarted, has no such region any more.
         with contextlib.suppress(InferenceServerException):
             self._connection.unregister_system_shared_memory(name, headers=self._headers, client_timeout=_TIMEOUT_S)
+
+
+def _name_machine() -> str:
+    """Of where a process id says which process it is: this boot of this machine, and in a container that one."""
+    boot = Path("/proc/sys/kernel/random/boot_id").read_text()
+    return f"{boot[:8]}-{Path('/proc/self/ns/pid').stat().st_ino}"

@@ -2,6 +2,7 @@ import errno
 import logging
 import os
 import subprocess
+import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -248,10 +249,21 @@ def no_space(*_):
     raise OSError(errno.ENOSPC, "No space left on device")
 
 
+KILLED = """
+import os, sys
+import numpy as np
+from livematch import Client
+Client(sys.argv[1], shared_memory=True).recognize_image(np.zeros((4, 4, 3), np.uint8))
+os.kill(os.getpid(), 9)
+"""
+
+
 def test_regions_of_killed_processes_are_freed(loopback_server):
-    ended = subprocess.Popen(["true"])
-    ended.wait()
-    others = {f"livematch-{os.getpid()}-0", "other-1-0", "livematch-server-0"}
-    loopback_server.regions = dict.fromkeys({f"livematch-{ended.pid}-{k}f" for k in range(3)} | others)
+    killed = subprocess.Popen([sys.executable, "-c", KILLED, loopback_server.url])
+    killed.wait()
+    (left,) = loopback_server.regions
+    alive = left.replace(str(killed.pid), str(os.getpid()), 1)
+    others = {alive, f"livematch-{killed.pid}-elsewhere", "other"}
+    loopback_server.regions |= dict.fromkeys(others)
     with quick_client(loopback_server, shared_memory=True):
         assert loopback_server.regions.keys() == others
