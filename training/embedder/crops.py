@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from training.embedder.templates import TEMPLATES, nearest_template
 from training.wab.dataset import NO_INSTANCE, Picture
-from training.wab.frames import read_parts, read_rgb
+from training.wab.frames import read_parts, read_rgb, source_key
 
 FRAMES = range(80, 361, 40)
 """Annotated frames used for training."""
@@ -45,8 +45,8 @@ class Crop:
 def prepare_crops(parts: Sequence[Path], cache_directory: Path, *, max_side: int) -> list[Crop]:
     """Extracts frames and cuts crops of every part into a cache; instances of different parts stay apart."""
     crops = []
-    for part, pictures in zip(parts, read_parts(parts, cache_directory), strict=True):
-        crops += cut_crops(pictures, cache_directory / part.resolve().name / f"crops_{max_side}", max_side=max_side)
+    for pictures in read_parts(parts, cache_directory):
+        crops += cut_crops(pictures, cache_directory / f"crops_{max_side}", max_side=max_side)
     return crops
 
 
@@ -54,7 +54,8 @@ def cut_crops(pictures: Sequence[Picture], cache_directory: Path, *, max_side: i
     """Cuts every garment with an instance id into `cache_directory`, scaled so that no side exceeds `max_side`.
 
     Frames must have been extracted (`training.wab.frames.cache_frames`); of them only `FRAMES` are used. What is
-    there already is left alone. Boxes are clipped to the picture; one that is then empty is an error naming the file.
+    there already is left alone; it is not used once the picture or the box has changed. Boxes are clipped to the
+    picture; one that is then empty is an error naming the file.
     """
     wanted = [picture for picture in pictures if picture.frame_index is None or picture.frame_index in FRAMES]
     with ThreadPoolExecutor(num_workers) as pool:
@@ -66,7 +67,7 @@ def _cut(picture: Picture, cache_directory: Path, max_side: int) -> list[Crop]:
     targets = [a for a in picture.annotations if a.instance_id != NO_INSTANCE]
     image: np.ndarray | None = None
     crops = []
-    for place, annotation in enumerate(targets):
+    for annotation in targets:
         image = read_rgb(picture) if image is None else image
         height, width = image.shape[:2]
         x0, y0, x1, y1 = np.clip(annotation.box, 0, (width, height, width, height)).tolist()
@@ -77,7 +78,7 @@ def _cut(picture: Picture, cache_directory: Path, max_side: int) -> list[Crop]:
         cut = image[top : min(height, y1 + margin_y), left : min(width, x1 + margin_x)]
         cut_height, cut_width = cut.shape[:2]
         box = ((x0 - left) / cut_width, (y0 - top) / cut_height, (x1 - left) / cut_width, (y1 - top) / cut_height)
-        path = cache_directory / picture.item_id / f"{picture.name}_{place}.jpg"
+        path = cache_directory / picture.item_id / f"{picture.name}_{source_key(picture.path, annotation.box)}.jpg"
         if not path.exists():
             shrink = max_side / max(cut_height, cut_width)
             if shrink < 1:

@@ -12,7 +12,6 @@ missing among queries and gallery alike. `found` is the share of garments that w
 """
 
 import argparse
-import hashlib
 import json
 from collections import defaultdict
 from collections.abc import Sequence
@@ -113,16 +112,13 @@ def detected_crops(
 ) -> tuple[list[Crop], float]:
     """Cuts the detections of features files that show a garment; returns them and the share of garments found."""
     detections = read_detections(files)
-    digest = hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[:12]
     nothing = np.empty((0, 4), np.float32)
     crops, num_garments = [], 0
-    for part, pictures in zip(parts, read_parts(parts, cache_directory), strict=True):
+    for pictures in read_parts(parts, cache_directory):
         pictures = [p for p in pictures if p.frame_index is None or p.frame_index in FRAMES]
         num_garments += sum(a.instance_id != NO_INSTANCE for picture in pictures for a in picture.annotations)
         detected = [with_detected_boxes(p, detections.get((p.item_id, p.name), nothing)) for p in pictures]
-        crops += cut_crops(
-            detected, cache_directory / part.resolve().name / f"crops_{max_side}_{digest}", max_side=max_side
-        )
+        crops += cut_crops(detected, cache_directory / f"crops_{max_side}", max_side=max_side)
     return crops, len(crops) / max(1, num_garments)
 
 

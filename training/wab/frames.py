@@ -1,5 +1,6 @@
 """Video frames, decoded once into a cache of JPEG files, and reading pictures."""
 
+import hashlib
 import os
 from collections import defaultdict
 from collections.abc import Sequence
@@ -17,34 +18,40 @@ from training.wab.dataset import Picture, read_part
 
 
 def read_parts(directories: Sequence[Path], cache_directory: Path, bad: list[str] | None = None) -> list[list[Picture]]:
-    """Returns each part's pictures, their frames extracted to `cache_directory/<the part's name>/frames`.
+    """Returns each part's pictures, their frames extracted to `cache_directory/frames`.
 
-    Raises ValueError for parts of the same name, whose frames would share a folder; else as `read_part` and
-    `cache_frames`.
+    Raises ValueError if a part is given twice; else as `read_part` and `cache_frames`.
     """
-    names = [directory.resolve().name for directory in directories]
-    if len(set(names)) < len(names):
-        raise ValueError(f"parts must differ in their folder's name: {[str(directory) for directory in directories]}")
-    return [
-        cache_frames(read_part(directory, bad), cache_directory / name / "frames", bad=bad)
-        for directory, name in zip(directories, names, strict=True)
-    ]
+    if len({directory.resolve() for directory in directories}) < len(directories):
+        raise ValueError(f"a part is given twice: {[str(directory) for directory in directories]}")
+    return [cache_frames(read_part(directory, bad), cache_directory / "frames", bad=bad) for directory in directories]
+
+
+def source_key(path: Path, *details: object) -> str:
+    """Returns a name for what is made from a file and these details: another one once the file is written again."""
+    status = path.stat()
+    made_from = (str(path.resolve()), status.st_size, status.st_mtime_ns, *details)
+    return hashlib.sha256(repr(made_from).encode()).hexdigest()[:16]
 
 
 def cache_frames(pictures: Sequence[Picture], cache_directory: Path, *, bad: list[str] | None = None) -> list[Picture]:
-    """Writes every frame among `pictures` to `cache_directory/<video_id>/<frame_index>.jpg`, one pass per clip.
+    """Writes every frame among `pictures` to a JPEG under `cache_directory/<video_id>`, one pass per clip.
 
-    Frames that are there already are left alone. Returns the pictures in their order, the paths of frames replaced.
+    Frames that are there already are left alone; those of a clip that changed since, or of another clip of the same
+    name, have other paths. Returns the pictures in their order, the paths of frames replaced.
     With a list `bad`, a frame that cannot be had is left out and described there instead of raising.
 
     Raises:
         ValueError: a clip cannot be decoded or is shorter than its annotations; the message names it.
     """
+    folders: dict[Path, Path] = {}
     wanted: dict[Path, dict[int, Path]] = defaultdict(dict)
     cached = []
     for picture in pictures:
         if picture.frame_index is not None:
-            target = cache_directory / picture.item_id / f"{picture.frame_index}.jpg"
+            if picture.path not in folders:
+                folders[picture.path] = cache_directory / picture.item_id / source_key(picture.path)
+            target = folders[picture.path] / f"{picture.frame_index}.jpg"
             if not target.exists():
                 wanted[picture.path][picture.frame_index] = target
             picture = replace(picture, path=target)

@@ -7,7 +7,7 @@ import torch
 
 from training.demo.world import render_world
 from training.embedder.augment import FILL, Cutout, LocalContrast, augmentation
-from training.embedder.crops import FRAMES, AspectBatches, Crop, cut_crops, prepare_crops, read_crop
+from training.embedder.crops import FRAMES, AspectBatches, Crop, prepare_crops, read_crop
 from training.embedder.evaluate import both_ways, embed_crops
 from training.embedder.recipe import demo
 from training.embedder.train import Run, warmup_cosine
@@ -36,17 +36,6 @@ def test_a_crop_without_jitter_is_its_box(crops: list[Crop]) -> None:
     assert pixels.dtype == torch.uint8 and pixels.shape == (3, 50, 60)
     wider = read_crop(crops[0], (60, 50), np.array([0.0, 0.0, 1.0, 1.0]))
     assert not torch.equal(pixels, wider)
-
-
-def test_box_outside_its_picture_is_an_error(tmp_path: Path) -> None:
-    import cv2
-
-    from training.wab.dataset import Annotation, Picture
-
-    cv2.imwrite(str(tmp_path / "0.jpg"), np.zeros((50, 40, 3), np.uint8))
-    picture = Picture("1", "0", tmp_path / "0.jpg", None, (Annotation("短裙", 0, 0, 5, (60, 0, 90, 20)),))
-    with pytest.raises(ValueError, match=r"box \(60, 0, 90, 20\) lies outside"):
-        cut_crops([picture], tmp_path / "cut", max_side=100)
 
 
 def test_a_batch_has_one_template(crops: list[Crop]) -> None:

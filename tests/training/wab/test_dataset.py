@@ -14,13 +14,14 @@ from training.wab.frames import cache_frames, read_parts, read_rgb, read_size
 ANNOTATION = {"label": "短裙", "viewpoint": 0, "display": 1, "instance_id": 20001301, "box": [10, 20, 90, 120]}
 
 
-def write_video(path: Path, num_frames: int) -> None:
-    """Frame i is uniformly gray, at level 37 · i modulo 256."""
+def write_video(path: Path, num_frames: int, *, first_level: int = 0) -> None:
+    """Frame i is uniformly gray, at level `first_level` + 37 · i modulo 256."""
     with av.open(str(path), "w") as container:
         stream = container.add_stream("libx264", rate=25)
         stream.width, stream.height, stream.pix_fmt = 64, 96, "yuv420p"
         for index in range(num_frames):
-            frame = av.VideoFrame.from_ndarray(np.full((96, 64, 3), 37 * index % 256, np.uint8), format="bgr24")
+            pixels = np.full((96, 64, 3), (first_level + 37 * index) % 256, np.uint8)
+            frame = av.VideoFrame.from_ndarray(pixels, format="bgr24")
             container.mux(stream.encode(frame))
         container.mux(stream.encode())
 
@@ -54,7 +55,7 @@ def test_photos_come_first_in_number_order_then_frames(part: Path) -> None:
 
 def test_frames_are_extracted_exactly_and_once(part: Path, tmp_path: Path) -> None:
     cached = cache_frames(read_part(part), tmp_path / "cache")
-    assert cached[3].path == tmp_path / "cache/000013/40.jpg"
+    assert cached[3].path.is_relative_to(tmp_path / "cache/000013") and cached[3].path.name == "40.jpg"
     pixels = read_rgb(cached[3])
     assert pixels.shape == (96, 64, 3)
     assert abs(pixels.astype(int) - 37 * 40 % 256).max() <= 8
@@ -100,14 +101,23 @@ def test_bad_annotations_are_left_out_and_described(part: Path) -> None:
     assert len(bad) == 2 and "2.json" in bad[0] and "000013.mp4 is missing" in bad[1]
 
 
-def test_parts_keep_their_frames_apart(part: Path, tmp_path: Path) -> None:
-    for name in ("a", "b", "c/a"):
-        shutil.copytree(part, tmp_path / "parts" / name, ignore=shutil.ignore_patterns("parts"))
-    first, second = read_parts([tmp_path / "parts/a", tmp_path / "parts/b"], tmp_path / "cache")
-    assert first[3].path == tmp_path / "cache/a/frames/000013/40.jpg" and first[3].path.is_file()
-    assert second[3].path == tmp_path / "cache/b/frames/000013/40.jpg" and second[3].path.is_file()
-    with pytest.raises(ValueError, match="parts must differ in their folder's name"):
-        read_parts([tmp_path / "parts/a", tmp_path / "parts/c/a"], tmp_path / "cache")
+def test_frames_of_a_clip_that_was_written_again_are_extracted_again(part: Path, tmp_path: Path) -> None:
+    before = cache_frames(read_part(part), tmp_path / "cache")[2]
+    assert read_rgb(before).max() < 20
+    write_video(part / "video/000013.mp4", 60, first_level=90)
+    after = cache_frames(read_part(part), tmp_path / "cache")[2]
+    assert abs(read_rgb(after).astype(int) - 90).max() <= 8
+
+
+def test_parts_of_one_name_keep_their_frames_apart(part: Path, tmp_path: Path) -> None:
+    parts = [tmp_path / "parts/a", tmp_path / "parts/c/a"]
+    for path in parts:
+        shutil.copytree(part, path, ignore=shutil.ignore_patterns("parts"))
+    write_video(parts[1] / "video/000013.mp4", 60, first_level=90)
+    first, second = read_parts(parts, tmp_path / "cache")
+    assert read_rgb(first[2]).max() < 20 and read_rgb(second[2]).min() > 80
+    with pytest.raises(ValueError, match="a part is given twice"):
+        read_parts([parts[0], parts[1] / "../../a"], tmp_path / "cache")
 
 
 def test_size_is_that_of_the_upright_picture(part: Path) -> None:

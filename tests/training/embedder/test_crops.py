@@ -1,0 +1,41 @@
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from training.embedder.crops import Crop, cut_crops
+from training.wab.dataset import Annotation, Picture
+
+
+def photo(path: Path, *boxes: tuple[int, int, int, int], level: int = 90) -> Picture:
+    """A uniformly gray photo of 40 × 50 pixels (width × height) with these garments, of instances 1, 2, …"""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    cv2.imwrite(str(path), np.full((50, 40, 3), level, np.uint8))
+    return Picture(
+        "1", path.stem, path, None, tuple(Annotation("短裙", 0, 0, i, box) for i, box in enumerate(boxes, 1))
+    )
+
+
+def levels(crops: list[Crop]) -> list[int]:
+    return [round(cv2.imread(str(crop.path)).mean()) for crop in crops]
+
+
+def test_crops_are_cut_again_when_picture_or_box_changes(tmp_path: Path) -> None:
+    before = cut_crops([photo(tmp_path / "0.jpg", (5, 5, 30, 40))], tmp_path / "cut", max_side=100)
+    again = cut_crops([photo(tmp_path / "0.jpg", (5, 5, 30, 40), level=200)], tmp_path / "cut", max_side=100)
+    assert levels(before) == [90] and levels(again) == [200]
+    moved = cut_crops([photo(tmp_path / "0.jpg", (0, 0, 10, 10), level=200)], tmp_path / "cut", max_side=100)
+    assert cv2.imread(str(moved[0].path)).shape[:2] == (12, 12)
+
+
+def test_pictures_of_one_name_have_crops_of_their_own(tmp_path: Path) -> None:
+    pictures = [
+        photo(tmp_path / name / "0.jpg", (5, 5, 30, 40), level=level) for name, level in (("a", 90), ("b", 200))
+    ]
+    assert levels(cut_crops(pictures, tmp_path / "cut", max_side=100)) == [90, 200]
+
+
+def test_box_outside_its_picture_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"box \(60, 0, 90, 20\) lies outside"):
+        cut_crops([photo(tmp_path / "0.jpg", (60, 0, 90, 20))], tmp_path / "cut", max_side=100)
