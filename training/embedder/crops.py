@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from training.embedder.templates import TEMPLATES, nearest_template
 from training.wab.dataset import NO_INSTANCE, Picture
-from training.wab.frames import read_parts, read_rgb, source_key
+from training.wab.frames import read_parts, read_rgb, read_size, source_key, write_jpeg
 
 FRAMES = range(80, 361, 40)
 """Annotated frames used for training."""
@@ -54,8 +54,12 @@ def cut_crops(pictures: Sequence[Picture], cache_directory: Path, *, max_side: i
     """Cuts every garment with an instance id into `cache_directory`, scaled so that no side exceeds `max_side`.
 
     Frames must have been extracted (`training.wab.frames.cache_frames`); of them only `FRAMES` are used. What is
-    there already is left alone; it is not used once the picture or the box has changed. Boxes are clipped to the
-    picture; one that is then empty is an error naming the file.
+    there already is left alone, its picture not decoded; it is not used once the picture or the box has changed. Boxes
+    are clipped to the picture.
+
+    Raises:
+        ValueError: a picture is unreadable or ends early, or a box lies outside it; the message names the file.
+        OSError: a crop cannot be written.
     """
     wanted = [picture for picture in pictures if picture.frame_index is None or picture.frame_index in FRAMES]
     with ThreadPoolExecutor(num_workers) as pool:
@@ -65,31 +69,38 @@ def cut_crops(pictures: Sequence[Picture], cache_directory: Path, *, max_side: i
 
 def _cut(picture: Picture, cache_directory: Path, max_side: int) -> list[Crop]:
     targets = [a for a in picture.annotations if a.instance_id != NO_INSTANCE]
-    image: np.ndarray | None = None
+    if not targets:
+        return []
+    folder = cache_directory / picture.item_id
+    paths = [folder / f"{picture.name}_{source_key(picture.path, a.box)}.jpg" for a in targets]
+    missing = {path for path in paths if not path.exists()}
+    height, width = read_size(picture, decode=bool(missing))
+    image = read_rgb(picture) if missing else None
     crops = []
-    for annotation in targets:
-        image = read_rgb(picture) if image is None else image
-        height, width = image.shape[:2]
+    for annotation, path in zip(targets, paths, strict=True):
         x0, y0, x1, y1 = np.clip(annotation.box, 0, (width, height, width, height)).tolist()
         if x1 <= x0 or y1 <= y0:
             raise ValueError(f"{picture.path}: box {annotation.box} lies outside the {width} × {height} pixels")
         margin_x, margin_y = round(MARGIN * (x1 - x0)), round(MARGIN * (y1 - y0))
         left, top = max(0, x0 - margin_x), max(0, y0 - margin_y)
-        cut = image[top : min(height, y1 + margin_y), left : min(width, x1 + margin_x)]
-        cut_height, cut_width = cut.shape[:2]
+        right, bottom = min(width, x1 + margin_x), min(height, y1 + margin_y)
+        if path in missing:
+            _write_cut(path, image[top:bottom, left:right], max_side)
+        cut_width, cut_height = right - left, bottom - top
         box = ((x0 - left) / cut_width, (y0 - top) / cut_height, (x1 - left) / cut_width, (y1 - top) / cut_height)
-        path = cache_directory / picture.item_id / f"{picture.name}_{source_key(picture.path, annotation.box)}.jpg"
-        if not path.exists():
-            shrink = max_side / max(cut_height, cut_width)
-            if shrink < 1:
-                size = max(1, round(shrink * cut_width)), max(1, round(shrink * cut_height))
-                cut = cv2.resize(cut, size, interpolation=cv2.INTER_AREA)
-            path.parent.mkdir(parents=True, exist_ok=True)
-            cv2.imwrite(str(path), cv2.cvtColor(cut, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, 95])
         aspect = nearest_template(x1 - x0, y1 - y0)
         is_frame = picture.frame_index is not None
         crops.append(Crop(path, box, annotation.instance_id, picture.item_id, is_frame, aspect))
     return crops
+
+
+def _write_cut(path: Path, cut: np.ndarray, max_side: int) -> None:
+    height, width = cut.shape[:2]
+    shrink = max_side / max(height, width)
+    if shrink < 1:
+        size = max(1, round(shrink * width)), max(1, round(shrink * height))
+        cut = cv2.resize(cut, size, interpolation=cv2.INTER_AREA)
+    write_jpeg(path, cv2.cvtColor(cut, cv2.COLOR_RGB2BGR))
 
 
 class CropDataset(Dataset):

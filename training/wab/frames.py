@@ -76,10 +76,11 @@ def read_rgb(picture: Picture) -> np.ndarray:
     return cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB)
 
 
-def read_size(picture: Picture) -> tuple[int, int]:
+def read_size(picture: Picture, *, decode: bool = True) -> tuple[int, int]:
     """Returns the (height, width) that `read_rgb` gives, having decoded all of the file, a JPEG in small.
 
-    Raises ValueError, naming the file, if it is unreadable or ends early, which `read_rgb` does not notice.
+    Without `decode` only its header is read. Raises ValueError, naming the file, if it is unreadable or, which
+    `read_rgb` does not notice and its header does not tell, ends early.
     """
     if not cv2.haveImageReader(str(picture.path)):
         raise ValueError(f"{picture.path}: not a readable image")
@@ -87,11 +88,21 @@ def read_size(picture: Picture) -> tuple[int, int]:
         with Image.open(picture.path) as image:
             width, height = image.size
             lies_on_its_side = image.getexif().get(ExifTags.Base.Orientation, 1) >= 5
-            image.draft("RGB", (1, 1))
-            image.load()
+            if decode:
+                image.draft("RGB", (1, 1))
+                image.load()
     except (OSError, SyntaxError, ValueError) as error:
         raise ValueError(f"{picture.path}: {error}") from error
     return (width, height) if lies_on_its_side else (height, width)
+
+
+def write_jpeg(path: Path, bgr: np.ndarray) -> None:
+    """Writes uint8 [H, W, 3] BGR, so that `path` is a whole picture or not there. Raises OSError if it cannot."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(f".{os.getpid()}.part.jpg")  # of this process, as several may fill one cache
+    if not cv2.imwrite(str(partial), bgr, [cv2.IMWRITE_JPEG_QUALITY, 95]):
+        raise OSError(f"{path}: could not be written")
+    partial.replace(path)
 
 
 def _extract(video: Path, targets: dict[int, Path]) -> dict[Path, str]:
@@ -105,7 +116,7 @@ def _extract(video: Path, targets: dict[int, Path]) -> dict[Path, str]:
         with av.open(str(video)) as container:
             for index, frame in enumerate(container.decode(video=0)):
                 if index in missing:
-                    _write(missing.pop(index), frame.to_ndarray(format="bgr24"))
+                    write_jpeg(missing.pop(index), frame.to_ndarray(format="bgr24"))
                 if not missing:
                     break
     except av.FFmpegError as failure:
@@ -116,11 +127,3 @@ def _extract(video: Path, targets: dict[int, Path]) -> dict[Path, str]:
         else f"{video}: ends before frame {index}, which its annotation describes"
         for index, target in missing.items()
     }
-
-
-def _write(path: Path, bgr: np.ndarray) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".part.jpg")
-    if not cv2.imwrite(str(partial), bgr, [cv2.IMWRITE_JPEG_QUALITY, 95]):
-        raise OSError(f"{partial}: could not be written")
-    partial.replace(path)

@@ -3,6 +3,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from PIL import ImageFile
 
 from training.embedder.crops import Crop, cut_crops
 from training.wab.dataset import Annotation, Picture
@@ -39,3 +40,33 @@ def test_pictures_of_one_name_have_crops_of_their_own(tmp_path: Path) -> None:
 def test_box_outside_its_picture_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"box \(60, 0, 90, 20\) lies outside"):
         cut_crops([photo(tmp_path / "0.jpg", (60, 0, 90, 20))], tmp_path / "cut", max_side=100)
+
+
+@pytest.mark.parametrize("size", [0, 300, -20])
+def test_a_photo_that_is_not_whole_is_an_error(tmp_path: Path, size: int) -> None:
+    picture = photo(tmp_path / "0.jpg", (5, 5, 30, 40))
+    picture.path.write_bytes(picture.path.read_bytes()[:size])
+    with pytest.raises(ValueError, match=r"0\.jpg: "):
+        cut_crops([picture], tmp_path / "cut", max_side=100)
+
+
+def test_a_picture_whose_crops_are_there_is_not_decoded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    picture = photo(tmp_path / "0.jpg", (5, 5, 30, 40), (0, 0, 10, 90))
+    crops = cut_crops([picture], tmp_path / "cut", max_side=30)
+    monkeypatch.delattr(cv2, "imread")
+    monkeypatch.delattr(ImageFile.ImageFile, "load")
+    assert cut_crops([picture], tmp_path / "cut", max_side=30) == crops
+
+
+def test_a_crop_that_could_not_be_written_is_an_error_and_not_taken_for_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def write_half(path: str, *_: object) -> bool:
+        Path(path).write_bytes(b"half")
+        return False
+
+    picture = photo(tmp_path / "0.jpg", (5, 5, 30, 40))
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="could not be written"):
+        patch.setattr(cv2, "imwrite", write_half)
+        cut_crops([picture], tmp_path / "cut", max_side=100)
+    assert levels(cut_crops([picture], tmp_path / "cut", max_side=100)) == [90]
