@@ -1,6 +1,9 @@
 """One training over several processes, as started by torchrun; without it everything here does nothing."""
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
 from typing import Any
 
 import torch
@@ -21,6 +24,21 @@ def start() -> torch.device:
 def rank_and_size() -> tuple[int, int]:
     """This process's number and how many there are."""
     return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+
+
+@contextmanager
+def first_process_first() -> Iterator[None]:
+    """Lets the first process run the block, then the others, which wait for it up to a day.
+
+    They wait in a Gloo group of their own, as the default group gives up after 10 (NCCL) or 30 minutes.
+    """
+    rank, size = rank_and_size()
+    group = dist.new_group(backend="gloo", timeout=timedelta(days=1)) if size > 1 else None
+    if group and rank > 0:
+        dist.barrier(group)
+    yield
+    if group and rank == 0:
+        dist.barrier(group)
 
 
 def gather_batch(embeddings: torch.Tensor, identities: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -186,12 +186,9 @@ def train(arguments: argparse.Namespace, device: torch.device) -> None:
     recipe = RECIPES[arguments.config]
     name = arguments.config.removeprefix("demo-")
     cache = arguments.cache or arguments.output / "cache"
-    rank, num_processes = distributed.rank_and_size()
-    if num_processes > 1 and rank > 0:
-        dist.barrier()  # the first process fills the cache
-    crops = prepare_crops(arguments.data, cache, max_side=recipe.max_crop_side)
-    if num_processes > 1 and rank == 0:
-        dist.barrier()
+    rank, _ = distributed.rank_and_size()
+    with distributed.first_process_first():  # it fills the cache
+        crops = prepare_crops(arguments.data, cache, max_side=recipe.max_crop_side)
     pretrained = arguments.pretrained == "timm" or (Path(arguments.pretrained) if arguments.pretrained else False)
     run = Run(recipe, crops, pretrained=pretrained, device=device)
     resume = arguments.output / f"{name}.resume.pth"

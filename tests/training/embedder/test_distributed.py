@@ -36,6 +36,24 @@ torch.save((losses, gradients, memory.state_dict()), f"{sys.argv[1]}.{rank}")
 dist.destroy_process_group()
 """
 
+WAITING = """
+import sys, time
+from datetime import timedelta
+import torch.distributed as dist
+from training.embedder import distributed
+
+distributed.start()
+dist.barrier()
+dist.distributed_c10d._set_pg_timeout(timedelta(seconds=1), dist.group.WORLD)
+rank, _ = distributed.rank_and_size()
+with distributed.first_process_first():
+    if rank == 0:
+        time.sleep(4)
+    with open(sys.argv[1], "a") as file:
+        file.write(str(rank))
+dist.destroy_process_group()
+"""
+
 
 def torchrun(*arguments: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", *arguments]
@@ -63,6 +81,13 @@ def test_losses_gradients_and_memory_are_those_of_one_process(tmp_path: Path) ->
         for gradient, parameter in zip(gradients, (*network.parameters(), *arcface.parameters()), strict=True):
             torch.testing.assert_close(gradient, parameter.grad)
         torch.testing.assert_close(state, memory.state_dict())
+
+
+def test_the_others_wait_for_the_first_process_longer_than_the_default_timeout(tmp_path: Path) -> None:
+    (tmp_path / "program.py").write_text(WAITING)
+    finished = torchrun(str(tmp_path / "program.py"), str(tmp_path / "ranks"))
+    assert finished.returncode == 0, finished.stderr[-2000:]
+    assert (tmp_path / "ranks").read_text() == "01"
 
 
 def test_processes_split_every_batch() -> None:
