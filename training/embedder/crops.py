@@ -9,7 +9,7 @@ import argparse
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import cv2
@@ -40,13 +40,25 @@ class Crop:
     item_id: str
     is_frame: bool
     aspect: int  # index of its template
+    part: int = 0  # its place among the parts
+
+    @property
+    def identity(self) -> tuple[int, str, int]:
+        """Of the garment: items and instances of other parts are others, whatever their ids."""
+        return self.part, self.item_id, self.instance_id
+
+
+def number_identities(crops: Sequence[Crop]) -> dict[tuple[int, str, int], int]:
+    """Returns a number from 0 on for each garment."""
+    return {identity: number for number, identity in enumerate(sorted({crop.identity for crop in crops}))}
 
 
 def prepare_crops(parts: Sequence[Path], cache_directory: Path, *, max_side: int) -> list[Crop]:
     """Extracts frames and cuts crops of every part into a cache; instances of different parts stay apart."""
     crops = []
-    for pictures in read_parts(parts, cache_directory):
-        crops += cut_crops(pictures, cache_directory / f"crops_{max_side}", max_side=max_side)
+    for part, pictures in enumerate(read_parts(parts, cache_directory)):
+        cut = cut_crops(pictures, cache_directory / f"crops_{max_side}", max_side=max_side)
+        crops += [replace(crop, part=part) for crop in cut]
     return crops
 
 
@@ -112,8 +124,7 @@ class CropDataset(Dataset):
     def __init__(self, crops: Sequence[Crop], augment: v2.Transform, *, jitter: float = 0.06) -> None:
         self.crops = crops
         self.jitter = jitter
-        names = sorted({(crop.item_id, crop.instance_id) for crop in crops})
-        self.identities = {name: number for number, name in enumerate(names)}
+        self.identities = number_identities(crops)
         self.augment = augment
 
     @property
@@ -125,7 +136,7 @@ class CropDataset(Dataset):
         crop = self.crops[number]
         size = TEMPLATES[template_set][crop.aspect]
         pixels = read_crop(crop, size, np.array(crop.box) + self._shift(crop))
-        return self.augment(pixels), self.identities[crop.item_id, crop.instance_id]
+        return self.augment(pixels), self.identities[crop.identity]
 
     def _shift(self, crop: Crop) -> np.ndarray:
         x0, y0, x1, y1 = crop.box

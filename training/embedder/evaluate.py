@@ -1,7 +1,7 @@
 """Retrieval quality of embedders: each alone, every pair, and all fused, on ground-truth boxes or on detected ones.
 
     python -m training.embedder.evaluate --checkpoints DIR [DIR/embedder_b5a.pth …] --data PART [PART …] --cache DIR
-        [--detections images.parquet videos.parquet]
+        [--detections images.parquet videos.parquet]     # of one part
 
 A query counts as answered by what shows the same instance on the other side: crops of clips for crops of photos
 (item to video) and the other way round. Prints one JSON line per combination.
@@ -25,7 +25,7 @@ import torch
 import torch.nn.functional as F
 from torchvision.ops import box_iou
 
-from training.embedder.crops import FRAMES, Crop, cut_crops, prepare_crops, read_crop
+from training.embedder.crops import FRAMES, Crop, cut_crops, number_identities, prepare_crops, read_crop
 from training.embedder.model import Embedder, load_embedder
 from training.embedder.recipe import RECIPES
 from training.embedder.templates import TEMPLATES
@@ -108,24 +108,22 @@ def with_detected_boxes(picture: Picture, boxes: np.ndarray) -> Picture:
 
 
 def detected_crops(
-    parts: Sequence[Path], cache_directory: Path, files: Sequence[Path], *, max_side: int
+    part: Path, cache_directory: Path, files: Sequence[Path], *, max_side: int
 ) -> tuple[list[Crop], float]:
     """Cuts the detections of features files that show a garment; returns them and the share of garments found."""
     detections = read_detections(files)
     nothing = np.empty((0, 4), np.float32)
-    crops, num_garments = [], 0
-    for pictures in read_parts(parts, cache_directory):
-        pictures = [p for p in pictures if p.frame_index is None or p.frame_index in FRAMES]
-        num_garments += sum(a.instance_id != NO_INSTANCE for picture in pictures for a in picture.annotations)
-        detected = [with_detected_boxes(p, detections.get((p.item_id, p.name), nothing)) for p in pictures]
-        crops += cut_crops(detected, cache_directory / f"crops_{max_side}", max_side=max_side)
+    [pictures] = read_parts([part], cache_directory)
+    pictures = [p for p in pictures if p.frame_index is None or p.frame_index in FRAMES]
+    num_garments = sum(a.instance_id != NO_INSTANCE for picture in pictures for a in picture.annotations)
+    detected = [with_detected_boxes(p, detections.get((p.item_id, p.name), nothing)) for p in pictures]
+    crops = cut_crops(detected, cache_directory / f"crops_{max_side}", max_side=max_side)
     return crops, len(crops) / max(1, num_garments)
 
 
 def both_ways(embeddings: np.ndarray, crops: Sequence[Crop]) -> dict[str, dict[str, float]]:
-    names = sorted({(crop.item_id, crop.instance_id) for crop in crops})
-    numbers = {name: number for number, name in enumerate(names)}
-    ids = np.array([numbers[crop.item_id, crop.instance_id] for crop in crops])
+    numbers = number_identities(crops)
+    ids = np.array([numbers[crop.identity] for crop in crops])
     frames = np.array([crop.is_frame for crop in crops])
     photo, video = (embeddings[~frames], ids[~frames]), (embeddings[frames], ids[frames])
     return {"item_to_video": retrieval(*photo, *video), "video_to_item": retrieval(*video, *photo)}
@@ -139,9 +137,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--data", type=Path, nargs="+", required=True)
     parser.add_argument("--cache", type=Path, required=True)
     parser.add_argument(
-        "--detections", type=Path, nargs="+", metavar="FEATURES", help="use the boxes that `livematch embed` found"
+        "--detections",
+        type=Path,
+        nargs="+",
+        metavar="FEATURES",
+        help="use the boxes that `livematch embed` found in one part",
     )
     arguments = parser.parse_args(argv)
+    if arguments.detections and len(arguments.data) > 1:
+        parser.error("--detections are of one part, as they name items only: give one part to --data")
     files = [
         f for path in arguments.checkpoints for f in (sorted(path.glob("embedder_*.pth")) if path.is_dir() else [path])
     ]
@@ -150,7 +154,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     sides = {recipe.max_crop_side for recipe in RECIPES.values() if recipe.max_crop_side >= largest}
     found = {}
     if arguments.detections:
-        crops, share = detected_crops(arguments.data, arguments.cache, arguments.detections, max_side=min(sides))
+        crops, share = detected_crops(arguments.data[0], arguments.cache, arguments.detections, max_side=min(sides))
         found = {"found": round(share, 4)}
     else:
         crops = prepare_crops(arguments.data, arguments.cache, max_side=min(sides))

@@ -3,7 +3,7 @@ from pathlib import Path
 import numpy as np
 
 from training.embedder.ablation import SQUARE, VARIANTS, Size, crops_of, measure, plan, table
-from training.embedder.crops import prepare_crops
+from training.embedder.crops import number_identities, prepare_crops
 from training.embedder.model import DEMO
 
 
@@ -42,8 +42,8 @@ def test_table_of_perfect_and_of_random_embeddings(demo_world: Path, tmp_path: P
     size = Size(num_seeds=2)
     crops = prepare_crops([demo_world], tmp_path / "cache", max_side=240)
     trainings = plan(size, tmp_path)
-    names = sorted({(crop.item_id, crop.instance_id) for crop in crops})
-    perfect = np.eye(len(names))[[names.index((crop.item_id, crop.instance_id)) for crop in crops]]
+    numbers = number_identities(crops)
+    perfect = np.eye(len(numbers))[[numbers[crop.identity] for crop in crops]]
     rng = np.random.default_rng(0)
     for training in set(trainings.values()):
         training.result.parent.mkdir(exist_ok=True)

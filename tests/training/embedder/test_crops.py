@@ -1,11 +1,14 @@
+import shutil
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
 from PIL import ImageFile
+from torchvision.transforms import v2
 
-from training.embedder.crops import Crop, cut_crops
+from training.embedder.crops import Crop, CropDataset, cut_crops, prepare_crops
+from training.embedder.evaluate import both_ways
 from training.wab.dataset import Annotation, Picture
 
 
@@ -35,6 +38,22 @@ def test_pictures_of_one_name_have_crops_of_their_own(tmp_path: Path) -> None:
         photo(tmp_path / name / "0.jpg", (5, 5, 30, 40), level=level) for name, level in (("a", 90), ("b", 200))
     ]
     assert levels(cut_crops(pictures, tmp_path / "cut", max_side=100)) == [90, 200]
+
+
+def test_garments_of_two_parts_are_other_identities_though_their_ids_are_the_same(
+    demo_world: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(demo_world, tmp_path / "copy")
+    parts = [demo_world, tmp_path / "copy"]
+    crops = prepare_crops(parts, tmp_path / "cache", max_side=60)
+    one = CropDataset(prepare_crops(parts[:1], tmp_path / "cache", max_side=60), v2.Identity())
+    both = CropDataset(crops, v2.Identity())
+    assert both.num_identities == 2 * one.num_identities > 0
+    half = len(crops) // 2
+    garments = [both[i, "XS"][1] for i in range(len(crops))]
+    assert garments == [one[i, "XS"][1] + part * one.num_identities for part in (0, 1) for i in range(half)]
+    perfect = np.eye(both.num_identities)[garments]
+    assert all(metrics == {"r1": 1.0, "r5": 1.0, "map": 1.0} for metrics in both_ways(perfect, crops).values())
 
 
 def test_box_outside_its_picture_is_an_error(tmp_path: Path) -> None:

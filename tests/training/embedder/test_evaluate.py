@@ -57,7 +57,7 @@ def test_command_on_true_and_on_detected_boxes(
         for annotation in picture.annotations
     ]
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "detections.parquet")
-    command = ["--checkpoints", str(tmp_path), "--data", str(demo_world), "--cache", str(tmp_path / "cache")]
+    command = ["--checkpoints", str(tmp_path), "--cache", str(tmp_path / "cache"), "--data", str(demo_world)]
     assert main(command) == 0
     true = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     names = ["embedder_b5a", "embedder_b5b", "embedder_b6"]
@@ -68,3 +68,6 @@ def test_command_on_true_and_on_detected_boxes(
     assert [line["models"] for line in detected] == [line["models"] for line in true]
     assert 0.7 < detected[0]["found"] < 0.9
     assert detected[0]["crops"] == pytest.approx(detected[0]["found"] * true[0]["crops"], abs=1)
+    with pytest.raises(SystemExit):
+        main([*command, str(tmp_path), "--detections", str(tmp_path / "detections.parquet")])
+    assert "--detections are of one part" in capsys.readouterr().err

@@ -7,7 +7,7 @@ import torch
 
 from training.demo.world import render_world
 from training.embedder.augment import FILL, Cutout, LocalContrast, augmentation
-from training.embedder.crops import FRAMES, AspectBatches, Crop, prepare_crops, read_crop
+from training.embedder.crops import FRAMES, AspectBatches, Crop, number_identities, prepare_crops, read_crop
 from training.embedder.evaluate import both_ways, embed_crops
 from training.embedder.recipe import demo
 from training.embedder.train import Run, warmup_cosine
@@ -141,8 +141,8 @@ def test_overfits_32_identities(tmp_path: Path) -> None:
     """Without heavy augmentation every crop must find its own garment on the other side."""
     render_world(tmp_path / "world", seed=22, num_items=30, render_every=20)
     crops = prepare_crops([tmp_path / "world"], tmp_path / "cache", max_side=240)
-    identities = sorted({(crop.item_id, crop.instance_id) for crop in crops})[:32]
-    crops = [crop for crop in crops if (crop.item_id, crop.instance_id) in identities]
+    numbers = number_identities(crops)
+    crops = [crop for crop in crops if numbers[crop.identity] < 32]
     recipe = replace(demo("b5a"), num_epochs=60, num_restarts=0, heavy_augmentation=False)
     run = Run(recipe, crops)
     for _ in range(recipe.num_epochs):
