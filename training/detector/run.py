@@ -13,6 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from training.detector.model import build_detector
 from training.detector.recipe import Recipe
+from training.run import check_identity
 
 FREE_TO_CHANGE = ("checkpoint_every", "evaluate_every", "num_workers")
 """Fields of a recipe that do not touch the losses, so a resumed run may have others."""
@@ -108,15 +109,7 @@ class Run:
         Raises ValueError if it is another recipe's or stage's, naming what differs.
         """
         state = torch.load(path, map_location=self.device, weights_only=True)
-        identity = self.identity
-        saved = state.get("identity", {})
-        differing = [
-            f"{name} {saved.get(name)!r}, here {value!r}"
-            for name, value in identity.items()
-            if saved.get(name) != value
-        ]
-        if differing:
-            raise ValueError(f"{path} is of another run and cannot be resumed: {'; '.join(differing)}")
+        check_identity(self.identity, state.get("identity", {}), path)
         for name, part in self._parts().items():
             part.load_state_dict(state[name])
         self.iteration = state["iteration"]

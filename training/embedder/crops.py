@@ -6,6 +6,7 @@ fills the cache before several trainings share it.
 """
 
 import argparse
+import hashlib
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -51,6 +52,12 @@ class Crop:
 def number_identities(crops: Sequence[Crop]) -> dict[tuple[int, str, int], int]:
     """Returns a number from 0 on for each garment."""
     return {identity: number for number, identity in enumerate(sorted({crop.identity for crop in crops}))}
+
+
+def digest(crops: Sequence[Crop]) -> str:
+    """Changes with the order of the crops, their garments and their boxes, but not with where they are stored."""
+    facts = [(crop.identity, crop.is_frame, crop.box, crop.aspect) for crop in crops]
+    return hashlib.sha256(repr(facts).encode()).hexdigest()[:16]
 
 
 def prepare_crops(parts: Sequence[Path], cache_directory: Path, *, max_side: int) -> list[Crop]:

@@ -5,7 +5,8 @@
 
 Several processes share each batch: the recipe's batch size is that of all of them together, and so is the loss, so a
 recipe means the same on one GPU and on eight. Writes DIR/embedder_<name>.pth and .json, and after each epoch
-DIR/<name>.resume.pth, from which --resume continues the same schedule.
+DIR/<name>.resume.pth, from which --resume continues the same schedule on the same crops. Without --resume a run that is
+there is not overwritten.
 """
 
 import argparse
@@ -13,6 +14,7 @@ import json
 import math
 import time
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -24,10 +26,11 @@ from torch.utils.data import DataLoader
 
 from training.embedder import distributed
 from training.embedder.augment import augmentation
-from training.embedder.crops import AspectBatches, Crop, CropDataset, prepare_crops
+from training.embedder.crops import AspectBatches, Crop, CropDataset, digest, prepare_crops
 from training.embedder.losses import ArcFace, CrossBatchMemory
 from training.embedder.model import Embedder, save_embedder
 from training.embedder.recipe import RECIPES, Recipe
+from training.run import check_identity
 
 CPU = torch.device("cpu")
 MIN_SCALE = 1.0
@@ -47,6 +50,7 @@ class Run:
     ) -> None:
         torch.manual_seed(recipe.seed)
         self.recipe = recipe
+        self.identity = {**asdict(recipe), "crops": digest(crops)}  # what a saved state must agree in
         self.rank, num_processes = distributed.rank_and_size()
         self.device = device
         self.dataset = CropDataset(crops, augmentation(heavy=recipe.heavy_augmentation))
@@ -140,13 +144,17 @@ class Run:
         return {name: getattr(self, name) for name in names}
 
     def save(self, path: Path) -> None:
+        """Replaces `path` by the whole state, at once, so that a killed run leaves a whole file."""
         path.parent.mkdir(parents=True, exist_ok=True)
         partial = path.with_suffix(".part")
-        torch.save({"epoch": self.epoch, **{name: part.state_dict() for name, part in self._parts().items()}}, partial)
+        state = {name: part.state_dict() for name, part in self._parts().items()}
+        torch.save({"identity": self.identity, "epoch": self.epoch, **state}, partial)
         partial.replace(path)
 
     def load(self, path: Path) -> None:
+        """Takes over a saved state. Raises ValueError, naming what differs, if it is another recipe's or data's."""
         state = torch.load(path, map_location=self.device, weights_only=True)
+        check_identity(self.identity, state.get("identity", {}), path)
         self.epoch = state["epoch"]
         for name, part in self._parts().items():
             part.load_state_dict(state[name])
@@ -171,28 +179,30 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--num-workers", type=int, default=0)
     parser.add_argument("--num-threads", type=int, help="CPU threads of PyTorch")
     arguments = parser.parse_args(argv)
+    name = arguments.config.removeprefix("demo-")
+    resume = arguments.output / f"{name}.resume.pth"
+    if resume.exists() and not arguments.resume:
+        parser.error(f"{resume} is there already: go on from it with --resume, or remove it")
     if arguments.num_threads:
         torch.set_num_threads(arguments.num_threads)
     device = distributed.start()
     try:
-        train(arguments, device)
+        train(arguments, resume, arguments.output / f"embedder_{name}.pth", device)
     finally:
         if dist.is_initialized():
             dist.destroy_process_group()
     return 0
 
 
-def train(arguments: argparse.Namespace, device: torch.device) -> None:
+def train(arguments: argparse.Namespace, resume: Path, checkpoint: Path, device: torch.device) -> None:
     recipe = RECIPES[arguments.config]
-    name = arguments.config.removeprefix("demo-")
     cache = arguments.cache or arguments.output / "cache"
     rank, _ = distributed.rank_and_size()
     with distributed.first_process_first():  # it fills the cache
         crops = prepare_crops(arguments.data, cache, max_side=recipe.max_crop_side)
     pretrained = arguments.pretrained == "timm" or (Path(arguments.pretrained) if arguments.pretrained else False)
     run = Run(recipe, crops, pretrained=pretrained, device=device)
-    resume = arguments.output / f"{name}.resume.pth"
-    if arguments.resume and resume.exists():
+    if resume.exists():
         run.load(resume)
     if rank == 0:
         print(json.dumps({"crops": len(crops), "identities": run.dataset.num_identities, "batches": len(run.batches)}))
@@ -202,7 +212,7 @@ def train(arguments: argparse.Namespace, device: torch.device) -> None:
             print(json.dumps(metrics), flush=True)
             run.save(resume)
     if rank == 0:
-        save_embedder(run.model.float().cpu(), arguments.output / f"embedder_{name}.pth")
+        save_embedder(run.model.float().cpu(), checkpoint)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from training.embedder.augment import FILL, Cutout, LocalContrast, augmentation
 from training.embedder.crops import FRAMES, AspectBatches, Crop, number_identities, prepare_crops, read_crop
 from training.embedder.evaluate import both_ways, embed_crops
 from training.embedder.recipe import demo
-from training.embedder.train import Run, warmup_cosine
+from training.embedder.train import Run, main, warmup_cosine
 
 
 @pytest.fixture(scope="module")
@@ -117,6 +117,26 @@ def test_resumed_run_has_the_losses_of_an_unbroken_one(crops: list[Crop], tmp_pa
         losses = resumed.train_epoch(0)
         assert losses["arcface"] == pytest.approx(expected[epoch]["arcface"], rel=1e-3)
         assert losses["memory"] == pytest.approx(expected[epoch]["memory"], rel=1e-3)
+
+
+def test_only_the_same_run_is_resumed(crops: list[Crop], tmp_path: Path) -> None:
+    path = tmp_path / "resume.pth"
+    small_run(crops).save(path)
+    with pytest.raises(ValueError, match=r"resume\.pth is of another run.*: batch_size 4, here 2; seed 3, here 7$"):
+        Run(replace(small_run(crops).recipe, batch_size=2, seed=7), crops).load(path)
+    renumbered = [replace(crop, instance_id=crop.instance_id + 1) for crop in crops]
+    for others in (crops[1:], crops[::-1], renumbered):
+        with pytest.raises(ValueError, match=r"resume\.pth is of another run.*: crops '"):
+            small_run(others).load(path)
+    moved = [replace(crop, path=Path("elsewhere") / crop.path.name) for crop in crops]
+    small_run(moved).load(path)
+
+
+def test_a_run_that_is_there_is_not_overwritten(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "b6.resume.pth").touch()
+    with pytest.raises(SystemExit):
+        main(["--config", "demo-b6", "--data", str(tmp_path / "nothing"), "--output", str(tmp_path)])
+    assert "b6.resume.pth is there already: go on from it with --resume" in capsys.readouterr().err
 
 
 def test_loss_that_is_not_finite_stops_the_run(crops: list[Crop]) -> None:
