@@ -4,10 +4,12 @@
 
 Four embedders are trained as the demo's are, but with three template sizes, on one world and tested on another, which
 has items, lookalikes among them, that no training saw. The full recipe is the four fused; "without fusion" is the mean
-of the four alone. Every training leaves its test embeddings in OUTPUT, so a run that was stopped goes on there.
+of the four alone. Every training leaves its test embeddings in OUTPUT, under a name that changes with its recipe and
+the worlds, so a run that was stopped goes on there.
 """
 
 import argparse
+import hashlib
 import json
 import multiprocessing
 import platform
@@ -22,7 +24,7 @@ import timm
 import torch
 from tqdm import tqdm
 
-from training.demo.world import render_world
+from training.demo.world import STAMP, render_world
 from training.embedder.crops import Crop, prepare_crops
 from training.embedder.evaluate import both_ways, embed_crops, fuse
 from training.embedder.model import DEMO
@@ -72,6 +74,7 @@ class Training:
     embedder: str
     seed: int
     size: Size
+    worlds: str  # what they were made from
     output: Path
 
     @property
@@ -82,7 +85,8 @@ class Training:
 
     @property
     def result(self) -> Path:
-        return self.output / self.variant.replace(" ", "_") / f"{self.embedder}_{self.seed}.npy"
+        digest = hashlib.sha256(repr((self.recipe, self.worlds)).encode()).hexdigest()[:12]
+        return self.output / self.variant.replace(" ", "_") / f"{self.embedder}_{self.seed}_{digest}.npy"
 
     def run(self) -> None:
         """Trains and writes the embeddings of the test crops."""
@@ -105,13 +109,15 @@ def crops_of(variant: str, world: Path, cache: Path) -> list[Crop]:
     return crops
 
 
-def plan(size: Size, output: Path) -> dict[tuple[str, int, str], Training]:
+def plan(size: Size, worlds: str, output: Path) -> dict[tuple[str, int, str], Training]:
     """The trainings by variant, seed and embedder; what a variant does not change is the full recipe's."""
     trainings = {}
     for variant in VARIANTS:
         for seed in range(size.num_seeds):
             for embedder in DEMO:
-                training = Training(variant=variant, embedder=embedder, seed=seed, size=size, output=output)
+                training = Training(
+                    variant=variant, embedder=embedder, seed=seed, size=size, worlds=worlds, output=output
+                )
                 same = replace(training, variant="full")
                 is_same = training.recipe == same.recipe and variant != "without aspect buckets"
                 trainings[variant, seed, embedder] = same if is_same else training
@@ -163,7 +169,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     ):
         render_world(output / name, seed=seed, num_items=num_items, render_every=20)
         crops = prepare_crops([output / name], output / "cache", max_side=demo("b5a").max_crop_side)
-    trainings = plan(size, output)
+    worlds = "".join((output / name / STAMP).read_text() for name in ("training", "test"))
+    trainings = plan(size, worlds, output)
     missing = sorted({t for t in trainings.values() if not t.result.exists()}, key=lambda t: str(t.result))
     with ProcessPoolExecutor(arguments.jobs, multiprocessing.get_context("spawn")) as pool:
         for job in tqdm([pool.submit(training.run) for training in missing], desc="training", unit="network"):

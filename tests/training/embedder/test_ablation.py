@@ -1,6 +1,8 @@
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from training.embedder.ablation import SQUARE, VARIANTS, Size, crops_of, measure, plan, table
 from training.embedder.crops import number_identities, prepare_crops
@@ -8,7 +10,7 @@ from training.embedder.model import DEMO
 
 
 def test_each_variant_differs_from_the_full_recipe_in_one_thing(tmp_path: Path) -> None:
-    trainings = plan(Size(num_seeds=1), tmp_path)
+    trainings = plan(Size(num_seeds=1), "", tmp_path)
     changed = {}
     for variant in VARIANTS:
         ours, full = trainings[variant, 0, "b7"].recipe, trainings["full", 0, "b7"].recipe
@@ -26,11 +28,22 @@ def test_each_variant_differs_from_the_full_recipe_in_one_thing(tmp_path: Path) 
 
 
 def test_seeds_differ_and_what_a_variant_does_not_change_is_trained_once(tmp_path: Path) -> None:
-    trainings = plan(Size(), tmp_path)
+    trainings = plan(Size(), "", tmp_path)
     assert trainings["full", 0, "b6"].recipe.seed != trainings["full", 1, "b6"].recipe.seed
     assert trainings["without memory", 0, "b5a"] == trainings["full", 0, "b5a"]  # it has none anyway
     assert trainings["without aspect buckets", 0, "b5a"] != trainings["full", 0, "b5a"]
     assert len(set(trainings.values())) == len({training.result for training in trainings.values()}) == 66
+
+
+def test_results_are_those_of_their_recipe_and_worlds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def results(size: Size, worlds: str = "") -> set[Path]:
+        return {training.result for training in plan(size, worlds, tmp_path).values()}
+
+    ours = results(Size())
+    assert ours < results(Size(num_seeds=4))
+    assert ours.isdisjoint(results(Size(num_epochs=9)) | results(Size(), "of another seed"))
+    monkeypatch.setitem(VARIANTS, "without GeM", lambda recipe: replace(recipe, learning_rate=1.0))
+    assert {path.parent.name for path in ours - results(Size())} == {"without_GeM"}
 
 
 def test_without_aspect_buckets_every_crop_is_square(demo_world: Path, tmp_path: Path) -> None:
@@ -41,7 +54,7 @@ def test_without_aspect_buckets_every_crop_is_square(demo_world: Path, tmp_path:
 def test_table_of_perfect_and_of_random_embeddings(demo_world: Path, tmp_path: Path) -> None:
     size = Size(num_seeds=2)
     crops = prepare_crops([demo_world], tmp_path / "cache", max_side=240)
-    trainings = plan(size, tmp_path)
+    trainings = plan(size, "", tmp_path)
     numbers = number_identities(crops)
     perfect = np.eye(len(numbers))[[numbers[crop.identity] for crop in crops]]
     rng = np.random.default_rng(0)
