@@ -42,7 +42,7 @@ bench: .venv/.installed
 	$(RUN) -m benchmarks.report --results build/benchmarks
 
 # Makes the checkpoints of the demo again, on a world that no demo shows, two trainings at a time on one core each.
-# Goes on where it was stopped. Needs detectron2 in .venv (see README).
+# Goes on where it was stopped, and begins again once the world is another. Needs detectron2 in .venv (see README).
 train-demo: .venv/.installed
 	$(RUN) -c "import detectron2"
 	$(RUN) -m training.demo.world --output $(TRAIN)/world --seed 101 --items 600 --render-every 20
@@ -51,10 +51,13 @@ train-demo: .venv/.installed
 	cp $(TRAIN)/detector.pth $(TRAIN)/detector.json $(TRAIN)/embedder_*.pth $(TRAIN)/embedder_*.json \
 		training/demo/checkpoints/
 
-$(TRAIN)/detector.pth:
+# What a stopped training saved is newer than the world that it saw.
+$(TRAIN)/detector.pth: $(TRAIN)/world/world.json
+	[ $(TRAIN)/last.pt -nt $< ] || rm -f $(TRAIN)/last.pt
 	$(RUN) -m training.detector.train --config demo --data $(TRAIN)/world --output $(TRAIN) --resume
 
-$(TRAIN)/embedder_%.pth:
+$(TRAIN)/embedder_%.pth: $(TRAIN)/world/world.json
+	[ $(TRAIN)/$*.resume.pth -nt $< ] || rm -f $(TRAIN)/$*.resume.pth
 	$(RUN) -m training.embedder.train --config demo-$* --data $(TRAIN)/world --output $(TRAIN) --resume
 
 # Pins every package again. pytriton asks for numpy < 2; the local server makes its Python backend work with numpy 2.
