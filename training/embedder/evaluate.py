@@ -33,15 +33,19 @@ from training.wab.dataset import NO_INSTANCE, Picture
 from training.wab.frames import read_parts
 
 BATCH_SIZE = 64
+PAIRS_AT_A_TIME = 1 << 24
+"""Pairs of a query and a gallery vector that are ranked at once, at some 25 bytes each."""
+
 MIN_IOU = 0.5
 
 
 @torch.inference_mode()
 def embed_crops(model: Embedder, crops: Sequence[Crop]) -> np.ndarray:
-    """Returns float32 [n, D] unit vectors of crops, each resized to its template."""
+    """Returns float32 [n, D] unit vectors of crops, each resized to its template, computed where the model is."""
     sizes = TEMPLATES[model.config.template]
-    mean = torch.tensor(model.config.mean)[:, None, None]
-    std = torch.tensor(model.config.std)[:, None, None]
+    device = next(model.parameters()).device
+    mean = torch.tensor(model.config.mean, device=device)[:, None, None]
+    std = torch.tensor(model.config.std, device=device)[:, None, None]
     groups: dict[int, list[int]] = defaultdict(list)
     for number, crop in enumerate(crops):
         groups[crop.aspect].append(number)
@@ -50,7 +54,7 @@ def embed_crops(model: Embedder, crops: Sequence[Crop]) -> np.ndarray:
         for start in range(0, len(members), BATCH_SIZE):
             chunk = members[start : start + BATCH_SIZE]
             pixels = torch.stack([read_crop(crops[number], sizes[aspect]) for number in chunk])
-            embeddings[chunk] = F.normalize(model((pixels.float() - mean) / std))
+            embeddings[chunk] = F.normalize(model((pixels.to(device).float() - mean) / std)).cpu()
     return embeddings.numpy()
 
 
@@ -64,14 +68,22 @@ def retrieval(
     known = np.isin(query_ids, gallery_ids)
     if not known.any():
         raise ValueError("no query has a counterpart in the gallery")
-    order = np.argsort(-(queries[known] @ gallery.T), axis=1, kind="stable")
-    hits = gallery_ids[order] == query_ids[known][:, None]
-    precision = np.cumsum(hits, 1) / np.arange(1, hits.shape[1] + 1)
-    average_precision = (precision * hits).sum(1) / hits.sum(1)
+    queries, query_ids = queries[known], query_ids[known]
+    ranks = np.arange(1, len(gallery) + 1)
+    num_queries = max(1, PAIRS_AT_A_TIME // len(gallery))
+    best, average_precisions = [], []
+    for start in range(0, len(queries), num_queries):
+        block = slice(start, start + num_queries)
+        order = np.argsort(-(queries[block] @ gallery.T), axis=1, kind="stable")
+        hits = gallery_ids[order] == query_ids[block, None]
+        precision = np.cumsum(hits, 1) / ranks
+        average_precisions.append((precision * hits).sum(1) / hits.sum(1))
+        best.append(hits[:, :5].copy())  # a view would keep all of them
+    best_five = np.concatenate(best)
     return {
-        "r1": round(float(hits[:, 0].mean()), 4),
-        "r5": round(float(hits[:, :5].any(1).mean()), 4),
-        "map": round(float(average_precision.mean()), 4),
+        "r1": round(float(best_five[:, 0].mean()), 4),
+        "r5": round(float(best_five.any(1).mean()), 4),
+        "map": round(float(np.concatenate(average_precisions).mean()), 4),
     }
 
 
@@ -149,7 +161,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     files = [
         f for path in arguments.checkpoints for f in (sorted(path.glob("embedder_*.pth")) if path.is_dir() else [path])
     ]
-    models = {path.stem: load_embedder(path) for path in files}
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    models = {path.stem: load_embedder(path).to(device) for path in files}
     largest = max(max(max(size) for size in TEMPLATES[model.config.template]) for model in models.values())
     sides = {recipe.max_crop_side for recipe in RECIPES.values() if recipe.max_crop_side >= largest}
     found = {}

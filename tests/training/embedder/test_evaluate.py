@@ -1,4 +1,5 @@
 import json
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -7,7 +8,9 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from training.embedder.evaluate import fuse, main, retrieval, with_detected_boxes
+from training.embedder import evaluate
+from training.embedder.crops import prepare_crops
+from training.embedder.evaluate import embed_crops, fuse, main, retrieval, with_detected_boxes
 from training.embedder.model import DEMO, Embedder, save_embedder
 from training.wab.dataset import Annotation, Picture, read_part
 
@@ -18,6 +21,29 @@ def test_retrieval_by_hand() -> None:
     result = retrieval(queries, np.array([5, 6, 9]), gallery, np.array([6, 5, 6]))
     # query 5: ranks 6, 5 -> precision 1/2; query 6: ranks 6, 5, 6 -> (1 + 2/3) / 2; query 9 has no counterpart
     assert result == {"r1": 0.5, "r5": 1.0, "map": round((0.5 + 5 / 6) / 2, 4)}
+
+
+def test_retrieval_in_blocks_is_that_at_once_in_little_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(0)
+    queries, gallery = rng.standard_normal((2, 1000, 8)).astype(np.float32)
+    query_ids, gallery_ids = rng.integers(0, 40, (2, 1000))
+    at_once = retrieval(queries, query_ids, gallery, gallery_ids)
+    monkeypatch.setattr(evaluate, "PAIRS_AT_A_TIME", 70_000, raising=False)  # the last block has 20 queries
+    tracemalloc.start()
+    assert retrieval(queries, query_ids, gallery, gallery_ids) == at_once
+    peak_bytes = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak_bytes < 4e6  # of 25e6 for all pairs
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_embeddings_on_a_gpu_are_those_on_the_cpu(demo_world: Path, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = Embedder(DEMO["b5a"]).eval()
+    crops = prepare_crops([demo_world], tmp_path, max_side=60)
+    expected = embed_crops(model, crops)
+    np.testing.assert_allclose(embed_crops(model.cuda(), crops), expected, atol=0.01)  # TF32
 
 
 def test_fused_vectors_have_unit_length_and_the_mean_cosine() -> None:
