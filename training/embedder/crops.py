@@ -125,7 +125,9 @@ def _write_cut(path: Path, cut: np.ndarray, max_side: int) -> None:
 class CropDataset(Dataset):
     """Crops as uint8 [3, h, w] tensors of their template with a class number, augmented.
 
-    An index is (crop, template set): the batch sampler decides the size, so that a batch has one.
+    An index is (crop, template set): the batch sampler decides the size, so that a batch has one. Whatever the
+    augmentation, each edge of the box moves by up to `jitter` of its side, drawn anew each time. This is not in the
+    reference recipe: it is ours, as a detector's boxes are not the annotation's.
     """
 
     def __init__(self, crops: Sequence[Crop], augment: v2.Transform, *, jitter: float = 0.06) -> None:

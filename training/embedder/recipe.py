@@ -20,7 +20,7 @@ class Recipe:
     learning_rate: float = 3.5e-4
     warmup_share: float = 0.025
     template_sets: tuple[str, ...] = ("S", "SM", "M")
-    heavy_augmentation: bool = True  # False: mirroring only
+    heavy_augmentation: bool = True  # False: mirroring only, beside the jitter of boxes
     max_crop_side: int = 600  # pixels of a cached crop
     scale: float = 30.0
     margin: float = 0.3
@@ -31,7 +31,7 @@ class Recipe:
 
 
 def production(name: str) -> Recipe:
-    """The reference solution's settings (b5 twice with other seeds, b6, b7)."""
+    """The reference solution's settings (b5 twice with other seeds, b6, b7); the jitter of boxes is ours."""
     epochs, batch_size, memory_size, seed = {
         "b5a": (10, 32, 0, 1),
         "b5b": (10, 32, 0, 2),

@@ -4,9 +4,11 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+import torch
 from PIL import ImageFile
 from torchvision.transforms import v2
 
+from training.embedder.augment import augmentation
 from training.embedder.crops import Crop, CropDataset, cut_crops, prepare_crops
 from training.embedder.evaluate import both_ways
 from training.wab.dataset import Annotation, Picture
@@ -54,6 +56,20 @@ def test_garments_of_two_parts_are_other_identities_though_their_ids_are_the_sam
     assert garments == [one[i, "XS"][1] + part * one.num_identities for part in (0, 1) for i in range(half)]
     perfect = np.eye(both.num_identities)[garments]
     assert all(metrics == {"r1": 1.0, "r5": 1.0, "map": 1.0} for metrics in both_ways(perfect, crops).values())
+
+
+def test_boxes_are_jittered_by_up_to_a_share_of_their_sides(tmp_path: Path) -> None:
+    """An edge of the garment, which fills its box, is up to 6 % of the side away from the edge of the picture."""
+    picture = photo(tmp_path / "0.png", (100, 100, 300, 300))
+    pixels = np.zeros((400, 400, 3), np.uint8)
+    pixels[100:300, 100:300] = 255
+    cv2.imwrite(str(picture.path), pixels)
+    crops = cut_crops([picture], tmp_path / "cut", max_side=600)
+    torch.manual_seed(0)
+    dataset = CropDataset(crops, augmentation(heavy=False))
+    seen = [dataset[0, "XS"][0].numpy() for _ in range(40)]
+    borders = [(image.max((0, 1)) < 128).mean() for image in seen]
+    assert 0.04 < max(borders) <= 0.11 and min(borders) == 0
 
 
 def test_box_outside_its_picture_is_an_error(tmp_path: Path) -> None:

@@ -158,7 +158,7 @@ def test_training_lowers_the_loss_and_embeddings_are_unit_vectors(crops: list[Cr
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 def test_overfits_32_identities(tmp_path: Path) -> None:
-    """Without heavy augmentation every crop must find its own garment on the other side."""
+    """With mirroring and jitter of boxes only, every crop must find its own garment on the other side."""
     render_world(tmp_path / "world", seed=22, num_items=30, render_every=20)
     crops = prepare_crops([tmp_path / "world"], tmp_path / "cache", max_side=240)
     numbers = number_identities(crops)
