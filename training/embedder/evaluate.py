@@ -13,7 +13,7 @@ missing among queries and gallery alike. `found` is the share of garments that w
 
 import argparse
 import json
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import combinations
@@ -158,9 +158,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     if arguments.detections and len(arguments.data) > 1:
         parser.error("--detections are of one part, as they name items only: give one part to --data")
-    files = [
-        f for path in arguments.checkpoints for f in (sorted(path.glob("embedder_*.pth")) if path.is_dir() else [path])
-    ]
+    files = []
+    for path in arguments.checkpoints:
+        found_files = sorted(path.glob("embedder_*.pth")) if path.is_dir() else [path]
+        if not found_files:
+            parser.error(f"{path} holds no embedder_*.pth")
+        files += found_files
+    twice = [name for name, count in Counter(file.stem for file in files).items() if count > 1]
+    if twice:
+        parser.error(f"--checkpoints has several files named {', '.join(twice)}, and results go by the name")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     models = {path.stem: load_embedder(path).to(device) for path in files}
     largest = max(max(max(size) for size in TEMPLATES[model.config.template]) for model in models.values())

@@ -10,8 +10,8 @@ import torch
 
 from training.embedder import evaluate
 from training.embedder.crops import prepare_crops
-from training.embedder.evaluate import embed_crops, fuse, main, retrieval, with_detected_boxes
-from training.embedder.model import DEMO, Embedder, save_embedder
+from training.embedder.evaluate import both_ways, embed_crops, fuse, main, retrieval, with_detected_boxes
+from training.embedder.model import DEMO, Embedder, load_embedder, save_embedder
 from training.wab.dataset import Annotation, Picture, read_part
 
 
@@ -91,9 +91,30 @@ def test_command_on_true_and_on_detected_boxes(
     assert [line["models"] for line in true] == [[name] for name in names] + pairs + [names]
     assert main([*command, "--detections", str(tmp_path / "detections.parquet")]) == 0
     detected = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
-    assert [line["models"] for line in detected] == [line["models"] for line in true]
-    assert 0.7 < detected[0]["found"] < 0.9
-    assert detected[0]["crops"] == pytest.approx(detected[0]["found"] * true[0]["crops"], abs=1)
+    crops = prepare_crops([demo_world], tmp_path / "cache", max_side=240)
+    seen = {(row["source"], row["name"] or f"f{row['frame_index']}") for row in rows}
+    crops = [crop for crop in crops if (crop.item_id, crop.path.stem.rsplit("_", 1)[0]) in seen]
+    assert 0 < len(crops) < true[0]["crops"]
+    embeddings = {name: embed_crops(load_embedder(tmp_path / f"{name}.pth"), crops) for name in names}
+    assert detected == [
+        {
+            "models": line["models"],
+            "crops": len(crops),
+            "found": round(len(crops) / line["crops"], 4),
+            **both_ways(fuse([embeddings[name] for name in line["models"]]), crops),
+        }
+        for line in true
+    ]
     with pytest.raises(SystemExit):
         main([*command, str(tmp_path), "--detections", str(tmp_path / "detections.parquet")])
     assert "--detections are of one part" in capsys.readouterr().err
+
+
+def test_no_checkpoint_and_two_of_one_name_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for folder in ("empty", "a", "b"):
+        (tmp_path / folder).mkdir()
+    files = [str(tmp_path / folder / "embedder_b6.pth") for folder in ("a", "b")]
+    for checkpoints, message in (([str(tmp_path / "empty")], "empty holds no embedder_*.pth"), (files, "embedder_b6,")):
+        with pytest.raises(SystemExit):
+            main(["--checkpoints", *checkpoints, "--data", "nowhere", "--cache", "nowhere"])
+        assert message in capsys.readouterr().err
