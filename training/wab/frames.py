@@ -114,6 +114,8 @@ def _extract(video: Path, targets: dict[int, Path]) -> dict[Path, str]:
     error: av.FFmpegError | None = None
     try:
         with av.open(str(video)) as container:
+            if not container.streams.video:
+                return {target: f"{video}: has no video stream" for target in targets.values()}
             for index, frame in enumerate(container.decode(video=0)):
                 if index in missing:
                     write_jpeg(missing.pop(index), frame.to_ndarray(format="bgr24"))

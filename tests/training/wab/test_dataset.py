@@ -81,6 +81,21 @@ def test_unreadable_clip_is_named(part: Path, tmp_path: Path) -> None:
         cache_frames(read_part(part), tmp_path / "cache")
 
 
+def test_clip_without_a_video_stream_is_described(part: Path, tmp_path: Path) -> None:
+    video = part / "video/000013.mp4"
+    with av.open(str(video), "w") as container:
+        stream = container.add_stream("aac", rate=16000)
+        frame = av.AudioFrame.from_ndarray(np.zeros((1, 1024), np.float32), format="fltp", layout="mono")
+        frame.rate = 16000
+        container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    cached = cache_frames(read_part(part), tmp_path / "cache", bad=(bad := []))
+    assert [picture.name for picture in cached] == ["2", "10"]
+    assert bad == [f"{video}: has no video stream"] * 2
+    with pytest.raises(ValueError, match=r"000013\.mp4: has no video stream"):
+        cache_frames(read_part(part), tmp_path / "cache")
+
+
 def test_frames_after_one_that_cannot_be_decoded_are_left_out_and_described(part: Path, tmp_path: Path) -> None:
     video = part / "video/000013.mp4"
     with av.open(str(video)) as container:
