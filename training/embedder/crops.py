@@ -191,13 +191,13 @@ class AspectBatches(Sampler):
         self.template_sets = list(template_sets)
         self.seed = seed
         self.epoch = 0
-        if not len(self):
-            raise ValueError(
-                f"no aspect ratio has {batch_size} crops to fill a batch: {Counter(self.aspects.tolist())}"
-            )
+        counts = Counter(self.aspects.tolist())
+        self.num_batches = sum(count // batch_size for count in counts.values())
+        if not self.num_batches:
+            raise ValueError(f"no aspect ratio has {batch_size} crops to fill a batch: {counts}")
 
     def __len__(self) -> int:
-        return sum(count // self.batch_size for count in Counter(self.aspects.tolist()).values())
+        return self.num_batches
 
     def __iter__(self) -> Iterator[list[tuple[int, str]]]:
         rng = np.random.default_rng([self.seed, self.epoch])
