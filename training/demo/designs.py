@@ -1,7 +1,7 @@
 """What a garment is before it is drawn: kind, cut, colours, pattern and print.
 
 Items come in families of three: a design, the same design with another print, and the same design in another cut.
-Colours say nothing inside a family, and two families share them, so a colour histogram cannot tell six items apart.
+Colours say nothing inside a family, and three families share them, so a colour histogram cannot tell nine items apart.
 """
 
 from dataclasses import dataclass, replace

@@ -1,3 +1,4 @@
+from collections import Counter
 from dataclasses import replace
 
 from training.demo.designs import KINDS, _bgr, item_designs
@@ -24,6 +25,10 @@ def test_lookalikes_share_colors_and_differ_in_print_or_cut() -> None:
                 c.print,
                 c.print_seed,
             )
+
+
+def test_nine_items_share_their_colors() -> None:
+    assert list(Counter(item_designs(9, item)[0].colors for item in range(90)).values()) == [9] * 10
 
 
 def test_kinds_are_labels_of_the_data_set() -> None:
