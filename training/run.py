@@ -4,6 +4,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
+
+MIN_SCALE = 1.0
+"""Of the loss in half precision. GradScaler halves it at every overflow; below this the gradients are what is wrong."""
+
 
 def check_identity(identity: Mapping[str, Any], saved: Mapping[str, Any], path: Path) -> None:
     """Raises ValueError, naming what differs, if the run saved at `path` is not this run, that is of its identity."""
@@ -12,3 +17,9 @@ def check_identity(identity: Mapping[str, Any], saved: Mapping[str, Any], path: 
     ]
     if differing:
         raise ValueError(f"{path} is of another run and cannot be resumed: {'; '.join(differing)}")
+
+
+def check_gradients(norm: torch.Tensor, scaler: torch.amp.GradScaler, where: str) -> None:
+    """Raises FloatingPointError if the norm of the gradients is not finite and no smaller scale can help."""
+    if not torch.isfinite(norm) and not (scaler.is_enabled() and scaler.get_scale() >= MIN_SCALE):
+        raise FloatingPointError(f"norm of the gradients is {norm.item()} {where}")

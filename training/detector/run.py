@@ -13,7 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from training.detector.model import build_detector
 from training.detector.recipe import Recipe
-from training.run import check_identity
+from training.run import check_gradients, check_identity
 
 FREE_TO_CHANGE = ("checkpoint_every", "evaluate_every", "num_workers")
 """Fields of a recipe that do not touch the losses, so a resumed run may have others."""
@@ -56,7 +56,8 @@ class Run:
     def step(self, inputs: Sequence[dict[str, Any]]) -> dict[str, float]:
         """Trains on one batch of detectron2's inputs; returns the losses, averaged over the processes.
 
-        Raises FloatingPointError, naming the iteration and the losses, when a loss or a gradient is not finite.
+        Raises FloatingPointError, naming the iteration and the losses, when a loss or, unless float16's scale can still
+        be lowered, a gradient is not finite.
         """
         self.iteration += 1
         # The sampling of anchors and proposals depends on the iteration only, so that a resumed run repeats it.
@@ -80,11 +81,7 @@ class Run:
         self.scaler.unscale_(self.optimizer)
         max_norm = math.inf if self.recipe.max_gradient_norm is None else self.recipe.max_gradient_norm
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), max_norm)
-        if self.scaler.is_enabled():  # it leaves a step out and halves its scale if the gradients overflow
-            if self.scaler.get_scale() < 1:
-                raise FloatingPointError(f"gradients overflow unscaled at iteration {self.iteration}: {values}")
-        elif not torch.isfinite(norm):
-            raise FloatingPointError(f"gradient norm is {norm} at iteration {self.iteration}: {values}")
+        check_gradients(norm, self.scaler, f"at iteration {self.iteration}: {values}")
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.scheduler.step()

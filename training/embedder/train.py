@@ -30,11 +30,9 @@ from training.embedder.crops import AspectBatches, Crop, CropDataset, digest, pr
 from training.embedder.losses import ArcFace, CrossBatchMemory
 from training.embedder.model import Embedder, save_embedder
 from training.embedder.recipe import RECIPES, Recipe
-from training.run import check_identity
+from training.run import check_gradients, check_identity
 
 CPU = torch.device("cpu")
-MIN_SCALE = 1.0
-"""Of the loss in half precision. GradScaler halves it at every overflow; below this the gradients are what is wrong."""
 
 
 class Run:
@@ -132,8 +130,7 @@ class Run:
         self.scaler.scale(total).backward()
         self.scaler.unscale_(self.optimizer)
         norm = nn.utils.get_total_norm([p.grad for p in self.trained if p.grad is not None])
-        if not torch.isfinite(norm) and not (self.scaler.is_enabled() and self.scaler.get_scale() >= MIN_SCALE):
-            raise FloatingPointError(f"norm of the gradients is {norm.item()} in epoch {self.epoch + 1}; the run stops")
+        check_gradients(norm, self.scaler, f"in epoch {self.epoch + 1}; the run stops here")
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.schedule.step()

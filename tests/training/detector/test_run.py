@@ -67,8 +67,20 @@ def test_proposals_that_are_not_finite_stop_with_the_iteration() -> None:
 def test_a_gradient_that_is_not_finite_stops_with_iteration_and_losses() -> None:
     run = Run(recipe(max_gradient_norm=None))
     run.model.backbone.bottom_up.stem[0].conv.weight.register_hook(lambda gradient: gradient * math.inf)
-    with EventStorage(), pytest.raises(FloatingPointError, match=r"norm is (inf|nan) at iteration 1: .*'loss_cls'"):
+    with (
+        EventStorage(),
+        pytest.raises(FloatingPointError, match=r"norm of the gradients is (inf|nan) at iteration 1: .*'loss_cls'"),
+    ):
         run.step(batch((8, 8, 40, 50)))
+
+
+def test_finite_gradients_at_a_small_scale_are_a_step() -> None:
+    run = Run(recipe())
+    run.scaler = torch.amp.GradScaler("cpu", init_scale=0.5)
+    before = run.model.backbone.bottom_up.stem[0].conv.weight.clone()
+    with EventStorage():
+        run.step(batch((8, 8, 40, 50)))
+    assert not torch.equal(run.model.backbone.bottom_up.stem[0].conv.weight, before)
 
 
 def test_a_checkpoint_holds_everything_and_is_only_for_its_run(tmp_path: Path) -> None:
