@@ -18,9 +18,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-import onnx
-
-from export import parity
+from export import onnx_files, parity
 from export.config import CONFIGS, PipelineConfig
 from export.crop import build_crop
 from export.detector import export_detector
@@ -35,12 +33,18 @@ _PACKAGES = ("torch", "torchvision", "timm", "onnx", "onnxscript", "onnxruntime"
 _DETECTOR_SOURCES = (
     "export/detector.py",
     "export/detector_graph.py",
+    "export/onnx_files.py",
     "export/precision.py",
     "training/detector/backbone.py",
     "training/detector/config.py",
     "training/detector/weights.py",
 )
-_EMBEDDER_SOURCES = ("export/embedder.py", "export/precision.py", "training/embedder/model.py")
+_EMBEDDER_SOURCES = (
+    "export/embedder.py",
+    "export/onnx_files.py",
+    "export/precision.py",
+    "training/embedder/model.py",
+)
 
 
 @dataclass(frozen=True)
@@ -100,7 +104,7 @@ def _graphs(config: PipelineConfig) -> Iterator[Artifact]:
     for model, graph in graphs.items():
         yield Artifact(
             model,
-            write=partial(onnx.save, graph),
+            write=partial(onnx_files.save, graph),
             check=checks.get(model, parity.check_crop),
             inputs=(graph.SerializeToString(deterministic=True),),
         )

@@ -22,6 +22,7 @@ from onnxscript import opset18 as op
 from timm.layers import BatchNormAct2d, FrozenBatchNormAct2d
 from torch import Tensor, nn
 
+from export import onnx_files
 from export.detector_graph import DetectorGraph
 from export.precision import PRECISIONS, to_half
 from training.detector.backbone import ARCHITECTURES
@@ -80,7 +81,7 @@ def export_detector(
     for node in program.model.graph:
         if node.op_type == "ScatterND":
             del node.attributes["reduction"]  # TensorRT up to 10.7 refuses even its default, none
-    program.save(output, external_data=False)
+    onnx_files.save(program.model_proto, output)
 
 
 def detector_to_half(graph: DetectorGraph) -> None:

@@ -14,6 +14,7 @@ from timm.layers import Conv2dSame
 from torch import Tensor, nn
 from torch.nn import functional
 
+from export import onnx_files
 from export.precision import PRECISIONS, to_half
 from training.embedder.model import Embedder, EmbedderConfig, load_embedder
 
@@ -97,7 +98,7 @@ def export_embedder(
         external_data=False,
         verbose=False,
     )
-    onnx.save(_cast_first(program.model_proto), output)
+    onnx_files.save(_cast_first(program.model_proto), output)
 
 
 def _cast_first(model: onnx.ModelProto) -> onnx.ModelProto:

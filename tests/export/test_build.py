@@ -21,6 +21,7 @@ from export.triton_config import stale_files
 from livematch.server import LocalServer
 from training.embedder.templates import nearest_template
 
+ROOT = Path(__file__).parents[2]
 SEED = 5
 CONFIG = replace(demo(), image=replace(demo().image, min_score=0.79))  # untrained networks are seldom surer
 
@@ -40,6 +41,13 @@ def test_repository_is_complete(built: tuple[Path, str]) -> None:
     assert identity.startswith("demo-") and len(identity) == len("demo-") + 12
     assert identity in (folder / "crop_and_embed" / "config.pbtxt").read_text()
     assert stale_files(CONFIG, folder) == ["crop_and_embed/config.pbtxt"]  # it has the identity
+
+
+def test_files_say_nothing_of_where_they_were_made(built: tuple[Path, str]) -> None:
+    files = list(built[0].glob("*/1/model.onnx"))
+    assert len(files) == 8
+    for content in (path.read_bytes() for path in files):
+        assert not [folder for folder in (ROOT, Path(torch.__file__).parent) if str(folder).encode() in content]
 
 
 def test_only_what_is_stale_is_built_again(built: tuple[Path, str]) -> None:

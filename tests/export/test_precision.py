@@ -15,6 +15,7 @@ from export.precision import FloatSqueeze, fold_norms, to_half
 from training.detector import config as detector_config
 from training.embedder import model as embedder_model
 
+ROOT = Path(__file__).parents[2]
 FLOAT_ONLY = {  # and every other operation on logits, boxes and embeddings that the exporter writes in these terms
     "RoiAlign",
     "NonMaxSuppression",
@@ -86,6 +87,12 @@ def test_embedder_is_half_with_float_islands(embedder: Path) -> None:
     # TensorRT takes uint8 only where it is cast at once.
     assert {node.op_type for node in onnx.load(embedder).graph.node if "crops" in node.input} == {"Cast"}
     parity.check_signature(embedder, "embedder_b6")
+
+
+@pytest.mark.parametrize("network", ["detector", "embedder"])
+def test_files_say_nothing_of_where_they_were_made(network: str, request: pytest.FixtureRequest) -> None:
+    content = request.getfixturevalue(network).read_bytes()
+    assert not [folder for folder in (ROOT, Path(torch.__file__).parent) if str(folder).encode() in content]
 
 
 def test_half_detector_finds_what_float_finds(detector: Path) -> None:
