@@ -1,5 +1,6 @@
 """The demo repository with random weights: built, kept, rebuilt, and served."""
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from export.config import demo
 from export.detector import build_detector_graph
 from export.embedder import build_embedder
 from export.signature import EMBEDDERS, MODELS
-from export.triton_config import stale_files
+from export.triton_config import REPOSITORY, stale_files
 from livematch.server import LocalServer
 from training.embedder.templates import nearest_template
 
@@ -59,6 +60,22 @@ def test_only_what_is_stale_is_built_again(built: tuple[Path, str]) -> None:
     assert build(CONFIG, folder, random_seed=SEED) == identity
     changed = {model for model, path in files.items() if path.stat().st_mtime_ns != times[model]}
     assert changed == {"prepare_image"}
+
+
+def test_identity_depends_on_templates_and_code(
+    built: tuple[Path, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, identity = built
+    copy = tmp_path / "built"
+    shutil.copytree(folder, copy)
+    assert build(replace(CONFIG, template_set="S"), copy, random_seed=SEED) != identity
+    sources = tmp_path / "sources"
+    shutil.copytree(REPOSITORY / "crop_and_embed", sources / "crop_and_embed")
+    monkeypatch.setattr("export.build.REPOSITORY", sources)
+    assert build(CONFIG, copy, random_seed=SEED) == identity
+    with (sources / "crop_and_embed" / "1" / "detections.py").open("a") as file:
+        file.write("# another rule\n")
+    assert build(CONFIG, copy, random_seed=SEED) != identity
 
 
 def test_command_line_wants_checkpoints_that_exist(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
