@@ -142,7 +142,8 @@ def _bring_up_to_date(artifact: Artifact, path: Path) -> None:
     stamp = artifact.stamp()
     if path.exists() and stamp_path.exists() and stamp_path.read_text() == stamp:
         return
-    stamp_path.unlink(missing_ok=True)
+    for made_before in (stamp_path, path.with_name("model.plan"), path.with_name("model.plan.json")):
+        made_before.unlink(missing_ok=True)
     artifact.write(path)
     report = artifact.check(path)
     stamp_path.write_text(stamp)

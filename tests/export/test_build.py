@@ -2,6 +2,7 @@
 
 import shutil
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ from torchvision.ops import box_iou
 
 import livematch
 from export import parity
-from export.build import build, main
+from export.build import Artifact, _bring_up_to_date, build, main
 from export.config import demo
 from export.detector import build_detector_graph
 from export.embedder import build_embedder
@@ -60,6 +61,17 @@ def test_only_what_is_stale_is_built_again(built: tuple[Path, str]) -> None:
     assert build(CONFIG, folder, random_seed=SEED) == identity
     changed = {model for model, path in files.items() if path.stat().st_mtime_ns != times[model]}
     assert changed == {"prepare_image"}
+
+
+def test_an_engine_of_other_weights_is_removed(tmp_path: Path) -> None:
+    path = tmp_path / "model.onnx"
+    engine = [tmp_path / "model.plan", tmp_path / "model.plan.json"]
+    for weights, is_there in ((b"old", False), (b"old", True), (b"new", False)):
+        for file in engine:
+            file.write_bytes(b"of old weights")
+        write = partial(Path.write_bytes, data=weights)
+        _bring_up_to_date(Artifact("detector", write=write, check=lambda _: {}, inputs=(weights,)), path)
+        assert [file.exists() for file in engine] == [is_there, is_there]
 
 
 def test_identity_depends_on_templates_and_code(
