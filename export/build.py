@@ -14,7 +14,7 @@ import json
 import shutil
 import sys
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 
@@ -27,6 +27,8 @@ from export.precision import PRECISIONS
 from export.prepare import build_prepare
 from export.signature import EMBEDDERS, KINDS, MODELS
 from export.triton_config import REPOSITORY, write_files
+from training.detector.config import DetectorConfig
+from training.embedder.model import EmbedderConfig
 
 _ROOT = Path(__file__).parents[1]
 _PACKAGES = ("torch", "torchvision", "timm", "onnx", "onnxscript", "onnxruntime")
@@ -76,13 +78,14 @@ def build(
 ) -> str:
     """Writes the repository to `output`, its networks in "fp32" or "fp16", and returns its model identity.
 
-    Raises ValueError for checkpoints that do not fit, parity.ParityError for a file that computes something else.
+    Raises ValueError for checkpoints that do not fit themselves or `config`, FileNotFoundError for missing ones,
+    parity.ParityError for a file that computes something else.
     """
     if (checkpoints is None) == (random_seed is None):
         raise ValueError("either a folder of checkpoints or a random seed")
+    artifacts = [*_graphs(config), *_networks(config, checkpoints, random_seed, precision)]
     write_files(config, output)
     copy_python_models(output)
-    artifacts = [*_graphs(config), *_networks(config, checkpoints, random_seed, precision)]
     for artifact in artifacts:
         _bring_up_to_date(artifact, output / artifact.model / "1" / "model.onnx")
     # Crops and what becomes of them are decided outside the ONNX files, too.
@@ -123,6 +126,7 @@ def _networks(
         else:
             weights = {"checkpoint": checkpoints / f"{model}.pth"}
             inputs = tuple((checkpoints / f"{model}{suffix}").read_bytes() for suffix in (".pth", ".json"))
+            _check_settings(model, checkpoints / f"{model}.json", config)
         if model == "detector":
             write, check, sources = export_detector, parity.check_detector, _DETECTOR_SOURCES
         else:
@@ -135,6 +139,17 @@ def _networks(
             inputs=(*inputs, precision.encode()),
             sources=sources,
         )
+
+
+def _check_settings(model: str, path: Path, config: PipelineConfig) -> None:
+    """Raises ValueError if the checkpoint that the JSON is of was trained for another pipeline."""
+    if model == "detector":
+        found, expected = asdict(DetectorConfig.load(path)), asdict(config.detector)
+    else:
+        found, expected = {"template": EmbedderConfig.load(path).template}, {"template": config.template_set}
+    faults = [f"{name} is {found[name]!r}, not {value!r}" for name, value in expected.items() if found[name] != value]
+    if faults:
+        raise ValueError(f"{path} does not fit the config {config.name!r}: {', '.join(faults)}")
 
 
 def _bring_up_to_date(artifact: Artifact, path: Path) -> None:

@@ -14,13 +14,17 @@ from torchvision.ops import box_iou
 
 import livematch
 from export import parity
-from export.build import Artifact, _bring_up_to_date, build, main
-from export.config import demo
+from export.build import Artifact, _bring_up_to_date, _check_settings, build, main
+from export.config import PipelineConfig, demo, production
 from export.detector import build_detector_graph
 from export.embedder import build_embedder
 from export.signature import EMBEDDERS, MODELS
 from export.triton_config import REPOSITORY, stale_files
 from livematch.server import LocalServer
+from training.detector.recipe import Recipe, stage1, stage2, stage3
+from training.detector.recipe import demo as demo_recipe
+from training.embedder.model import DEMO
+from training.embedder.recipe import RECIPES
 from training.embedder.templates import nearest_template
 
 ROOT = Path(__file__).parents[2]
@@ -94,6 +98,34 @@ def test_command_line_wants_checkpoints_that_exist(tmp_path: Path, capsys: pytes
     arguments = ["--config", "demo", "--checkpoints", str(tmp_path / "none"), "--output", str(tmp_path / "out")]
     assert main(arguments) == 1
     assert "detector.pth" in capsys.readouterr().err
+
+
+def test_checkpoints_of_another_pipeline_are_refused(tmp_path: Path) -> None:
+    demo_checkpoints = ROOT / "training" / "demo" / "checkpoints"
+    with pytest.raises(
+        ValueError, match=r"detector\.json .*'production'.* backbone is 'vovnet_demo', not 'ese_vovnet99b'"
+    ):
+        build(production(), tmp_path / "out", checkpoints=demo_checkpoints)
+    other_templates = replace(demo(), template_set="SM")
+    with pytest.raises(ValueError, match=r"embedder_b5a\.json .* template is 'XS', not 'SM'"):
+        build(other_templates, tmp_path / "out", checkpoints=demo_checkpoints)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("config", "prefix", "detectors"),
+    [(production(), "", (stage1(), stage2(), stage3())), (demo(), "demo-", (demo_recipe(),))],
+    ids=["production", "demo"],
+)
+def test_checkpoints_of_our_trainings_fit(
+    config: PipelineConfig, prefix: str, detectors: tuple[Recipe, ...], tmp_path: Path
+) -> None:
+    for recipe in detectors:
+        recipe.model.save(tmp_path / "detector.json")
+        _check_settings("detector", tmp_path / "detector.json", config)
+    for name in DEMO:
+        RECIPES[prefix + name].model.save(tmp_path / "embedder.json")
+        _check_settings(f"embedder_{name}", tmp_path / "embedder.json", config)
 
 
 @pytest.mark.triton
