@@ -9,7 +9,6 @@ a second run keeps whatever is up to date.
 
 import argparse
 import hashlib
-import importlib.metadata
 import json
 import shutil
 import sys
@@ -17,6 +16,13 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
+
+import onnx
+import onnxruntime
+import onnxscript
+import timm
+import torch
+import torchvision
 
 from export import onnx_files, parity
 from export.config import CONFIGS, PipelineConfig
@@ -31,7 +37,7 @@ from training.detector.config import DetectorConfig
 from training.embedder.model import EmbedderConfig
 
 _ROOT = Path(__file__).parents[1]
-_PACKAGES = ("torch", "torchvision", "timm", "onnx", "onnxscript", "onnxruntime")
+_PACKAGES = (torch, torchvision, timm, onnx, onnxscript, onnxruntime)
 _DETECTOR_SOURCES = (
     "export/detector.py",
     "export/detector_graph.py",
@@ -61,7 +67,7 @@ class Artifact:
 
     def stamp(self) -> str:
         """Changes whenever the file has to be made again."""
-        versions = [f"{package} {importlib.metadata.version(package)}" for package in _PACKAGES]
+        versions = [f"{package.__name__} {package.__version__}" for package in _PACKAGES]
         code = [
             (_ROOT / source).read_bytes() for source in (*self.sources, "export/parity.py", "export/parity_pictures.py")
         ]

@@ -1,5 +1,6 @@
 """The demo repository with random weights: built, kept, rebuilt, and served."""
 
+import importlib.metadata
 import shutil
 from dataclasses import replace
 from functools import partial
@@ -76,6 +77,19 @@ def test_an_engine_of_other_weights_is_removed(tmp_path: Path) -> None:
         write = partial(Path.write_bytes, data=weights)
         _bring_up_to_date(Artifact("detector", write=write, check=lambda _: {}, inputs=(weights,)), path)
         assert [file.exists() for file in engine] == [is_there, is_there]
+
+
+def test_onnxruntime_may_come_from_another_distribution(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With onnxruntime-gpu there is a module onnxruntime, and no distribution of that name."""
+    find = importlib.metadata.Distribution.from_name
+
+    def from_name(name: str) -> importlib.metadata.Distribution:
+        if name == "onnxruntime":
+            raise importlib.metadata.PackageNotFoundError(name)
+        return find(name)
+
+    monkeypatch.setattr(importlib.metadata.Distribution, "from_name", from_name)
+    assert Artifact("crop", write=lambda _: None, check=lambda _: {}, inputs=()).stamp()
 
 
 def test_identity_depends_on_templates_and_code(
