@@ -98,14 +98,17 @@ def build_engine(
             raise BuildError(f"{onnx_path}: TensorRT refuses the profile {item.name}")
     if timing_cache is not None:
         content = timing_cache.read_bytes() if timing_cache.exists() else b""
-        config.set_timing_cache(config.create_timing_cache(content), ignore_mismatch=False)
+        cache = config.create_timing_cache(content)
+        if not config.set_timing_cache(cache, ignore_mismatch=False):  # of another GPU or TensorRT
+            cache = config.create_timing_cache(b"")
+            config.set_timing_cache(cache, ignore_mismatch=False)
     monitor = _progress_monitor(trt)  # kept alive until the build ends
     config.progress_monitor = monitor
     plan = builder.build_serialized_network(network, config)
     if plan is None:
         raise BuildError(f"{onnx_path}: TensorRT built no engine; its log above says why")
     if timing_cache is not None:
-        timing_cache.write_bytes(bytes(config.get_timing_cache().serialize()))
+        timing_cache.write_bytes(bytes(cache.serialize()))
     return bytes(plan)
 
 

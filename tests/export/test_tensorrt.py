@@ -65,6 +65,74 @@ def test_an_engine_of_another_graph_profile_or_version_is_not_current(repository
     assert not tensorrt.is_current(plan_path, tensorrt.identity(onnx_path, found))
 
 
+class AnyTensorRT:
+    """Every name in it is there, and every call gives another one."""
+
+    def __getattr__(self, name: str) -> "AnyTensorRT":
+        return AnyTensorRT()
+
+    def __call__(self, *arguments: object) -> "AnyTensorRT":
+        return AnyTensorRT()
+
+    def __int__(self) -> int:
+        return 1
+
+
+class Cache:
+    def __init__(self, content: bytes) -> None:
+        self.content = content
+
+    def serialize(self) -> bytes:
+        return self.content
+
+
+class BuilderConfig(AnyTensorRT):
+    """IBuilderConfig, as documented, where the timing cache is concerned."""
+
+    def __init__(self) -> None:
+        self.cache: Cache | None = None
+
+    def add_optimization_profile(self, profile: object) -> int:
+        return 0
+
+    def create_timing_cache(self, content: bytes) -> Cache:
+        return Cache(content)
+
+    def set_timing_cache(self, cache: Cache, ignore_mismatch: bool) -> bool:
+        if not ignore_mismatch and cache.content == b"of another GPU":
+            return False
+        self.cache = cache
+        return True
+
+    def get_timing_cache(self) -> Cache | None:
+        return self.cache
+
+
+@pytest.mark.parametrize(
+    ("content", "written"), [(None, b" and more"), (b"ours", b"ours and more"), (b"of another GPU", b" and more")]
+)
+def test_timing_cache_of_another_gpu_is_replaced(content: bytes | None, written: bytes, tmp_path: Path) -> None:
+    config = BuilderConfig()
+
+    class Builder(AnyTensorRT):
+        def create_builder_config(self) -> BuilderConfig:
+            return config
+
+        def build_serialized_network(self, network: object, config: BuilderConfig) -> bytes:
+            config.cache.content += b" and more"
+            return b"an engine"
+
+    trt = AnyTensorRT()
+    trt.Builder, trt.IProgressMonitor = lambda _: Builder(), object
+    path = tmp_path / "timing.cache"
+    if content is not None:
+        path.write_bytes(content)
+    found = profiles("embedder_b6", production())
+    plan = tensorrt.build_engine(trt, tmp_path / "model.onnx", found, workspace_gb=1, timing_cache=path)
+    assert plan == b"an engine"
+    assert path.read_bytes() == written
+
+
 CLASSES = (  # whose methods the two files call; documented alike for TensorRT 10 and 11
     *("Builder", "IBuilderConfig", "IOptimizationProfile", "ITimingCache", "OnnxParser", "ParserError"),
     *("Runtime", "ICudaEngine", "IExecutionContext", "IProgressMonitor"),
