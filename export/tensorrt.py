@@ -3,7 +3,7 @@
 python -m export.tensorrt --repository DIR [--models detector …] [--workspace-gb 8] [--timing-cache FILE] [--dry-run]
 
 Networks are strongly typed: the precision is the ONNX file's. An engine whose sidecar `model.plan.json` does not fit
-its ONNX file, profiles, TensorRT or GPU any more is built anew. Exit code 2 where TensorRT is missing.
+its ONNX file, profiles, TensorRT or GPU any more is built anew. Exit code 2 where TensorRT or a GPU is missing.
 """
 
 import argparse
@@ -154,6 +154,9 @@ def main(argv: list[str] | None = None) -> int:
             trt = importlib.import_module("tensorrt")
         except ImportError as error:
             print(f"export.tensorrt: TensorRT cannot be imported ({error}); try --dry-run", file=sys.stderr)
+            return 2
+        if not torch.cuda.is_available():
+            print("export.tensorrt: PyTorch sees no GPU; try --dry-run", file=sys.stderr)
             return 2
     try:
         _run(arguments, CONFIGS[arguments.config](), trt)

@@ -4,6 +4,7 @@ import ast
 import importlib.util
 import inspect
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -31,6 +32,15 @@ def test_without_tensorrt_one_line_and_exit_code_2(repository: Path, capsys: pyt
     assert capsys.readouterr().err.splitlines() == [
         "export.tensorrt: TensorRT cannot be imported (No module named 'tensorrt'); try --dry-run"
     ]
+
+
+def test_without_a_gpu_one_line_and_exit_code_2(
+    repository: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "tensorrt", AnyTensorRT())
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    assert tensorrt.main(["--repository", str(repository), "--models", "embedder_b6"]) == 2
+    assert capsys.readouterr().err.splitlines() == ["export.tensorrt: PyTorch sees no GPU; try --dry-run"]
 
 
 def test_dry_run_prints_the_command_of_each_engine(repository: Path, capsys: pytest.CaptureFixture[str]) -> None:
