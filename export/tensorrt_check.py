@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
-from onnx import NodeProto, TensorProto
+from onnx import AttributeProto, NodeProto, TensorProto
 
 MIN_OPSET = 16  # RoiAlign of earlier ones is silently unaligned
 MAX_TOPK = 3840
@@ -100,11 +101,29 @@ _SHAPE_OPERANDS = {  # positions of inputs that decide the output's shape
 _AXES = {"CumSum": 1, "Pad": 3, "Slice": 3, "Squeeze": 1, "Unsqueeze": 1}  # position of the input; Reduce* besides
 _RESIZE_ATTRIBUTES = {  # the values that are supported; the first is ONNX's default
     "mode": ("nearest", "linear"),
-    "coordinate_transformation_mode": ("half_pixel", "pytorch_half_pixel", "asymmetric", "align_corners"),
+    "coordinate_transformation_mode": (
+        "half_pixel",
+        "pytorch_half_pixel",
+        "tf_half_pixel_for_nn",
+        "asymmetric",
+        "align_corners",
+    ),
     "keep_aspect_ratio_policy": ("stretch",),
 }
-_UNSUPPORTED_TYPES = frozenset(
-    {TensorProto.DOUBLE, TensorProto.STRING, TensorProto.COMPLEX64, TensorProto.UINT16, TensorProto.UINT32}
+_SUPPORTED_TYPES = frozenset(  # DOUBLE is, too, but computed in FLOAT
+    {
+        TensorProto.UNDEFINED,  # shape inference does not know it, or it is no tensor
+        TensorProto.FLOAT,
+        TensorProto.FLOAT16,
+        TensorProto.BFLOAT16,
+        TensorProto.FLOAT8E4M3FN,
+        TensorProto.INT64,
+        TensorProto.INT32,
+        TensorProto.INT8,
+        TensorProto.INT4,
+        TensorProto.UINT8,
+        TensorProto.BOOL,
+    }
 )
 
 
@@ -120,23 +139,37 @@ class Finding:
 
 
 class _Graph:
-    """A graph with look-ups by tensor name."""
+    """A graph, or the body of a node in it, with look-ups by tensor name; a body sees what is outside."""
 
-    def __init__(self, model: onnx.ModelProto) -> None:
-        graph = onnx.shape_inference.infer_shapes(model).graph
-        self.opset = next(entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx"))
+    def __init__(self, graph: onnx.GraphProto, opset: int | None, outer: "_Graph | None" = None) -> None:
+        self.opset = opset
         self.nodes = list(graph.node)
         self.inputs = {tensor.name for tensor in graph.input}
-        self.outputs = {tensor.name for tensor in graph.output}
+        self.border = self.inputs | {tensor.name for tensor in graph.output}
         self.producers = {output: node for node in self.nodes for output in node.output}
         self.constants = {tensor.name: tensor for tensor in graph.initializer}
         for node in self.nodes:
-            if node.op_type == "Constant" and node.attribute[0].name == "value":
-                self.constants[node.output[0]] = node.attribute[0].t
+            if node.op_type == "Constant" and (constant := _constant(node)) is not None:
+                self.constants[node.output[0]] = constant
         declared = [*graph.input, *graph.value_info, *graph.output]
         self.shapes = {tensor.name: [dim.dim_value for dim in tensor.type.tensor_type.shape.dim] for tensor in declared}
-        self.types = {tensor.name: tensor.type.tensor_type.elem_type for tensor in declared}
-        self.types |= {name: tensor.data_type for name, tensor in self.constants.items()}
+        self.own_types = {tensor.name: tensor.type.tensor_type.elem_type for tensor in declared}
+        self.own_types |= {name: tensor.data_type for name, tensor in self.constants.items()}
+        self.types = self.own_types
+        if outer is not None:
+            self.inputs = outer.inputs | self.inputs
+            self.border = outer.border  # of the network
+            self.producers = outer.producers | self.producers
+            self.constants = outer.constants | self.constants
+            self.shapes = outer.shapes | self.shapes
+            self.types = outer.types | self.own_types
+
+    def with_bodies(self) -> Iterator["_Graph"]:
+        """This graph and the bodies of If, Loop and Scan, however deep."""
+        yield self
+        for attribute in (attribute for node in self.nodes for attribute in node.attribute):
+            if attribute.type == AttributeProto.GRAPH:
+                yield from _Graph(attribute.g, None, self).with_bodies()
 
     def is_data_dependent(self, name: str) -> bool:
         """Whether a value depends on what is in an input, not on the shapes of tensors alone."""
@@ -154,12 +187,21 @@ class _Graph:
         return False
 
 
+def _constant(node: NodeProto) -> TensorProto | None:
+    """What a Constant holds, if it is a tensor or integers, as axes are."""
+    (attribute,) = node.attribute
+    value = onnx.helper.get_attribute_value(attribute)
+    if attribute.name in ("value_int", "value_ints"):
+        return onnx.numpy_helper.from_array(np.array(value, np.int64))
+    return value if attribute.name == "value" else None
+
+
 def _attributes(node: NodeProto) -> dict[str, Any]:
     return {attribute.name: onnx.helper.get_attribute_value(attribute) for attribute in node.attribute}
 
 
 def _check_opset(graph: _Graph) -> Iterator[Finding]:
-    if graph.opset < MIN_OPSET:
+    if graph.opset is not None and graph.opset < MIN_OPSET:
         yield Finding("graph", "opset", f"opset {graph.opset}, at least {MIN_OPSET} needed", _OPERATORS)
 
 
@@ -169,15 +211,15 @@ def _check_uint8(graph: _Graph) -> Iterator[Finding]:
 
     for node in graph.nodes:
         for name in (*node.input, *node.output):
-            is_border = node.op_type == "Cast" and name in (graph.inputs | graph.outputs)
+            is_border = node.op_type == "Cast" and name in graph.border
             if is_uint8(name) and not is_border:
                 message = f"{node.op_type} has UINT8 tensor {name}; only a Cast at the border may"
                 yield Finding(node.name, "uint8-border", message, _OPERATORS)
 
 
 def _check_types(graph: _Graph) -> Iterator[Finding]:
-    for name, dtype in graph.types.items():
-        if dtype in _UNSUPPORTED_TYPES:
+    for name, dtype in graph.own_types.items():
+        if dtype not in _SUPPORTED_TYPES:
             message = f"tensor of type {TensorProto.DataType.Name(dtype)}"
             node = graph.producers.get(name)
             yield Finding(node.name if node is not None else name, "type", message, _OPERATORS)
@@ -291,8 +333,9 @@ _RULES: tuple[Callable[[_Graph], Iterator[Finding]], ...] = (
 
 def check_model(model: onnx.ModelProto) -> list[Finding]:
     """Every violation in the graph; none means that TensorRT computes what ONNX says, as far as that is documented."""
-    graph = _Graph(model)
-    return [finding for rule in _RULES for finding in rule(graph)]
+    opset = next((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), None)
+    graph = _Graph(onnx.shape_inference.infer_shapes(model).graph, opset)
+    return [finding for scope in graph.with_bodies() for rule in _RULES for finding in rule(scope)]
 
 
 def main(argv: list[str] | None = None) -> int:

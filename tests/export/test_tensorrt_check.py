@@ -95,6 +95,75 @@ def test_non_zero_is_data_dependent() -> None:
     assert [finding.rule for finding in findings] == ["data-dependent"]
 
 
+@pytest.mark.parametrize("dtype", ["int16", "uint16", "uint32", "uint64", "string", "complex128"])
+def test_types_that_are_not_listed_are_found(dtype: str) -> None:
+    graph = f"g ({dtype}[2] x) => ({dtype}[2] y) {{ y = Identity(x) }}"
+    assert {finding.rule for finding in check_model(_model(graph, 18))} == {"type"}
+
+
+@pytest.mark.parametrize("dtype", ["bool", "int32", "int64", "float", "bfloat16"])
+def test_types_that_are_listed_are_no_violation(dtype: str) -> None:
+    assert check_model(_model(f"g ({dtype}[2] x) => ({dtype}[2] y) {{ y = Identity(x) }}", 18)) == []
+
+
+@pytest.mark.parametrize(
+    ("body", "rule"),
+    [
+        ("u = Unique(x)", "operator"),
+        ("h = Cast<to = 10>(x) u = Softmax(h)", "float32-island"),
+        ("h = Cast<to = 11>(x) u = Cast<to = 1>(h)", "type"),
+        ("u = Expand(x, s)", "data-dependent"),
+        ("u = ReduceSum(x, s)", "constant-axes"),
+    ],
+)
+@pytest.mark.parametrize(
+    "node",
+    [
+        "y = If(c) <then_branch = t () => (float[k] u) { BODY }, else_branch = e () => (float[k] v) { v = Neg(x) }>",
+        "y = Loop(m, c) <body = b (int64 i, bool d) => (bool e, float[k] u) { e = Identity(d) BODY }>",
+        "y = Scan<num_scan_inputs = 1, body = b (float[4] r) => (float[k] u) { BODY }>(z)",
+        "y = If(c) <then_branch = t () => (float[k] w) "
+        "{ w = If(c) <then_branch = p () => (float[k] u) { BODY }, else_branch = q () => (float[k] v) { v = Neg(x) }> "
+        "}, else_branch = e () => (float[k] f) { f = Neg(x) }>",
+    ],
+    ids=["If", "Loop", "Scan", "nested"],
+)
+def test_bodies_are_looked_at(node: str, body: str, rule: str) -> None:
+    inputs = "bool c, int64 m, int64[1] s, float[4] x, float[2,4] z"
+    graph = f"g ({inputs}) => (float[N] y) {{ {node.replace('BODY', body)} }}"
+    assert [finding.rule for finding in check_model(_model(graph, 18))] == [rule]
+
+
+def test_a_body_may_use_constants_from_outside() -> None:
+    graph = """g (bool c, float[4] x) => (float[1] y) <int64[1] a = {0}> {
+        y = If(c) <
+            then_branch = t () => (float[1] u) { u = ReduceSum(x, a) },
+            else_branch = e () => (float[1] v) { v = ReduceMax(x, a) }
+        >
+    }"""
+    assert check_model(_model(graph, 18)) == []
+
+
+@pytest.mark.parametrize("constant", ["value_int = 1", "value_ints = [1]", "value = int64[1] {1}"])
+def test_a_constants_attribute_may_have_any_name(constant: str) -> None:
+    graph = f"g (float[4,4] x) => (float[a,b] y) {{ a = Constant<{constant}>() y = ReduceMean(x, a) }}"
+    assert check_model(_model(graph, 18)) == []
+
+
+def test_resize_may_be_tensorflows() -> None:
+    graph = (
+        "g (float[1,1,8,8] x) => (float[1,1,4,4] y) <int64[4] s = {1, 1, 4, 4}> "
+        '{ y = Resize<mode = "nearest", coordinate_transformation_mode = "tf_half_pixel_for_nn">(x, , , s) }'
+    )
+    assert check_model(_model(graph, 18)) == []
+
+
+def test_a_model_of_a_custom_domain_alone() -> None:
+    text = '<ir_version: 8, opset_import: ["com.microsoft" : 1]> '
+    model = parser.parse_model(text + "g (float[2] x) => (float[2] y) { y = com.microsoft.Gelu(x) }")
+    assert [finding.rule for finding in check_model(model)] == ["operator"]
+
+
 @pytest.mark.parametrize("model", ["detector", *EMBEDDERS])
 def test_demo_graphs_have_no_finding(model: str, demo_repository: Path) -> None:
     assert check_model(onnx.load(demo_repository / model / "1" / "model.onnx")) == []
