@@ -11,7 +11,7 @@ from torch import nn
 from export import parity
 from export.detector import build_detector_graph, export_detector
 from export.embedder import export_embedder
-from export.precision import FloatSqueeze, fold_norms, to_half
+from export.precision import fold_norms, to_half
 from training.detector import config as detector_config
 from training.embedder import model as embedder_model
 
@@ -70,7 +70,8 @@ def embedder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_detector_is_half_with_float_islands(detector: Path) -> None:
     types = float_types(detector)
-    assert {"RoiAlign", "NonMaxSuppression", "Softmax", "TopK", "Exp", "Sqrt"} <= types.keys()
+    # ReduceMean is the squeeze of channel attention: over a large map its sum is beyond half.
+    assert {"RoiAlign", "NonMaxSuppression", "Softmax", "TopK", "Exp", "Sqrt", "ReduceMean"} <= types.keys()
     assert all(set(types[kind]) == {"fp32"} for kind in FLOAT_ONLY & types.keys())
     levels = len(detector_config.LEVELS)
     assert types["Conv"].count("fp32") == 2 * levels  # logits and deltas
@@ -116,16 +117,6 @@ def test_folded_norms_are_the_same_function() -> None:
     assert not any(isinstance(module, nn.BatchNorm2d) for module in graph.modules())
     for found, level in zip(graph.backbone(pixels), expected, strict=True):
         torch.testing.assert_close(found, level, rtol=1e-4, atol=1e-4)
-
-
-@torch.inference_mode()
-def test_squeeze_of_a_large_map_does_not_overflow() -> None:
-    graph = build_detector_graph(None, config=detector_config.DEMO, random_seed=0)
-    attention = graph.backbone.bottom_up.stages[0].blocks[0].attn
-    features = torch.full((1, 64, 200, 300), 100.0)  # their sum is 6 million
-    expected = attention(features)
-    found = FloatSqueeze(attention).half()(features.half()).float()
-    torch.testing.assert_close(found, expected, rtol=0, atol=1)
 
 
 def test_weights_beyond_float16_are_refused() -> None:

@@ -90,11 +90,6 @@ def test_every_queue_is_bounded_and_has_two_instances(config: PipelineConfig) ->
     assert queued == {"detector", "crop_and_embed"}
 
 
-@pytest.mark.parametrize("config", [production(), demo()], ids=lambda config: config.name)
-def test_requests_overlap_in_crop_and_embed(config: PipelineConfig) -> None:
-    assert parse(repository_files(config)["crop_and_embed/config.pbtxt"]).instance_group[0].count > 1
-
-
 def test_the_client_knows_the_priorities() -> None:
     assert CLIENT_PRIORITIES == PRIORITIES
 
