@@ -83,8 +83,12 @@ def export_embedder(
     random_seed: int | None = None,
     precision: str = "fp32",
 ) -> None:
-    """Writes the ONNX file of a checkpoint, or of random weights for a config, in "fp32" or "fp16"."""
+    """Writes the ONNX file of a checkpoint, or of random weights for a config, in "fp32" or "fp16"; makes its folder.
+
+    The errors are those of `build_embedder`, and ValueError for another precision.
+    """
     served = ServedEmbedder(build_embedder(checkpoint, config=config, random_seed=random_seed), precision).eval()
+    output.parent.mkdir(parents=True, exist_ok=True)
     # Sizes 0 and 1 are special to the exporter, and equal sizes would be taken for one symbol.
     example = torch.zeros(2, 97, 66, 3, dtype=torch.uint8)
     program = torch.onnx.export(
@@ -115,7 +119,10 @@ def _cast_first(model: onnx.ModelProto) -> onnx.ModelProto:
 def build_embedder(
     checkpoint: Path | None, *, config: EmbedderConfig | None = None, random_seed: int | None = None
 ) -> Embedder:
-    """The checkpoint's network or, for a config and a seed, one with random weights; in eval mode."""
+    """The checkpoint's network or, for a config and a seed, one with random weights; in eval mode.
+
+    Raises FileNotFoundError for a missing checkpoint or JSON, ValueError for one that does not fit.
+    """
     if checkpoint is not None:
         return load_embedder(checkpoint)
     if config is None or random_seed is None:
@@ -131,7 +138,11 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--precision", choices=PRECISIONS, default="fp32")
     arguments = parser.parse_args(argv)
-    export_embedder(arguments.checkpoint, arguments.output, precision=arguments.precision)
+    try:
+        export_embedder(arguments.checkpoint, arguments.output, precision=arguments.precision)
+    except (ValueError, FileNotFoundError) as error:
+        print(f"export.embedder: {error}", file=sys.stderr)
+        return 1
     return 0
 
 

@@ -80,7 +80,10 @@ def test_other_tensors_are_noticed(onnx_path: Path, tmp_path: Path) -> None:
 
 
 def test_command_lines(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    checkpoint, output = tmp_path / "embedder_b5a.pth", tmp_path / "model.onnx"
+    checkpoint, output = tmp_path / "embedder_b5a.pth", tmp_path / "1" / "model.onnx"
+    assert main(["--checkpoint", str(checkpoint), "--output", str(output)]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("export.embedder: ") and "embedder_b5a" in line
     save_embedder(build_embedder(None, config=DEMO["b5a"], random_seed=1), checkpoint)
     assert main(["--checkpoint", str(checkpoint), "--output", str(output)]) == 0
     arguments = ["embedder", "--onnx", str(output), "--checkpoint", str(checkpoint), "--config", "demo"]
