@@ -17,6 +17,12 @@ def save(model: onnx.ModelProto, path: Path) -> None:
     onnx.save(model, path)
 
 
+def precision_of(path: Path) -> str:
+    """Returns "fp16" for a file with half weights, else "fp32"."""
+    weights = onnx.load(path).graph.initializer
+    return "fp16" if any(weight.data_type == onnx.TensorProto.FLOAT16 for weight in weights) else "fp32"
+
+
 def _remove_notes(message: Message) -> None:
     for field, value in message.ListFields():
         if field.name in _NOTES:

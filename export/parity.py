@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
 import onnxruntime
 import torch
 from PIL import Image
@@ -31,7 +30,9 @@ from export.config import CONFIGS, PipelineConfig
 from export.detector import build_detector_graph
 from export.detector_graph import DetectorGraph
 from export.embedder import build_embedder
+from export.onnx_files import precision_of
 from export.parity_pictures import Pictures, demo_batches, smooth_images
+from export.runners import RUNNERS
 from export.signature import MODELS, PADDING_MULTIPLE
 from training.detector.config import DetectorConfig
 from training.embedder.model import EmbedderConfig
@@ -75,12 +76,6 @@ def run_onnx(path: Path, feeds: Arrays) -> Arrays:
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     names = [output.name for output in session.get_outputs()]
     return dict(zip(names, session.run(names, feeds), strict=True))
-
-
-def precision_of(path: Path) -> str:
-    """Returns "fp16" for a file with half weights, else "fp32"."""
-    weights = onnx.load(path).graph.initializer
-    return "fp16" if any(weight.data_type == onnx.TensorProto.FLOAT16 for weight in weights) else "fp32"
 
 
 def check_signature(path: Path, model: str) -> None:
@@ -345,7 +340,7 @@ def main(argv: list[str] | None = None) -> int:
             for field in fields(DetectorLimits):
                 command.add_argument(f"--{field.name.replace('_', '-')}", type=float, help="instead of the precision's")
     command = commands.add_parser("engines", help="networks as served, against float32 ONNX files")
-    command.add_argument("--engine", choices=("tensorrt", "onnxruntime-cuda", "onnxruntime-cpu"), required=True)
+    command.add_argument("--engine", choices=RUNNERS, required=True)
     command.add_argument("--repository", type=Path, required=True, metavar="DIR", help="with the engines")
     command.add_argument("--reference", type=Path, required=True, metavar="DIR", help="built with --precision fp32")
     command.add_argument("--config", choices=sorted(CONFIGS), default="production")

@@ -20,7 +20,7 @@ import torch
 from tqdm import tqdm
 
 from export.config import CONFIGS, PipelineConfig
-from export.parity import precision_of
+from export.onnx_files import precision_of
 from export.profiles import ENGINES, Profile, profiles
 
 
