@@ -1,5 +1,6 @@
 """Which product does a stream show right now: frame by frame, over a sliding window."""
 
+import math
 import queue
 import threading
 from collections import defaultdict, deque
@@ -51,12 +52,14 @@ class Window:
     is below `limit`.
 
     Raises:
-        InputError: `num_frames` is below 1.
+        InputError: `num_frames` is below 1, or `limit` is not a positive number.
     """
 
     def __init__(self, products: Features, *, num_frames: int, limit: float) -> None:
         if num_frames < 1:
             raise InputError(f"the window needs at least 1 frame, got {num_frames}")
+        if not 0 < limit < math.inf:
+            raise InputError(f"the limit must be a positive number, got {limit}")
         self._products = products
         self._directions = products.embeddings / products.lengths[:, np.newaxis].astype(np.float32)
         self._limit = limit
@@ -121,7 +124,7 @@ def watch(
         FeaturesError: `products` are of other models than the server's.
         ContractError: the server came back from an outage with other models.
         DecodeError: the video cannot be opened, or breaks off.
-        InputError: `every` or `num_frames` is below 1.
+        InputError: `every` or `num_frames` is below 1, or `limit` is not a positive number.
     """
     check_comparable(products, Origin("the server", client.model_identity, EMBEDDING_SIZE))
     window = Window(products, num_frames=num_frames, limit=limit)

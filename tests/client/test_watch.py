@@ -67,6 +67,12 @@ def test_a_window_without_frames_is_refused(products):
         Window(products, num_frames=0, limit=1.0)
 
 
+@pytest.mark.parametrize("limit", [0.0, -1.0, float("inf"), float("nan")])
+def test_a_limit_that_no_confidence_can_be_measured_by_is_refused(products, limit):
+    with pytest.raises(InputError, match="limit must be a positive number"):
+        Window(products, num_frames=1, limit=limit)
+
+
 def test_a_clip(part, tmp_path, loopback_server, capsys):
     with Client(loopback_server.url) as client:
         embed_images(client, part / "image", tmp_path / "f")
