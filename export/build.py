@@ -94,10 +94,10 @@ def build(
     copy_python_models(output)
     for artifact in artifacts:
         _bring_up_to_date(artifact, output / artifact.model / "1" / "model.onnx")
-    # Crops and what becomes of them are decided outside the ONNX files, too.
     files = [output / artifact.model / "1" / "model.onnx" for artifact in artifacts]
-    files += [output / "crop_and_embed" / "config.pbtxt", *sorted((REPOSITORY / "crop_and_embed" / "1").glob("*.py"))]
-    identity = f"{config.name}-{_digest(file.read_bytes() for file in files)[:12]}"
+    files += sorted((REPOSITORY / "crop_and_embed" / "1").glob("*.py"))
+    templates = repr(config.templates).encode()  # outside the files, like crop_and_embed, but part of the embeddings
+    identity = f"{config.name}-{_digest([templates, *(file.read_bytes() for file in files)])[:12]}"
     write_files(config, output, model_identity=identity)
     return identity
 

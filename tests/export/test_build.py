@@ -92,13 +92,16 @@ def test_onnxruntime_may_come_from_another_distribution(monkeypatch: pytest.Monk
     assert Artifact("crop", write=lambda _: None, check=lambda _: {}, inputs=()).stamp()
 
 
-def test_identity_depends_on_templates_and_code(
+def test_identity_depends_on_templates_and_code_but_not_on_scheduling(
     built: tuple[Path, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder, identity = built
     copy = tmp_path / "built"
     shutil.copytree(folder, copy)
     assert build(replace(CONFIG, template_set="S"), copy, random_seed=SEED) != identity
+    more = replace(CONFIG.serving_of("crop_and_embed"), num_instances=5)
+    rescheduled = replace(CONFIG, serving={**CONFIG.serving, "crop_and_embed": more})
+    assert build(rescheduled, copy, random_seed=SEED) == identity
     sources = tmp_path / "sources"
     shutil.copytree(REPOSITORY / "crop_and_embed", sources / "crop_and_embed")
     monkeypatch.setattr("export.build.REPOSITORY", sources)
