@@ -25,7 +25,8 @@ body { font: 15px/1.5 system-ui, sans-serif; color: #222; max-width: 62rem; marg
 h1, h2, h3 { line-height: 1.2; } h2 { margin-top: 3rem; border-top: 1px solid #ccc; padding-top: 1rem; }
 table { border-collapse: collapse; font-size: .9em; margin: 1rem 0; display: block; overflow-x: auto; }
 td, th { padding: .2rem .5rem; text-align: right; border-bottom: 1px solid #ddd; white-space: nowrap; }
-td:first-child, th:first-child { text-align: left; } th { background: #f3f3f0; font-weight: 600; }
+td:first-child, th:first-child { text-align: left; }
+th { background: #f3f3f0; font-weight: 600; white-space: normal; vertical-align: bottom; }
 img { max-width: 100%; } .note { color: #555; font-size: .9em; } code { overflow-wrap: anywhere; }
 """
 
@@ -298,9 +299,15 @@ TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
 
 
 def _table(head: str, rows: Iterable[Sequence[object]]) -> str:
-    cells = "".join(f"<th>{html.escape(name)}</th>" for name in head.split(","))
-    lines = ["".join(f"<td>{html.escape(str(value))}</td>" for value in row) for row in rows]
-    return f"<table><tr>{cells}</tr>{''.join(f'<tr>{line}</tr>' for line in lines)}</table>"
+    """Columns without any value, such as a GPU's where there is none, are left out."""
+    columns = zip(head.split(","), *rows, strict=True)
+    kept = [column for column in columns if any(value != "" for value in column[1:])]
+    if not kept:
+        return ""
+    names, *lines = zip(*kept, strict=True)
+    cells = "".join(f"<th>{html.escape(name)}</th>" for name in names)
+    body = "".join(f"<tr>{''.join(f'<td>{html.escape(str(value))}</td>' for value in line)}</tr>" for line in lines)
+    return f"<table><tr>{cells}</tr>{body}</table>"
 
 
 def _title(config: str | None) -> str:
