@@ -1,5 +1,6 @@
 """One training over several processes, as started by torchrun; without it everything here does nothing."""
 
+import gc
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,6 +20,17 @@ def start() -> torch.device:
     device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
     torch.cuda.set_device(device)
     return device
+
+
+def stop() -> None:
+    """Ends what `start` began. Models that share gradients must be out of scope.
+
+    They lie in reference cycles and hold the process group; were it freed only while the interpreter ends, its threads
+    could abort the process.
+    """
+    if dist.is_initialized():
+        gc.collect()
+        dist.destroy_process_group()
 
 
 def rank_and_size() -> tuple[int, int]:

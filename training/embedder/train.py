@@ -18,7 +18,6 @@ from dataclasses import asdict
 from pathlib import Path
 
 import torch
-import torch.distributed as dist
 from timm.layers import convert_sync_batchnorm
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
@@ -186,8 +185,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         train(arguments, resume, arguments.output / f"embedder_{name}.pth", device)
     finally:
-        if dist.is_initialized():
-            dist.destroy_process_group()
+        distributed.stop()
     return 0
 
 

@@ -15,25 +15,27 @@ from training.embedder.recipe import RECIPES
 
 PROGRAM = """
 import sys, torch
-import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 from training.embedder import distributed
 from training.embedder.losses import ArcFace, CrossBatchMemory
 
+def main(case):
+    rank, size = distributed.rank_and_size()
+    inputs, network, arcface, memory = torch.load(case, weights_only=False)
+    network, arcface = DistributedDataParallel(network), DistributedDataParallel(arcface)
+    losses = []
+    for pixels, identities in inputs:
+        share = slice(rank * len(pixels) // size, (rank + 1) * len(pixels) // size)
+        embeddings, identities = distributed.gather_batch(network(pixels[share]), identities[share])
+        loss = arcface(embeddings, identities) + memory.loss(embeddings, identities)
+        loss.backward()
+        losses.append(loss.item())
+    gradients = [p.grad for p in (*network.parameters(), *arcface.parameters())]
+    torch.save((losses, gradients, memory.state_dict()), f"{case}.{rank}")
+
 distributed.start()
-rank, size = distributed.rank_and_size()
-inputs, network, arcface, memory = torch.load(sys.argv[1], weights_only=False)
-network, arcface = DistributedDataParallel(network), DistributedDataParallel(arcface)
-losses = []
-for pixels, identities in inputs:
-    share = slice(rank * len(pixels) // size, (rank + 1) * len(pixels) // size)
-    embeddings, identities = distributed.gather_batch(network(pixels[share]), identities[share])
-    loss = arcface(embeddings, identities) + memory.loss(embeddings, identities)
-    loss.backward()
-    losses.append(loss.item())
-gradients = [p.grad for p in (*network.parameters(), *arcface.parameters())]
-torch.save((losses, gradients, memory.state_dict()), f"{sys.argv[1]}.{rank}")
-dist.destroy_process_group()
+main(sys.argv[1])
+distributed.stop()
 """
 
 WAITING = """
@@ -51,7 +53,7 @@ with distributed.first_process_first():
         time.sleep(4)
     with open(sys.argv[1], "a") as file:
         file.write(str(rank))
-dist.destroy_process_group()
+distributed.stop()
 """
 
 
