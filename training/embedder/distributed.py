@@ -1,7 +1,7 @@
 """One training over several processes, as started by torchrun; without it everything here does nothing."""
 
-import gc
 import os
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -23,14 +23,14 @@ def start() -> torch.device:
 
 
 def stop() -> None:
-    """Ends what `start` began. Models that share gradients must be out of scope.
+    """Ends what `start` began.
 
-    They lie in reference cycles and hold the process group; were it freed only while the interpreter ends, its threads
-    could abort the process.
+    Gloo's threads live on in DistributedDataParallel's reducer. One that has yet to drop its last work when the
+    interpreter ends aborts the process, so they get a moment.
     """
     if dist.is_initialized():
-        gc.collect()
         dist.destroy_process_group()
+        time.sleep(0.5)
 
 
 def rank_and_size() -> tuple[int, int]:

@@ -19,22 +19,19 @@ from torch.nn.parallel import DistributedDataParallel
 from training.embedder import distributed
 from training.embedder.losses import ArcFace, CrossBatchMemory
 
-def main(case):
-    rank, size = distributed.rank_and_size()
-    inputs, network, arcface, memory = torch.load(case, weights_only=False)
-    network, arcface = DistributedDataParallel(network), DistributedDataParallel(arcface)
-    losses = []
-    for pixels, identities in inputs:
-        share = slice(rank * len(pixels) // size, (rank + 1) * len(pixels) // size)
-        embeddings, identities = distributed.gather_batch(network(pixels[share]), identities[share])
-        loss = arcface(embeddings, identities) + memory.loss(embeddings, identities)
-        loss.backward()
-        losses.append(loss.item())
-    gradients = [p.grad for p in (*network.parameters(), *arcface.parameters())]
-    torch.save((losses, gradients, memory.state_dict()), f"{case}.{rank}")
-
 distributed.start()
-main(sys.argv[1])
+rank, size = distributed.rank_and_size()
+inputs, network, arcface, memory = torch.load(sys.argv[1], weights_only=False)
+network, arcface = DistributedDataParallel(network), DistributedDataParallel(arcface)
+losses = []
+for pixels, identities in inputs:
+    share = slice(rank * len(pixels) // size, (rank + 1) * len(pixels) // size)
+    embeddings, identities = distributed.gather_batch(network(pixels[share]), identities[share])
+    loss = arcface(embeddings, identities) + memory.loss(embeddings, identities)
+    loss.backward()
+    losses.append(loss.item())
+gradients = [p.grad for p in (*network.parameters(), *arcface.parameters())]
+torch.save((losses, gradients, memory.state_dict()), f"{sys.argv[1]}.{rank}")
 distributed.stop()
 """
 
