@@ -1,3 +1,4 @@
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -70,3 +71,9 @@ def test_table_of_perfect_and_of_random_embeddings(demo_world: Path, tmp_path: P
     assert rows["without fusion"]["video_to_item_r1"][0] >= 1 / len(DEMO)
     lines = table(rows).splitlines()
     assert len(lines) == 2 + len(rows) and lines[2].startswith("| full | ")
+
+
+def test_the_readme_has_the_table_of_the_result_in_git() -> None:
+    root = Path(__file__).parents[3]
+    result = json.loads((root / "benchmarks" / "results" / "ablation.json").read_text(encoding="utf-8"))
+    assert table(result["rows"]) in (root / "README.md").read_text(encoding="utf-8")
