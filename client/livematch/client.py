@@ -213,6 +213,8 @@ class Client:
             replace(server, connection=self._connect(server.url), num_in_flight=0) for server in self._servers
         ]
         self._copies.add(other)
+        if self._closed.is_set():  # by another thread, which may not have seen this copy
+            other.close()
         return other
 
     def close(self) -> None:

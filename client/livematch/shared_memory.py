@@ -119,8 +119,8 @@ class SharedMemory:
             path.unlink()
 
     def _unregister(self, name: str) -> None:
-        # A server that is gone, or was restarted, has no such region any more.
-        with contextlib.suppress(InferenceServerException):
+        # A server that is gone, or was restarted, has no such region any more; ValueError: the connection is closed.
+        with contextlib.suppress(InferenceServerException, ValueError):
             self._connection.unregister_system_shared_memory(name, headers=self._headers, client_timeout=_TIMEOUT_S)
 
 

@@ -177,6 +177,8 @@ def test_a_copy_is_closed_by_itself_but_not_outlived(loopback_server, picture):
         assert (len(second.recognize_image(picture)), len(client.recognize_image(picture))) == (1, 1)
     with pytest.raises(UnavailableError, match="closed"):
         second.recognize_image(picture)
+    with pytest.raises(UnavailableError, match="closed"):  # as when a server dies while a run begins
+        client.copy().recognize_image(picture)
 
 
 def test_other_tensors_are_named(loopback_server):
