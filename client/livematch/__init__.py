@@ -11,7 +11,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from livematch.client import Client, Recognition, Tls
+    from livematch.client import Client, Recognition
+    from livematch.connection import Tls
     from livematch.decoding import read_frames, read_image
     from livematch.errors import (
         ContractError,
@@ -50,7 +51,7 @@ _MODULE_OF = {
     "Score": "evaluation",
     "ServerError": "errors",
     "StoredFeatures": "features",
-    "Tls": "client",
+    "Tls": "connection",
     "Truth": "truth",
     "UnavailableError": "errors",
     "evaluate": "evaluation",

@@ -199,7 +199,8 @@ def _run(options: argparse.Namespace) -> dict[str, Any]:
 @contextmanager
 def _connected(options: argparse.Namespace) -> Iterator["Client"]:
     """A client of the servers at --server, or of one started on --repository for as long as this lasts."""
-    from livematch.client import Client, Tls
+    from livematch.client import Client
+    from livematch.connection import Tls
     from livematch.server import LocalServer
 
     settings: dict[str, Any] = {

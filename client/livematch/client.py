@@ -3,14 +3,12 @@
 import contextlib
 import copy
 import logging
-import math
 import threading
 import time
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Literal, Self, TypeVar
 
@@ -19,15 +17,13 @@ import numpy.typing as npt
 import tritonclient.grpc as triton
 from tritonclient.utils import InferenceServerException
 
+from livematch.connection import Connection, Tls
 from livematch.errors import ContractError, InputError, RequestError, UnavailableError
 from livematch.server import KEY_NAME
-from livematch.shared_memory import SharedMemory
 
 EMBEDDING_SIZE = 2048
 IMAGE_MODEL = "recognize_image"
 FRAME_MODEL = "recognize_frame"
-IDENTITY_MODEL = "crop_and_embed"  # its config carries the parameter `model_identity`
-
 INPUTS = {"image": ("UINT8", (-1, -1, -1, 3))}
 OUTPUTS = {
     "boxes": ("FP32", (-1, -1, 4)),
@@ -37,17 +33,6 @@ OUTPUTS = {
 }
 
 PRIORITIES = {"live": 1, "batch": 2}  # in the server's queues live requests go first
-
-# UNAVAILABLE: nothing listens, the server is shutting down, or a model's queue is full.
-_RETRIED_STATUSES = {"StatusCode.UNAVAILABLE", "StatusCode.DEADLINE_EXCEEDED"}
-_RESTRICTED = "This protocol is restricted"  # the access key is missing or wrong, which is UNAVAILABLE too
-_DEAD_STUB = "is not healthy"  # the process of a Python model has ended; another server has one, or a restarted one
-# Without the first, gRPC waits up to two minutes before it looks whether a restarted server is back.
-_CHANNEL_OPTIONS = [
-    ("grpc.max_reconnect_backoff_ms", 1000),
-    ("grpc.max_send_message_length", -1),
-    ("grpc.max_receive_message_length", -1),
-]
 
 _MAX_PAUSE_S = 8.0
 _AVOIDED_S = 2.0  # for how long a server that failed is left alone while others are up
@@ -71,37 +56,6 @@ class Recognition:
 
     def __len__(self) -> int:
         return len(self.scores)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Tls:
-    """PEM files for an encrypted connection; without any, the system's authorities are trusted.
-
-    Raises:
-        InputError: a certificate chain without a private key, or the other way round.
-    """
-
-    root_certificates: Path | None = None  # of the authority that signed the server's certificate
-    certificate_chain: Path | None = None  # of this client, where the server wants one,
-    private_key: Path | None = None  # and its key
-
-    def __post_init__(self) -> None:
-        if (self.certificate_chain is None) != (self.private_key is None):  # gRPC would abort the process
-            given = self.certificate_chain or self.private_key
-            raise InputError(f"TLS needs a client's certificate and its private key together, got only {given}")
-
-
-@dataclass(eq=False)
-class _Server:
-    """A connection to one server, and how it does."""
-
-    url: str
-    connection: triton.InferenceServerClient
-    memory: SharedMemory | None
-    num_in_flight: int = 0
-    # On the monotonic clock:
-    failed_s: float = -math.inf
-    checked_s: float = 0.0  # when it still had the models of the beginning
 
 
 class Client:
@@ -150,19 +104,16 @@ class Client:
             raise InputError("no server address given")
         self._max_tries = max_tries
         self._first_pause_s = first_pause_s
-        self._timeout_s = timeout_s
         self.crop_scale = crop_scale
         self._priority = PRIORITIES[priority]
-        self._headers = {} if access_key is None else {f"triton-grpc-protocol-{KEY_NAME}": access_key}
+        headers = {} if access_key is None else {f"triton-grpc-protocol-{KEY_NAME}": access_key}
         self._closed = threading.Event()
         self._has_warned = True  # not before the first answer: a server that never answers is an error, not an outage
         self._lock = threading.Lock()
-        self._tls = tls
         self._copies: weakref.WeakSet[Client] = weakref.WeakSet()
         self._servers = [
-            _Server(url, connection, SharedMemory(connection, self._headers) if shared_memory else None)
+            Connection(url, headers=headers, timeout_s=timeout_s, tls=tls, shared_memory=shared_memory)
             for url in dict.fromkeys(urls)
-            for connection in [self._connect(url)]
         ]
         try:
             self.model_identity = self._check_servers()
@@ -199,7 +150,7 @@ class Client:
         """
         for server in self._servers:
             with contextlib.suppress(InferenceServerException):
-                self._check_identity(server)
+                server.check_identity(self.model_identity)
 
     def copy(self) -> "Client":
         """A client of the same servers over connections of its own: when it is closed, this one stays open.
@@ -209,9 +160,7 @@ class Client:
         other = copy.copy(self)
         other._closed = threading.Event()
         other._copies = weakref.WeakSet()
-        other._servers = [
-            replace(server, connection=self._connect(server.url), num_in_flight=0) for server in self._servers
-        ]
+        other._servers = [server.copy() for server in self._servers]
         self._copies.add(other)
         if self._closed.is_set():  # by another thread, which may not have seen this copy
             other.close()
@@ -223,9 +172,7 @@ class Client:
         for other in list(self._copies):
             other.close()
         for server in self._servers:
-            if server.memory is not None:
-                server.memory.close()
-            server.connection.close()
+            server.close()
 
     def __enter__(self) -> Self:
         return self
@@ -240,21 +187,12 @@ class Client:
             raise InputError(f"expected uint8 pixels [H,W,3], got {pixels.dtype} {list(pixels.shape)}")
         batch = np.ascontiguousarray(pixels[np.newaxis])
         outputs = [triton.InferRequestedOutput(name) for name in OUTPUTS]
+        parameters = {} if self.crop_scale == 1 else {"crop_scale": str(self.crop_scale)}
 
-        def infer(server: _Server) -> triton.InferResult:
-            with self._sent(batch, server) as tensor:
-                answer = server.connection.infer(
-                    model,
-                    [tensor],
-                    outputs=outputs,
-                    priority=self._priority,
-                    timeout=int(self._timeout_s * 1e6),  # nobody waits for the answer after that
-                    client_timeout=self._timeout_s,
-                    headers=self._headers,
-                    parameters={} if self.crop_scale == 1 else {"crop_scale": str(self.crop_scale)},
-                )
+        def infer(server: Connection) -> triton.InferResult:
+            answer = server.infer(model, batch, outputs=outputs, priority=self._priority, parameters=parameters)
             if server.failed_s >= server.checked_s:
-                self._check_identity(server)
+                server.check_identity(self.model_identity)
             return answer
 
         response = self._call(infer)
@@ -264,50 +202,27 @@ class Client:
         )
         return Recognition(boxes, scores, embeddings)
 
-    def _connect(self, url: str) -> triton.InferenceServerClient:
-        files = self._tls or Tls()
-        return triton.InferenceServerClient(
-            url,
-            ssl=self._tls is not None,
-            root_certificates=files.root_certificates,
-            private_key=files.private_key,
-            certificate_chain=files.certificate_chain,
-            channel_args=_CHANNEL_OPTIONS,
-        )
-
-    @contextmanager
-    def _sent(self, batch: npt.NDArray[np.uint8], server: _Server) -> Iterator[triton.InferInput]:
-        """The tensor "image" with `batch` in it, or where a server on this machine finds it."""
-        tensor = triton.InferInput("image", batch.shape, "UINT8")
-        if server.memory is None:
-            tensor.set_data_from_numpy(batch)
-            yield tensor
-        else:
-            with server.memory.holding(batch, tensor):
-                yield tensor
-
     def _check_servers(self) -> str | None:
         """Raise ContractError unless all servers have the models that are expected; returns their identity."""
         identities: dict[str | None, str] = {}
         for server in self._servers:
             for model in (IMAGE_MODEL, FRAME_MODEL):
                 self._check_contract(server, model)
-            if server.memory is not None:
-                self._check_memory(server, server.memory)
-            identities.setdefault(self._call(self._read_identity, [server]), server.url)
+            try:
+                self._call(Connection.check_memory, [server])
+            except (RequestError, OSError) as error:
+                raise ContractError(
+                    f"the server at {server.url} cannot use shared memory of this machine: {error}"
+                ) from error
+            identities.setdefault(self._call(Connection.read_identity, [server]), server.url)
         if len(identities) > 1:
             found = ", ".join(f"{identity or 'unnamed models'} at {url}" for identity, url in identities.items())
             raise ContractError(f"the servers have different models: {found}")
         return next(iter(identities))
 
-    def _check_contract(self, server: _Server, model: str) -> None:
+    def _check_contract(self, server: Connection, model: str) -> None:
         try:
-            metadata = self._call(
-                lambda server: server.connection.get_model_metadata(
-                    model, as_json=True, client_timeout=self._timeout_s, headers=self._headers
-                ),
-                [server],
-            )
+            metadata = self._call(lambda server: server.read_metadata(model), [server])
         except RequestError as error:
             raise ContractError(f"the server at {server.url} does not serve {model}: {error}") from error
         for direction, expected in (("inputs", INPUTS), ("outputs", OUTPUTS)):
@@ -318,37 +233,7 @@ class Client:
                     f"{_describe(found)} instead of {_describe(expected)}"
                 )
 
-    def _read_identity(self, server: _Server) -> str | None:
-        try:
-            config = server.connection.get_model_config(
-                IDENTITY_MODEL, as_json=True, client_timeout=self._timeout_s, headers=self._headers
-            )
-        except InferenceServerException as error:
-            if self._is_outage(error, server):
-                raise
-            return None  # an ensemble of another make may lack this model; the features then carry no identity
-        parameter: dict[str, str] = config["config"].get("parameters", {}).get("model_identity", {})
-        return parameter.get("string_value")
-
-    def _check_identity(self, server: _Server) -> None:
-        start_s = time.monotonic()
-        identity = self._read_identity(server)
-        if identity != self.model_identity:
-            raise ContractError(
-                f"the server at {server.url} has other models than at the beginning: "
-                f"{identity or 'unnamed models'} instead of {self.model_identity or 'unnamed models'}"
-            )
-        server.checked_s = start_s
-
-    def _check_memory(self, server: _Server, memory: SharedMemory) -> None:
-        try:
-            self._call(lambda server: memory.check(), [server])
-        except (RequestError, OSError) as error:
-            raise ContractError(
-                f"the server at {server.url} cannot use shared memory of this machine: {error}"
-            ) from error
-
-    def _call(self, request: Callable[[_Server], _T], servers: Sequence[_Server] | None = None) -> _T:
+    def _call(self, request: Callable[[Connection], _T], servers: Sequence[Connection] | None = None) -> _T:
         """Send a request to one of the servers, again while it is down or overloaded."""
         servers = servers or self._servers
         untried = list(servers)
@@ -364,8 +249,8 @@ class Client:
                         raise UnavailableError(f"the connection to {server.url} was closed") from error
                     if isinstance(error, ValueError):
                         raise
-                    reason = _reason(error)
-                    if not self._is_outage(error, server):
+                    reason = " ".join((error.message() or str(error)).split())
+                    if not server.is_outage(error):
                         raise RequestError(reason) from error
                     if try_number == self._max_tries:
                         raise UnavailableError(
@@ -386,7 +271,7 @@ class Client:
         raise AssertionError("the last try returns or raises")
 
     @contextmanager
-    def _least_busy(self, servers: Sequence[_Server]) -> Iterator[_Server]:
+    def _least_busy(self, servers: Sequence[Connection]) -> Iterator[Connection]:
         avoided_s = time.monotonic() - _AVOIDED_S
         with self._lock:
             server = min(servers, key=lambda server: (server.failed_s > avoided_s, server.num_in_flight))
@@ -397,28 +282,6 @@ class Client:
             with self._lock:
                 server.num_in_flight -= 1
 
-    def _is_outage(self, error: InferenceServerException, server: _Server) -> bool:
-        """Tells what a later try may mend from a refusal of this one request."""
-        reason = error.message() or ""
-        if _RESTRICTED in reason:
-            return False
-        if error.status() in _RETRIED_STATUSES or _DEAD_STUB in reason:
-            return True
-        if server.memory is not None and server.memory.is_lost(error):
-            return True
-        try:  # A server that stops speaks of unknown models and failed steps of the ensemble.
-            return not server.connection.is_server_ready(client_timeout=self._timeout_s, headers=self._headers)
-        except InferenceServerException:
-            return True
-        except ValueError:  # the channel was closed meanwhile; the next try says so
-            if self._closed.is_set():
-                return True
-            raise
-
 
 def _describe(tensors: dict[str, tuple[Any, ...]]) -> str:
     return ", ".join(f"{name} {datatype} {list(shape)}" for name, (datatype, shape) in sorted(tensors.items()))
-
-
-def _reason(error: InferenceServerException) -> str:
-    return " ".join((error.message() or str(error)).split())
