@@ -3,7 +3,7 @@ import time
 import numpy as np
 import pytest
 
-from benchmarks.load import Sample, Window, closed_loop, describe_latency, is_stable, open_loop
+from benchmarks.load import Sample, Send, Window, closed_loop, describe_latency, is_stable, open_loop
 from livematch.errors import RequestError
 
 
@@ -13,6 +13,18 @@ def answered(latency_s: float) -> Sample:
 
 def window(num_answers: int, latency_s: float) -> Window[None]:
     return Window(1.0, [answered(latency_s)] * num_answers, None, None)
+
+
+def refusing(duration_s: float) -> Send:
+    """Takes so long for every picture, and refuses the second."""
+
+    def send(picture: int) -> int:
+        time.sleep(duration_s)
+        if picture == 1:
+            raise RequestError("refused")
+        return 2
+
+    return send
 
 
 def test_three_windows_within_a_tenth_are_stable() -> None:
@@ -54,14 +66,8 @@ def test_a_closed_loop_keeps_its_number_in_flight_and_observes_both_edges() -> N
 def test_an_open_loop_counts_from_the_moment_a_request_was_due() -> None:
     """One thread and 20 ms a request, asked for 200 a second: the last ones wait for all others."""
 
-    def send(picture: int) -> int:
-        time.sleep(0.02)
-        if picture == 1:
-            raise RequestError("refused")
-        return 2
-
     samples, is_stable = open_loop(
-        send, np.array([0, 1]), rate=200.0, duration_s=0.3, num_threads=1, rng=np.random.default_rng(0)
+        refusing(0.02), np.array([0, 1]), rate=200.0, duration_s=0.3, num_threads=1, rng=np.random.default_rng(0)
     )
     assert len(samples) == 60
     assert sum(bool(sample.error) for sample in samples) == 30
@@ -71,14 +77,10 @@ def test_an_open_loop_counts_from_the_moment_a_request_was_due() -> None:
 
 
 def test_an_open_loop_of_which_a_request_failed_is_not_stable() -> None:
-    def send(picture: int) -> int:
-        time.sleep(0.005)
-        if picture == 1:
-            raise RequestError("refused")
-        return 2
-
     rng = np.random.default_rng(0)
-    samples, is_stable = open_loop(send, np.array([0, 1]), rate=100.0, duration_s=0.2, num_threads=4, rng=rng)
+    samples, is_stable = open_loop(
+        refusing(0.005), np.array([0, 1]), rate=100.0, duration_s=0.2, num_threads=4, rng=rng
+    )
     assert any(sample.error for sample in samples)
     assert not is_stable
 
