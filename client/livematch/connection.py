@@ -1,6 +1,7 @@
 """A gRPC connection to one server: its requests, and what its errors mean."""
 
 import math
+import re
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,6 +17,8 @@ from livematch.errors import ContractError, InputError
 from livematch.shared_memory import SharedMemory
 
 IDENTITY_MODEL = "crop_and_embed"  # its config carries the parameter `model_identity`
+
+_ADDRESS = re.compile(r"([^\s:/]+|\[[^\s/]+\]):\d{1,5}")
 
 # UNAVAILABLE: nothing listens, the server is shutting down, or a model's queue is full.
 _RETRIED_STATUSES = {"StatusCode.UNAVAILABLE", "StatusCode.DEADLINE_EXCEEDED"}
@@ -34,7 +37,7 @@ class Tls:
     """PEM files for an encrypted connection; without any, the system's authorities are trusted.
 
     Raises:
-        InputError: a certificate chain without a private key, or the other way round.
+        InputError: a file is not there, or a certificate chain is without a private key, or the other way round.
     """
 
     root_certificates: Path | None = None  # of the authority that signed the server's certificate
@@ -45,6 +48,9 @@ class Tls:
         if (self.certificate_chain is None) != (self.private_key is None):  # gRPC would abort the process
             given = self.certificate_chain or self.private_key
             raise InputError(f"TLS needs a client's certificate and its private key together, got only {given}")
+        for path in (self.root_certificates, self.certificate_chain, self.private_key):
+            if path is not None and not path.is_file():
+                raise InputError(f"{path} is not a file, but TLS was to use it")
 
 
 class Connection:
@@ -57,12 +63,17 @@ class Connection:
         shared_memory: hand pictures over through it.
         tls: encrypt the connection.
 
+    Raises:
+        InputError: `url` is of another form.
+
     Its methods raise InferenceServerException for whatever the server or gRPC refuses, and ValueError after `close`.
     """
 
     def __init__(
         self, url: str, *, headers: dict[str, str], timeout_s: float, tls: Tls | None, shared_memory: bool
     ) -> None:
+        if not _ADDRESS.fullmatch(url):
+            raise InputError(f"the address of a server is HOST:PORT, got {url!r}")
         self.url = url
         self.num_in_flight = 0
         self.failed_s = -math.inf  # on the monotonic clock

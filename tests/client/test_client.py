@@ -6,12 +6,13 @@ import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import grpc
 import numpy as np
 import pytest
 
-from livematch import Client, ContractError, InputError, RequestError, UnavailableError
+from livematch import Client, ContractError, InputError, RequestError, Tls, UnavailableError
 
 UNAVAILABLE = grpc.StatusCode.UNAVAILABLE
 
@@ -233,6 +234,17 @@ def test_servers_with_different_models_are_refused(loopback_server, second_serve
 def test_no_address_is_refused():
     with pytest.raises(InputError, match="no server address"):
         Client([])
+
+
+@pytest.mark.parametrize("address", ["localhost", "http://localhost:8001", "localhost:", "localhost:grpc", ":8001", ""])
+def test_an_address_of_another_form_is_refused_at_once(address):
+    with pytest.raises(InputError, match=rf"HOST:PORT, got '{address}'"):
+        Client(address, first_pause_s=30)
+
+
+def test_certificates_that_are_not_there_are_refused(loopback_server):
+    with pytest.raises(InputError, match=r"nowhere\.pem is not a file"):
+        Client(loopback_server.url, tls=Tls(root_certificates=Path("nowhere.pem")))
 
 
 def test_shared_memory_and_the_connection_when_none_is_left(loopback_server, picture, monkeypatch):

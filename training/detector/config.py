@@ -1,15 +1,15 @@
 """What the detector is made of. The JSON beside a checkpoint holds one `DetectorConfig`, so later stages rebuild it."""
 
-import json
-from dataclasses import asdict, dataclass, fields
-from pathlib import Path
+from dataclasses import dataclass
+
+from training.json_config import JsonConfig
 
 LEVELS = (2, 3, 4, 5, 6)
 """The pyramid levels P2..P6 of the proposals; level l has stride 2**l. Boxes are pooled from all but the last."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class DetectorConfig:
+class DetectorConfig(JsonConfig):
     """Architecture and test-time settings. The defaults are production's; sizes are pixels of the resized image."""
 
     backbone: str = "ese_vovnet99b"
@@ -41,18 +41,6 @@ class DetectorConfig:
             raise ValueError(f"norm is {self.norm!r}, not 'FrozenBN' or 'BN'")
         if len(self.anchor_sizes_px) != len(LEVELS):
             raise ValueError(f"{len(self.anchor_sizes_px)} anchor sizes for the {len(LEVELS)} levels P2..P6")
-
-    def save(self, path: Path) -> None:
-        path.write_text(json.dumps(asdict(self), indent=2) + "\n", encoding="utf-8")
-
-    @classmethod
-    def load(cls, path: Path) -> "DetectorConfig":
-        """Raises ValueError, naming the file, for unknown or missing fields."""
-        values = json.loads(path.read_text(encoding="utf-8"))
-        names = {field.name for field in fields(cls)}
-        if not isinstance(values, dict) or set(values) != names:
-            raise ValueError(f"{path}: not a detector config; fields that differ: {sorted(names ^ set(values))}")
-        return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
 
 
 PRODUCTION = DetectorConfig()

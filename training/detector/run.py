@@ -22,11 +22,13 @@ FREE_TO_CHANGE = ("checkpoint_every", "evaluate_every", "num_workers")
 class Run:
     """Every process of a distributed run has one; their gradients are averaged, so they stay equal."""
 
-    def __init__(self, recipe: Recipe, *, seed: int = 0, amp: bool = False) -> None:
+    def __init__(self, recipe: Recipe, *, seed: int = 0, amp: bool = False, data: str = "") -> None:
+        """`data` names what is trained on (`training.wab.dataset.digest`)."""
         torch.manual_seed(seed)
         self.recipe = recipe
         self.seed = seed
         self.amp = amp
+        self.data = data
         self.iteration = 0
         cuda = torch.cuda.is_available()
         self.device = torch.device("cuda", torch.cuda.current_device()) if cuda else torch.device("cpu")
@@ -91,7 +93,7 @@ class Run:
     def identity(self) -> dict[str, Any]:
         """What a checkpoint must agree in with the run that goes on from it."""
         fields = {name: value for name, value in asdict(self.recipe).items() if name not in FREE_TO_CHANGE}
-        return {**fields, "seed": self.seed, "amp": self.amp}
+        return {**fields, "seed": self.seed, "amp": self.amp, "data": self.data}
 
     def save(self, path: Path, progress: Mapping[str, Any]) -> None:
         """Replaces `path` by the whole state, at once, so that a killed run leaves a whole file."""
@@ -103,7 +105,7 @@ class Run:
     def load(self, path: Path) -> dict[str, Any]:
         """Takes over a saved state; returns the progress saved with it.
 
-        Raises ValueError if it is another recipe's or stage's, naming what differs.
+        Raises ValueError if it is another recipe's, stage's or data's, naming what differs.
         """
         state = torch.load(path, map_location=self.device, weights_only=True)
         check_identity(self.identity, state.get("identity", {}), path)

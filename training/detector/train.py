@@ -28,7 +28,7 @@ from training.detector.recipe import STAGES, Recipe, demo
 from training.detector.run import Run
 from training.detector.survey import read_data
 from training.detector.weights import load_backbone, load_checkpoint, load_weights
-from training.wab.dataset import Picture
+from training.wab.dataset import Picture, digest
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -135,7 +135,7 @@ def train(
     Raises FloatingPointError when a loss or a gradient is no longer finite, ValueError if what is to be resumed is
     another run or `output` is not the same folder for all processes.
     """
-    run = Run(recipe, seed=seed, amp=amp)
+    run = Run(recipe, seed=seed, amp=amp, data=digest(pictures))
     last = output / "last.pt"
     saved_progress = run.load(last) if resume and last.exists() else None
     starts = comm.all_gather(run.iteration)

@@ -1,7 +1,6 @@
 """The embedder network: EfficientNet features, generalised mean pooling, a projection to 512 dimensions, batch norm."""
 
-import json
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -9,12 +8,14 @@ import timm
 import torch
 from torch import nn
 
+from training.json_config import JsonConfig
+
 IMAGENET_MEAN = (123.675, 116.28, 103.53)
 IMAGENET_STD = (58.395, 57.12, 57.375)
 
 
 @dataclass(frozen=True, kw_only=True)
-class EmbedderConfig:
+class EmbedderConfig(JsonConfig):
     """What rebuilds the network; saved as JSON beside its weights."""
 
     backbone: str  # a timm model
@@ -25,16 +26,6 @@ class EmbedderConfig:
     template: str = "SM"  # key of training.embedder.templates.TEMPLATES, used at test time
     mean: tuple[float, float, float] = IMAGENET_MEAN  # RGB, of 0..255
     std: tuple[float, float, float] = IMAGENET_STD
-
-    def save(self, path: Path) -> None:
-        path.write_text(json.dumps(asdict(self), indent=2) + "\n", encoding="utf-8")
-
-    @classmethod
-    def load(cls, path: Path) -> "EmbedderConfig":
-        values = json.loads(path.read_text(encoding="utf-8"))
-        for name in ("mean", "std"):
-            values[name] = tuple(values[name])
-        return cls(**values)
 
 
 PRODUCTION: dict[str, EmbedderConfig] = {

@@ -5,7 +5,9 @@ A part is a folder with `image/<item_id>/<k>.jpg`, `image_annotation/<item_id>/<
 may overrun the image.
 """
 
+import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -64,6 +66,12 @@ class Picture:
     path: Path
     frame_index: int | None
     annotations: tuple[Annotation, ...]
+
+
+def digest(pictures: Sequence[Picture]) -> str:
+    """Changes with the order of the pictures and with their annotations, but not with where they are stored."""
+    facts = [(picture.item_id, picture.name, picture.frame_index, picture.annotations) for picture in pictures]
+    return hashlib.sha256(repr(facts).encode()).hexdigest()[:16]
 
 
 def read_part(directory: Path, bad: list[str] | None = None) -> list[Picture]:

@@ -33,6 +33,14 @@ def test_unknown_and_missing_fields_are_named(change: dict[str, object], tmp_pat
         DetectorConfig.load(path)
 
 
+@pytest.mark.parametrize("text", ['{"norm": ', "[1]", "\udcff"])
+def test_a_file_that_holds_no_config_is_named(text: str, tmp_path: Path) -> None:
+    path = tmp_path / "detector.json"
+    path.write_text(text, encoding="utf-8", errors="surrogateescape")
+    with pytest.raises(ValueError, match=r"detector\.json: "):
+        DetectorConfig.load(path)
+
+
 def test_wrong_values_are_refused() -> None:
     with pytest.raises(ValueError, match="GN"):
         replace(DEMO, norm="GN")

@@ -100,6 +100,8 @@ def test_a_checkpoint_holds_everything_and_is_only_for_its_run(tmp_path: Path) -
         Run(replace(recipe(), batch_size=2)).load(path)
     with pytest.raises(ValueError, match=r"name 'demo', here 'stage9'.*amp False, here True"):
         Run(recipe(name="stage9"), seed=1, amp=True).load(path)
+    with pytest.raises(ValueError, match=r"data '', here '1f0c'"):
+        Run(recipe(), seed=1, data="1f0c").load(path)
 
 
 def test_learning_rate_warms_up_then_falls_along_a_cosine() -> None:

@@ -1,5 +1,6 @@
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import av
@@ -8,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import ExifTags, Image
 
-from training.wab.dataset import LABELS, Annotation, read_part
+from training.wab.dataset import LABELS, Annotation, digest, read_part
 from training.wab.frames import cache_frames, read_parts, read_rgb, read_size
 
 ANNOTATION = {"label": "短裙", "viewpoint": 0, "display": 1, "instance_id": 20001301, "box": [10, 20, 90, 120]}
@@ -51,6 +52,13 @@ def test_photos_come_first_in_number_order_then_frames(part: Path) -> None:
     assert [(p.name, p.frame_index) for p in pictures] == [("2", None), ("10", None), ("f0", 0), ("f40", 40)]
     assert pictures[0].annotations == (Annotation("短裙", 0, 1, 20001301, (10, 20, 90, 120)),)
     assert [len(p.annotations) for p in pictures] == [1, 1, 0, 2]
+
+
+def test_digest_is_of_what_is_trained_on_and_not_of_where_it_lies(part: Path, tmp_path: Path) -> None:
+    pictures = read_part(part)
+    assert digest(cache_frames(pictures, tmp_path / "cache")) == digest(pictures)
+    moved = replace(pictures[0], annotations=(replace(pictures[0].annotations[0], box=(10, 20, 90, 121)),))
+    assert len({digest(pictures), digest(pictures[::-1]), digest([moved, *pictures[1:]])}) == 3
 
 
 def test_frames_are_extracted_exactly_and_once(part: Path, tmp_path: Path) -> None:
