@@ -7,7 +7,6 @@ fills the cache before several trainings share it.
 
 import argparse
 import hashlib
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -125,7 +124,7 @@ def _write_cut(path: Path, cut: np.ndarray, max_side: int) -> None:
 class CropDataset(Dataset):
     """Crops as uint8 [3, h, w] tensors of their template with a class number, augmented.
 
-    An index is (crop, template set): the batch sampler decides the size, so that a batch has one. Whatever the
+    An index is (crop, template set, aspect): the batch sampler decides the size, so that a batch has one. Whatever the
     augmentation, each edge of the box moves by up to `jitter` of its side, drawn anew each time. This is not in the
     reference recipe: it is ours, as a detector's boxes are not the annotation's.
     """
@@ -140,10 +139,10 @@ class CropDataset(Dataset):
     def num_identities(self) -> int:
         return len(self.identities)
 
-    def __getitem__(self, index: tuple[int, str]) -> tuple[torch.Tensor, int]:
-        number, template_set = index
+    def __getitem__(self, index: tuple[int, str, int]) -> tuple[torch.Tensor, int]:
+        number, template_set, aspect = index
         crop = self.crops[number]
-        size = TEMPLATES[template_set][crop.aspect]
+        size = TEMPLATES[template_set][aspect]
         pixels = read_crop(crop, size, np.array(crop.box) + self._shift(crop))
         return self.augment(pixels), self.identities[crop.identity]
 
@@ -167,9 +166,11 @@ def read_crop(crop: Crop, size: tuple[int, int], box: np.ndarray | None = None) 
 
 
 class AspectBatches(Sampler):
-    """Batches of one aspect ratio; each draws its template set, so sizes vary ("multi-scale").
+    """Batches of one template; each draws its template set, so sizes vary ("multi-scale").
 
-    Reshuffled every epoch from (seed, epoch). What does not fill a batch at a bucket's end is left out of the epoch.
+    A batch is a list of (crop, template set, aspect), reshuffled every epoch from (seed, epoch). What does not fill a
+    batch at a bucket's end joins the next bucket, and takes its template, so that rare aspect ratios are trained too.
+    Now the widest bucket is the last, now the narrowest; what is left there is out of the epoch.
     `share` is this process's number and the number of processes, which split each batch evenly.
     """
 
@@ -185,28 +186,29 @@ class AspectBatches(Sampler):
         rank, num_processes = share
         if batch_size % num_processes:
             raise ValueError(f"a batch of {batch_size} cannot be split evenly over {num_processes} processes")
+        if len(crops) < batch_size:
+            raise ValueError(f"{len(crops)} crops cannot fill a batch of {batch_size}")
         self.share = slice(rank * batch_size // num_processes, (rank + 1) * batch_size // num_processes)
         self.aspects = np.array([crop.aspect for crop in crops])
         self.batch_size = batch_size
         self.template_sets = list(template_sets)
         self.seed = seed
         self.epoch = 0
-        counts = Counter(self.aspects.tolist())
-        self.num_batches = sum(count // batch_size for count in counts.values())
-        if not self.num_batches:
-            raise ValueError(f"no aspect ratio has {batch_size} crops to fill a batch: {counts}")
 
     def __len__(self) -> int:
-        return self.num_batches
+        return len(self.aspects) // self.batch_size
 
-    def __iter__(self) -> Iterator[list[tuple[int, str]]]:
+    def __iter__(self) -> Iterator[list[tuple[int, str, int]]]:
         rng = np.random.default_rng([self.seed, self.epoch])
         batches = []
-        for aspect in np.unique(self.aspects):
-            members = rng.permutation(np.flatnonzero(self.aspects == aspect))
-            for start in range(0, len(members) - self.batch_size + 1, self.batch_size):
+        rest = np.array([], int)
+        for aspect in np.unique(self.aspects)[:: rng.choice([1, -1])]:
+            members = rng.permutation(np.append(rest, np.flatnonzero(self.aspects == aspect)))
+            num_full = len(members) // self.batch_size
+            for batch in members[: num_full * self.batch_size].reshape(num_full, self.batch_size):
                 template_set = str(rng.choice(self.template_sets))
-                batches.append([(int(i), template_set) for i in members[start : start + self.batch_size]])
+                batches.append([(int(number), template_set, int(aspect)) for number in batch])
+            rest = members[num_full * self.batch_size :]
         for place in rng.permutation(len(batches)):
             yield batches[place][self.share]
 

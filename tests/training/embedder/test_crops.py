@@ -52,8 +52,8 @@ def test_garments_of_two_parts_are_other_identities_though_their_ids_are_the_sam
     both = CropDataset(crops, v2.Identity())
     assert both.num_identities == 2 * one.num_identities > 0
     half = len(crops) // 2
-    garments = [both[i, "XS"][1] for i in range(len(crops))]
-    assert garments == [one[i, "XS"][1] + part * one.num_identities for part in (0, 1) for i in range(half)]
+    garments = [both[i, "XS", 0][1] for i in range(len(crops))]
+    assert garments == [one[i, "XS", 0][1] + part * one.num_identities for part in (0, 1) for i in range(half)]
     perfect = np.eye(both.num_identities)[garments]
     assert all(metrics == {"r1": 1.0, "r5": 1.0, "map": 1.0} for metrics in both_ways(perfect, crops).values())
 
@@ -67,7 +67,7 @@ def test_boxes_are_jittered_by_up_to_a_share_of_their_sides(tmp_path: Path) -> N
     crops = cut_crops([picture], tmp_path / "cut", max_side=600)
     torch.manual_seed(0)
     dataset = CropDataset(crops, augmentation(heavy=False))
-    seen = [dataset[0, "XS"][0].numpy() for _ in range(40)]
+    seen = [dataset[0, "XS", crops[0].aspect][0].numpy() for _ in range(40)]
     borders = [(image.max((0, 1)) < 128).mean() for image in seen]
     assert 0.04 < max(borders) <= 0.11 and min(borders) == 0
 
