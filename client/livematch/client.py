@@ -77,6 +77,7 @@ class Client:
         tls: encrypt the connection.
 
     Raises:
+        InputError: an address is not of that form, or another argument is out of its range.
         UnavailableError: nobody answers at one of the addresses.
         ContractError: a server has no such models, their tensors are others than this client expects, it cannot use
             shared memory of this machine, or two servers have models with different identities.
