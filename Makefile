@@ -30,7 +30,7 @@ check: .venv/.installed
 
 # A short run of all measurements, then the report. CONFIG=production takes the full networks with made-up weights: for
 # one picture they need seconds on a CPU, so it measures fewer and longer.
-bench: FEW = $(if $(filter production,$(CONFIG)),--pictures 8 --window-s 60)
+bench: FEW = $(if $(filter production,$(CONFIG)),--pictures 8 --window-s 10)
 bench: .venv/.installed
 	$(RUN) -m benchmarks.baseline --config $(CONFIG) $(if $(FEW),--clips 1 --frames 4 --rounds 2)
 	$(RUN) -m benchmarks.embedding --config $(CONFIG) $(if $(FEW),--clips 1 --rounds 1)

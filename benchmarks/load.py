@@ -73,7 +73,9 @@ def closed_loop(
 ) -> tuple[Window[T], bool]:
     """Keeps `concurrency` requests in flight, pictures in the given order over and over.
 
-    After one window that does not count, windows go on until three in a row are stable or `max_windows` are over.
+    A window lasts `window_s`, and on until every picture has been answered equally often: windows differ by what the
+    server does, not by which pictures fell into them. After `window_s` that do not count, windows go on until three in
+    a row are stable or `max_windows` are over.
 
     Returns:
         The last three windows as one (all, if there are fewer), and whether they are stable.
@@ -84,7 +86,7 @@ def closed_loop(
         edge_s, _ = loop.end_window(window_s)
         before = observe()
         while len(windows) < max_windows:
-            next_edge_s, samples = loop.end_window(window_s)
+            next_edge_s, samples = loop.end_window(window_s, num_pictures=len(order))
             after = observe()
             windows.append(Window(next_edge_s - edge_s, samples, before, after))
             edge_s, before = next_edge_s, after
@@ -136,7 +138,7 @@ class _Loop:
         self._task = task
         self._num_tasks = num_tasks
         self._position = 0
-        self._lock = threading.Lock()
+        self._lock = threading.Condition()
         self._stopped = threading.Event()
         self._threads: list[threading.Thread] = []
         self._start_s = 0.0
@@ -162,11 +164,13 @@ class _Loop:
     def now_s(self) -> float:
         return time.perf_counter() - self._start_s
 
-    def end_window(self, duration_s: float) -> tuple[float, list[Sample]]:
-        """Waits, then hands out the time and the samples since the last call."""
+    def end_window(self, duration_s: float, num_pictures: int = 1) -> tuple[float, list[Sample]]:
+        """Waits at least so long and for a multiple of so many samples; hands out the time and the samples."""
         time.sleep(duration_s)
         with self._lock:
-            samples, self.samples = self.samples, []
+            num_samples = max(1, -(-len(self.samples) // num_pictures)) * num_pictures
+            self._lock.wait_for(lambda: len(self.samples) >= num_samples)
+            samples, self.samples = self.samples[:num_samples], self.samples[num_samples:]
             return self.now_s(), samples
 
     def _work(self) -> None:
@@ -188,6 +192,7 @@ class _Loop:
             sample = Sample(picture, due_s, self.now_s(), num_boxes, error)
             with self._lock:
                 self.samples.append(sample)
+                self._lock.notify()
 
 
 def describe_latency(samples: list[Sample]) -> dict[str, Any]:

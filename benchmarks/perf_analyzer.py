@@ -4,7 +4,8 @@
 
 The program lies in tritonclient's wheels up to 2.60; 2.51.0 is taken because later ones need glibc 2.38. It is fetched
 once with `pip download` into --cache (put the wheel there to work offline), and runs with two libraries that
-nvidia-pytriton carries. It is given the same pictures, and for each model the tensors that model got for them.
+nvidia-pytriton carries. It is given the same pictures, and for each model the tensors that model got for them. Its
+windows count requests, as ours do: by time alone, which pictures fell into a window of slow networks would decide.
 """
 
 import argparse
@@ -25,6 +26,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.engines import Arrays, Engines
+from benchmarks.load import NUM_STABLE_WINDOWS
 from benchmarks.results import RESULTS, rounded
 from benchmarks.throughput import Bench, measure, run_on_bench
 from benchmarks.workload import add_workload_arguments
@@ -70,14 +72,19 @@ def fetch_perf_analyzer(cache: Path) -> tuple[Path, dict[str, str]]:
 class PerfAnalyzer:
     """Runs the program against one server; `folder` is for its inputs and its answers."""
 
-    def __init__(self, cache: Path, url: str, folder: Path, *, window_s: float) -> None:
+    def __init__(self, cache: Path, url: str, folder: Path) -> None:
         self._program, self._environment = fetch_perf_analyzer(cache)
         self._url = url
         self._folder = folder
-        self._window_s = window_s
 
-    def run(self, model: str, inputs: Sequence[Arrays], *, concurrency: int, is_batched: bool) -> dict[str, Any]:
-        """Its figures for one model and concurrency. Raises RuntimeError with its last line if it failed."""
+    def run(
+        self, model: str, inputs: Sequence[Arrays], *, concurrency: int, num_requests: int, is_batched: bool
+    ) -> dict[str, Any]:
+        """Its figures for one model and concurrency, with windows of at least so many requests.
+
+        Raises:
+            RuntimeError: it failed; with its last line.
+        """
         data = self._folder / f"{model}.json"
         data.write_text(json.dumps({"data": [_encode(feeds, is_batched) for feeds in inputs]}))
         table = self._folder / f"{model}.csv"
@@ -85,7 +92,8 @@ class PerfAnalyzer:
         command = [
             *(str(self._program), "-m", model, "-u", self._url, "-i", "grpc", "--input-data", str(data)),
             *("--concurrency-range", str(concurrency), "-f", str(table), "--max-trials", "8"),
-            *("--measurement-interval", str(int(self._window_s * 1000)), "--stability-percentage"),
+            *("--measurement-mode", "count_windows", "--measurement-request-count", str(num_requests)),
+            "--stability-percentage",
         ]
         for within in (STABLE_WITHIN_PERCENT, ANY_PERCENT):  # without stability it keeps what it measured to itself
             answer = subprocess.run([*command, within], env=self._environment, capture_output=True, text=True)
@@ -97,15 +105,19 @@ class PerfAnalyzer:
         (row,) = csv.DictReader(table.read_text().splitlines())
         return {
             "concurrency": concurrency,
+            "requests_per_window": num_requests,
             "is_stable": within == STABLE_WITHIN_PERCENT,
             "inferences_per_s": rounded(float(row["Inferences/Second"])),
             **{f"p{percent}_ms": rounded(float(row[f"p{percent} latency"]) / 1e3) for percent in (50, 90, 95, 99)},
         }
 
 
-def model_inputs(engines: Engines, bench: Bench) -> dict[str, list[Arrays]]:
-    """What each model is fed for the bench's pictures; of those with a batch, single rows, as perf_analyzer batches."""
-    inputs: dict[str, list[Arrays]] = {}
+def model_inputs(engines: Engines, bench: Bench) -> dict[str, list[tuple[Arrays, float]]]:
+    """What each model is fed for the bench's pictures, and the seconds it takes.
+
+    Of those with a batch, single rows, as perf_analyzer batches.
+    """
+    inputs: dict[str, list[tuple[Arrays, float]]] = {}
     for picture in bench.pictures:
         for call in engines.recognize(picture.kind, picture.pixels):
             if call.model != "crop":
@@ -113,7 +125,7 @@ def model_inputs(engines: Engines, bench: Bench) -> dict[str, list[Arrays]]:
                 feeds = [{name: array[row : row + 1] for name, array in call.feeds.items()} for row in range(rows)]
             else:
                 feeds = [call.feeds]
-            inputs.setdefault(call.model, []).extend(feeds)
+            inputs.setdefault(call.model, []).extend((request, call.elapsed_s / len(feeds)) for request in feeds)
     return {model: found[:MAX_INPUTS] for model, found in inputs.items()}
 
 
@@ -143,18 +155,31 @@ def main(argv: Sequence[str] | None = None) -> int:
         pictures = [{"image": picture.pixels[None]} for picture in bench.pictures]
         rounds = []
         with tempfile.TemporaryDirectory(prefix="livematch-perf-analyzer-") as folder:
-            analyzer = PerfAnalyzer(options.cache, bench.url, Path(folder), window_s=options.window_s)
+            analyzer = PerfAnalyzer(options.cache, bench.url, Path(folder))
             for turn in range(options.rounds):
                 ours, _ = measure(
                     bench, options.concurrency, window_s=options.window_s, max_windows=8, seed=options.seed + turn
                 )
-                theirs = analyzer.run(ensemble, pictures, concurrency=options.concurrency, is_batched=True)
+                theirs = analyzer.run(
+                    ensemble,
+                    pictures,
+                    concurrency=options.concurrency,
+                    num_requests=-(-ours["latency"]["num_answered"] // NUM_STABLE_WINDOWS),
+                    is_batched=True,
+                )
                 ratio = rounded(theirs["inferences_per_s"] / ours["pictures_per_s"])
                 rounds.append({"ours_per_s": ours["pictures_per_s"], "perf_analyzer": theirs, "ratio": ratio})
                 print(f"{ensemble}: ours {ours['pictures_per_s']}, perf_analyzer {theirs}", flush=True)
             models = {}
-            for model, feeds in inputs.items():
-                models[model] = analyzer.run(model, feeds, concurrency=1, is_batched=model != "crop")
+            for model, requests in inputs.items():
+                feeds, elapsed_s = zip(*requests, strict=True)
+                models[model] = analyzer.run(
+                    model,
+                    feeds,
+                    concurrency=1,
+                    num_requests=max(len(feeds), round(options.window_s / statistics.mean(elapsed_s))),
+                    is_batched=model != "crop",
+                )
                 print(f"{model}: {models[model]}", flush=True)
         return {
             "package": PACKAGE,

@@ -4,8 +4,9 @@
 
 Starts a server of its own on loopback, or takes one that runs (`--server HOST:PORT`, such as tritonserver with TensorRT
 engines in NVIDIA's container), whose load and memory are then not read. For each concurrency a closed loop runs in
-windows until three in a row are stable. Beside the client's figures stand the server's own: queue, input, compute and
-output time of each model. The response cache is off (the statistics would show hits).
+windows of whole passes over the pictures until three in a row are stable. Beside the client's figures stand the
+server's own: queue, input, compute and output time of each model. The response cache is off (the statistics would
+show hits).
 """
 
 import argparse

@@ -1,4 +1,5 @@
 import time
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -61,6 +62,19 @@ def test_a_closed_loop_keeps_its_number_in_flight_and_observes_both_edges() -> N
     assert {sample.num_boxes for sample in found.answered} == {5, 6}
     assert found.after - found.before == 3
     assert found.duration_s >= 0.6
+
+
+def test_every_window_has_every_picture_equally_often() -> None:
+    """The last of three takes 50 times as long: by time alone, most windows would not have it."""
+    found, _ = closed_loop(
+        lambda picture: time.sleep(0.1 if picture == 2 else 0.002) or picture,
+        np.arange(3),
+        concurrency=1,
+        window_s=0.01,
+        max_windows=3,
+        observe=lambda: None,
+    )
+    assert Counter(sample.picture for sample in found.answered) == {0: 3, 1: 3, 2: 3}
 
 
 def test_an_open_loop_counts_from_the_moment_a_request_was_due() -> None:
