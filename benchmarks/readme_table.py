@@ -46,7 +46,7 @@ def _embedding(figures: Figures) -> Iterator[Row]:
 
 def _throughput(figures: Figures) -> Iterator[Row]:
     best = max(figures["sweep"], key=lambda point: (point["is_stable"], point["pictures_per_s"]))
-    figure = f"{best['pictures_per_s']:.1f} pictures/s, {best['crops_per_s']:.1f} crops/s"
+    figure = f"{best['pictures_per_s']:.3g} pictures/s, {best['crops_per_s']:.3g} crops/s"
     yield f"throughput, {best['concurrency']} in flight{'' if best['is_stable'] else ', not stable'}", figure, []
     first = figures["sweep"][0]
     yield f"latency, {first['concurrency']} in flight", _latencies(first["latency"]), []
