@@ -203,7 +203,7 @@ def test_the_table_has_every_figure_with_its_file(results: list[dict[str, Any]])
     assert lines[2] == "| demo | pipeline over the contest's way, cpu | 4.2× | 4 to 4.4 (3) | `demo_baseline.json` |"
     engine = "2.00× eager, 0.50 of the bound of its work | 1.25 to 2.5 (3)"
     assert f"| demo | engine of detector | {engine} | `demo_models.json` |" in lines
-    assert "| demo | throughput, 4 in flight | 8.0 pictures/s, 16.0 crops/s |  | `demo_throughput.json` |" in lines
+    assert "| demo | throughput, 4 in flight | 8 pictures/s, 16 crops/s |  | `demo_throughput.json` |" in lines
     assert "| demo | embedding, 4 sources at once over one | 1.60× |  | `demo_embedding.json` |" in lines
     assert sum("Poisson" in line for line in lines) == 1  # the load that was not stable is left out
 
