@@ -28,16 +28,16 @@ def markdown_table(results: Iterable[dict[str, Any]]) -> str:
 
 def _baseline(figures: Figures) -> Iterator[Row]:
     speedups = [turn["speedup"] for turn in figures["rounds"]]
-    yield f"pipeline over the contest's way, {figures['device']}", f"{figures['headline_speedup']:.1f}×", speedups
+    yield f"pipeline over the contest's way, {figures['device']}", f"{figures['headline_speedup']:.3g}×", speedups
     ratios = [turn["cpu_ratio"] for turn in figures["rounds"]]
-    yield "the same in processor seconds", f"{figures['cpu_ratio']:.1f}×", ratios
+    yield "the same in processor seconds", f"{figures['cpu_ratio']:.3g}×", ratios
     unread = [turn["speedup_unread"] for turn in figures["rounds"]]
-    yield "the same if the contest's way read frames in no time", f"{figures['speedup_unread']:.1f}×", unread
+    yield "the same if the contest's way read frames in no time", f"{figures['speedup_unread']:.3g}×", unread
 
 
 def _embedding(figures: Figures) -> Iterator[Row]:
     decoding = [turn["decoding"]["speedup"] for turn in figures["rounds"]]
-    yield "a clip decoded in one pass over seeking its frames", f"{figures['decoding_speedup']:.1f}×", decoding
+    yield "a clip decoded in one pass over seeking its frames", f"{figures['decoding_speedup']:.3g}×", decoding
     speedups = [turn["speedup"] for turn in figures["rounds"]]
     yield f"embedding, {figures['concurrency']} sources at once over one", f"{figures['speedup']:.2f}×", speedups
     computing = [turn["overlapped"]["computing"] for turn in figures["rounds"]]

@@ -191,7 +191,7 @@ def _baseline(figures: dict[str, Any]) -> str:
         for position, turn in enumerate(figures["rounds"])
     ]
     headline = (
-        f"<p><strong>The pipeline is {figures['headline_speedup']:.1f} times as fast</strong>, "
+        f"<p><strong>The pipeline is {figures['headline_speedup']:.3g} times as fast</strong>, "
         f"{figures['speedup_unread']:.1f} times if the baseline read its frames in no time (medians of "
         f"{len(rows)} rounds; {figures['num_clips']} clips of {figures['num_frames']} frames each). Baseline: eager "
         f"PyTorch with {figures['threads']} threads on {figures['device']}, detector: {figures['eager_detector']}.</p>"
