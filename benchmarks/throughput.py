@@ -42,7 +42,6 @@ from benchmarks.workload import (
     read_pictures,
     recognize,
 )
-from export.signature import EMBEDDERS
 from livematch import Client, LocalServer
 
 Observed = tuple[Stages, Usage | None]
@@ -103,7 +102,6 @@ def measure(
     if usage_before is not None and usage_after is not None:
         usage = describe_usage(usage_before, usage_after, window.duration_s, len(window.answered))
     stages = subtract_stages(stages_after, stages_before)
-    num_crops = stages[EMBEDDERS[0]].num_rows if EMBEDDERS[0] in stages else 0
     kind = bench.pictures[0].kind
     ensemble = stages.get(f"recognize_{kind}")
     figures = {
@@ -111,7 +109,7 @@ def measure(
         "is_stable": is_stable,
         "duration_s": rounded(window.duration_s),
         "pictures_per_s": rounded(window.rate),
-        "crops_per_s": rounded(num_crops / window.duration_s),
+        "crops_per_s": rounded(sum(sample.num_boxes for sample in window.answered) / window.duration_s),
         "crops_per_call": rounded(crops_per_call(stages)),
         "overhead": rounded(overhead(stages, kind), 3) if ensemble and concurrency == 1 else None,
         "latency": describe_latency(window.samples),
