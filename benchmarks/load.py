@@ -73,9 +73,9 @@ def closed_loop(
 ) -> tuple[Window[T], bool]:
     """Keeps `concurrency` requests in flight, pictures in the given order over and over.
 
-    A window lasts `window_s`, and on until every picture has been answered equally often: windows differ by what the
-    server does, not by which pictures fell into them. After `window_s` that do not count, windows go on until three in
-    a row are stable or `max_windows` are over.
+    A window lasts `window_s`, and on until its answers make whole passes over the pictures: windows differ by what the
+    server does, not by which pictures fell into them (but for those in flight at the edges, which may change places).
+    After `window_s` that do not count, windows go on until three in a row are stable or `max_windows` are over.
 
     Returns:
         The last three windows as one (all, if there are fewer), and whether they are stable.

@@ -50,11 +50,11 @@ def write_report(results: Sequence[Results], folder: Path) -> None:
 
 
 HOW = """<p>Every section names its command, commit, machine, seed and how busy the machine was with other work.
-Warm-up is outside all figures. A closed loop keeps a number of requests in flight and runs windows, each with every
-picture equally often, until three in a row agree within 10 %; an open loop sends at Poisson times, and latency counts
-from the moment a request was due. Where times of two things are compared, they ran in turns, and the ratio was formed
-within each round, with its lowest and highest given. MLPerf's scenario names are not used: they ask for 600
-seconds.</p>"""
+Warm-up is outside all figures. A closed loop keeps a number of requests in flight and runs windows, each as many
+answers as whole passes over the pictures, until three in a row agree within 10 %; an open loop sends at Poisson times,
+and latency counts from the moment a request was due. Where times of two things are compared, they ran in turns, and the
+ratio was formed within each round, with its lowest and highest given. MLPerf's scenario names are not used: they ask
+for 600 seconds.</p>"""
 
 
 MEASURED = {
