@@ -3,6 +3,8 @@
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
+from benchmarks.results import rounded
+
 Figures = dict[str, Any]
 Row = tuple[str, str, Sequence[float]]
 """What was measured, the figure, and the values of the rounds, if there were several."""
@@ -46,7 +48,8 @@ def _embedding(figures: Figures) -> Iterator[Row]:
 
 def _throughput(figures: Figures) -> Iterator[Row]:
     best = max(figures["sweep"], key=lambda point: (point["is_stable"], point["pictures_per_s"]))
-    figure = f"{best['pictures_per_s']:.3g} pictures/s, {best['crops_per_s']:.3g} crops/s"
+    pictures, crops = (rounded(best[rate], 3) for rate in ("pictures_per_s", "crops_per_s"))
+    figure = f"{pictures:g} pictures/s, {crops:g} crops/s"
     yield f"throughput, {best['concurrency']} in flight{'' if best['is_stable'] else ', not stable'}", figure, []
     first = figures["sweep"][0]
     yield f"latency, {first['concurrency']} in flight", _latencies(first["latency"]), []

@@ -192,7 +192,7 @@ def _baseline(figures: dict[str, Any]) -> str:
     ]
     headline = (
         f"<p><strong>The pipeline is {figures['headline_speedup']:.3g} times as fast</strong>, "
-        f"{figures['speedup_unread']:.1f} times if the baseline read its frames in no time (medians of "
+        f"{figures['speedup_unread']:.3g} times if the baseline read its frames in no time (medians of "
         f"{len(rows)} rounds; {figures['num_clips']} clips of {figures['num_frames']} frames each). Baseline: eager "
         f"PyTorch with {figures['threads']} threads on {figures['device']}, detector: {figures['eager_detector']}.</p>"
     )

@@ -208,6 +208,13 @@ def test_the_table_has_every_figure_with_its_file(results: list[dict[str, Any]])
     assert sum("Poisson" in line for line in lines) == 1  # the load that was not stable is left out
 
 
+def test_rates_of_a_thousand_are_written_out(results: list[dict[str, Any]]) -> None:
+    figures = results[0]["figures"]
+    fast = {**figures["sweep"][1], "pictures_per_s": 1234.0, "crops_per_s": 0.2428}
+    table = markdown_table([{**results[0], "figures": {**figures, "sweep": [figures["sweep"][0], fast]}}])
+    assert "| 1230 pictures/s, 0.243 crops/s |" in table
+
+
 def test_failures_are_seen(results: list[dict[str, Any]], tmp_path: Path) -> None:
     """In the table, beside the latency of what was answered; a point without any answer stops no report."""
     throughput = results[0]["figures"]
