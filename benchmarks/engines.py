@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import onnxruntime
 
-from export.config import PipelineConfig
+from export.config import CUDA_OPTIONS, PipelineConfig
 from export.signature import EMBEDDERS, MODELS
 from export.triton_config import REPOSITORY
 
@@ -61,12 +61,13 @@ class Engines:
             options = onnxruntime.SessionOptions()
             options.intra_op_num_threads = config.serving_of(model).num_threads if num_threads is None else num_threads
             options.inter_op_num_threads = 1
-            providers = [provider] if signature.kind == "network" else ["CPUExecutionProvider"]
+            wanted = provider if signature.kind == "network" else "CPUExecutionProvider"
+            providers = [(wanted, CUDA_OPTIONS if wanted == "CUDAExecutionProvider" else {})]
             path = repository / model / "1" / "model.onnx"
             self.sessions[model] = onnxruntime.InferenceSession(path, options, providers=providers)
-            if providers[0] not in self.sessions[model].get_providers():
+            if wanted not in self.sessions[model].get_providers():
                 have = ", ".join(onnxruntime.get_available_providers())
-                raise RuntimeError(f"{model} cannot run on {providers[0]}: not built in, or libraries missing ({have})")
+                raise RuntimeError(f"{model} cannot run on {wanted}: not built in, or libraries missing ({have})")
 
     def run(self, model: str, feeds: Arrays) -> Call:
         names = [tensor.name for tensor in MODELS[model].outputs]

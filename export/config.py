@@ -8,6 +8,10 @@ from training.embedder import model as embedder_model
 from training.embedder.model import EmbedderConfig
 from training.embedder.templates import ASPECT_RATIOS, TEMPLATES
 
+# Of ONNX Runtime's CUDA provider, for networks on a GPU: float32 is not rounded to 10 bits, and a shape not seen
+# before costs no search among all kernels.
+CUDA_OPTIONS = {"use_tf32": "0", "cudnn_conv_algo_search": "HEURISTIC"}
+
 
 @dataclass(frozen=True, kw_only=True)
 class KindConfig:
@@ -69,7 +73,7 @@ class PipelineConfig:
 
 
 def production() -> PipelineConfig:
-    """The seventh-place solution's sizes and thresholds, on one GPU of 24 GB or more."""
+    """The seventh-place solution's sizes and thresholds, on one GPU."""
     return PipelineConfig(
         name="production",
         image=KindConfig(short_side_px=800, min_score=0.9),

@@ -19,7 +19,7 @@ def add_engine_options(message: proto.ModelConfig, config: PipelineConfig) -> No
     """
     (instances,) = message.instance_group
     instances.profile.extend(str(index) for index in range(len(profiles(message.name, config))))
-    # Each context then reserves what its own profile needs, instead of the most that any needs.
+    # Each context then reserves what its own profile needs, instead of the most that any needs; from Triton 25.05 on.
     message.parameters["execution_context_allocation_strategy"].string_value = "ON_PROFILE_CHANGE"
     if message.name in EMBEDDERS:
         (crops,) = MODELS[message.name].inputs

@@ -49,7 +49,7 @@ def run(engine: str, repository: Path, reference: Path, config: PipelineConfig) 
     except UnavailableError as error:
         print(f"export.parity: {error}", file=sys.stderr)
         return 2
-    except (ValueError, FileNotFoundError) as error:
+    except (ValueError, FileNotFoundError, RuntimeError) as error:
         print(f"export.parity: {error}", file=sys.stderr)
         return 1
     print(json.dumps(report))

@@ -362,6 +362,8 @@ def main(argv: list[str] | None = None) -> int:
 
 def _check(arguments: argparse.Namespace, config: PipelineConfig) -> Report:
     path: Path = arguments.onnx
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file")
     if arguments.model == "crop":
         return check_crop(path)
     if arguments.model.startswith("prepare_"):

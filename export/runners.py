@@ -11,7 +11,7 @@ import numpy as np
 import onnxruntime
 import torch
 
-from export.config import PipelineConfig
+from export.config import CUDA_OPTIONS, PipelineConfig
 from export.profiles import profiles
 from export.signature import MODELS
 from export.tensorrt import identity, is_current
@@ -34,6 +34,7 @@ def open_runner(engine: str, repository: Path, model: str, config: PipelineConfi
         UnavailableError: the library or the GPU is missing.
         FileNotFoundError: the ONNX file or the engine is.
         ValueError: the engine was made of another ONNX file, by another TensorRT or for another GPU or other profiles.
+        RuntimeError: TensorRT refuses it, for example for lack of memory; the runner raises it, too.
     """
     onnx_path = repository / model / "1" / "model.onnx"
     if not onnx_path.exists():
@@ -48,7 +49,7 @@ def _onnxruntime(engine: str, onnx_path: Path) -> Runner:
     present = onnxruntime.get_available_providers()
     if provider not in present:
         raise UnavailableError(f"ONNX Runtime has no {provider}, only {', '.join(present)}: onnxruntime-gpu is needed")
-    options = {"use_tf32": "0"} if engine == "onnxruntime-cuda" else {}  # float32 islands are float32
+    options = CUDA_OPTIONS if engine == "onnxruntime-cuda" else {}
     session = onnxruntime.InferenceSession(onnx_path, providers=[(provider, options)])
     if provider not in session.get_providers():  # it only warns, and takes the CPU
         raise UnavailableError(f"{provider} did not start: no GPU, or a CUDA library is missing")
@@ -79,6 +80,8 @@ class TensorRTRunner:
         if self._engine is None:
             raise ValueError(f"{plan_path}: TensorRT cannot read it; its log above says why")
         self._context = self._engine.create_execution_context()
+        if self._context is None:
+            raise RuntimeError(f"{plan_path}: TensorRT made no context, perhaps for lack of memory; its log says why")
         self._stream = torch.cuda.Stream()
 
     def __call__(self, feeds: Arrays) -> Arrays:

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+from google.protobuf.message import DecodeError
 from onnx import AttributeProto, NodeProto, TensorProto
 
 MIN_OPSET = 16  # RoiAlign of earlier ones is silently unaligned
@@ -346,7 +347,12 @@ def main(argv: list[str] | None = None) -> int:
         if not path.is_file():
             print(f"{path}: no such file", file=sys.stderr)
             return 2
-        for finding in check_model(onnx.load(path)):
+        try:
+            model = onnx.load(path)
+        except DecodeError:
+            print(f"{path}: not an ONNX file", file=sys.stderr)
+            return 2
+        for finding in check_model(model):
             print(f"{path}: {finding}")
             num_findings += 1
     return 1 if num_findings else 0

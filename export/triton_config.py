@@ -11,7 +11,7 @@ from pathlib import Path
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2 as proto
 
-from export.config import PipelineConfig, ServingConfig, production
+from export.config import CUDA_OPTIONS, PipelineConfig, ServingConfig, production
 from export.engine_config import add_engine_options
 from export.signature import EMBEDDERS, MODELS, PRIORITIES, Signature, Tensor, padded
 
@@ -124,11 +124,22 @@ def _onnxruntime(name: str, signature: Signature, config: PipelineConfig, servin
     message.default_model_filename = "model.onnx"
     # KIND_AUTO: the GPU if there is one, so that the same config also serves on a machine without.
     _add_scheduling(message, serving, "KIND_AUTO" if serving.is_on_gpu else "KIND_CPU")
+    if serving.is_on_gpu:
+        _add_cuda_options(message)
     message.parameters["intra_op_thread_count"].string_value = str(serving.num_threads)
     message.parameters["inter_op_thread_count"].string_value = "1"
     if signature.is_batched:
         _add_warmup(message, signature, config)
     return message
+
+
+def _add_cuda_options(message: proto.ModelConfig) -> None:
+    """The backend takes the search for kernels from `parameters` alone, and as a number."""
+    options = dict(CUDA_OPTIONS)
+    search = ("EXHAUSTIVE", "HEURISTIC", "DEFAULT").index(options.pop("cudnn_conv_algo_search"))
+    message.parameters["cudnn_conv_algo_search"].string_value = str(search)
+    accelerators = message.optimization.execution_accelerators
+    accelerators.gpu_execution_accelerator.add(name="cuda", parameters=options)
 
 
 def _tensorrt(name: str, signature: Signature, config: PipelineConfig, serving: ServingConfig) -> proto.ModelConfig:

@@ -48,6 +48,12 @@ def test_other_weights_are_noticed(demo_repository: Path, tmp_path: Path, capsys
     assert report["models"]["embedder_b5a"]["min_embedding_cosine"] > 0.99999
 
 
+def test_missing_file_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for model in ("crop", "prepare_frame"):
+        assert parity.main([model, "--onnx", str(tmp_path / "model.onnx")]) == 1
+        assert capsys.readouterr().err.splitlines() == [f"{tmp_path / 'model.onnx'}: no such file"]
+
+
 def test_missing_repository_is_one_line(
     demo_repository: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -4,7 +4,7 @@ import pytest
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2 as proto
 
-from export.config import PipelineConfig, demo, production
+from export.config import CUDA_OPTIONS, PipelineConfig, demo, production
 from export.signature import EMBEDDERS, MODELS, PRIORITIES
 from export.triton_config import REPOSITORY, main, repository_files, stale_files, write_files
 from livematch.client import PRIORITIES as CLIENT_PRIORITIES
@@ -55,6 +55,21 @@ def test_networks_have_an_engine_by_default_and_onnx_by_name() -> None:
         assert engine.platform == "tensorrt_plan" and graph.backend == "onnxruntime"
         assert engine.input == graph.input and engine.output == graph.output
         assert [warmup.name for warmup in engine.model_warmup] == [warmup.name for warmup in graph.model_warmup]
+
+
+def test_networks_on_a_gpu_run_as_they_are_compared() -> None:
+    """Without TF32, and without cuDNN's search, which Triton's backend does unless `parameters` says otherwise."""
+    assert CUDA_OPTIONS == {"use_tf32": "0", "cudnn_conv_algo_search": "HEURISTIC"}
+    for path, text in repository_files(production()).items():
+        message = parse(text)
+        if message.backend != "onnxruntime":
+            continue
+        is_network = path.endswith("configs/onnx.pbtxt")
+        accelerators = message.optimization.execution_accelerators.gpu_execution_accelerator
+        assert [(entry.name, dict(entry.parameters)) for entry in accelerators] == (
+            [("cuda", {"use_tf32": "0"})] if is_network else []
+        )
+        assert message.parameters["cudnn_conv_algo_search"].string_value == ("1" if is_network else "")
 
 
 def test_models_are_warmed_up_at_the_usual_sizes() -> None:

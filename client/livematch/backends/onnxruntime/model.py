@@ -1,8 +1,9 @@
 """Triton's `onnxruntime` backend in Python, for servers that lack the native one.
 
 It serves `<version>/model.onnx` of any model whose config says `backend: "onnxruntime"` and reads the same parameters
-(`intra_op_thread_count`, `inter_op_thread_count`, `execution_mode`) as the native backend. An instance that Triton
-places on a GPU runs there if onnxruntime-gpu and its CUDA are installed, otherwise on the CPU, and the log says so.
+(`intra_op_thread_count`, `inter_op_thread_count`, `execution_mode`, `cudnn_conv_algo_search`) and options of the
+accelerator `cuda` as the native backend. An instance that Triton places on a GPU runs there if onnxruntime-gpu and its
+CUDA are installed, otherwise on the CPU, and the log says so.
 """
 
 import json
@@ -73,13 +74,24 @@ def _open_session(path: Path, config: dict[str, Any], args: dict[str, str]) -> o
     is_gpu_wanted = args["model_instance_kind"] == "GPU"
     if is_gpu_wanted and "CUDAExecutionProvider" in onnxruntime.get_available_providers():
         onnxruntime.preload_dlls()  # CUDA and cuDNN from their wheels
-        providers.insert(0, ("CUDAExecutionProvider", {"device_id": int(args["model_instance_device_id"])}))
+        device = {"device_id": args["model_instance_device_id"]}
+        providers.insert(0, ("CUDAExecutionProvider", cuda_options(config) | device))
     session = onnxruntime.InferenceSession(path, _session_options(config), providers=providers)
     # Where CUDA's libraries are missing, onnxruntime takes the CPU without raising.
     if is_gpu_wanted and "CUDAExecutionProvider" not in session.get_providers():
         reason = "onnxruntime-gpu or the CUDA libraries that it was built for are missing"
         pb_utils.Logger.log_warn(f"{args['model_name']} runs on the CPU: {reason}")
     return session
+
+
+def cuda_options(config: dict[str, Any]) -> dict[str, str]:
+    """What a model's config says to onnxruntime's CUDA provider."""
+    accelerators = config.get("optimization", {}).get("execution_accelerators", {}).get("gpu_execution_accelerator", [])
+    options = {
+        key: value for entry in accelerators if entry["name"] == "cuda" for key, value in entry["parameters"].items()
+    }
+    search = config["parameters"].get("cudnn_conv_algo_search", {"string_value": "0"})["string_value"]
+    return options | {"cudnn_conv_algo_search": ("EXHAUSTIVE", "HEURISTIC", "DEFAULT")[int(search)]}
 
 
 def _session_options(config: dict[str, Any]) -> onnxruntime.SessionOptions:
