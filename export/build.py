@@ -163,10 +163,12 @@ def _bring_up_to_date(artifact: Artifact, path: Path) -> None:
     stamp = artifact.stamp()
     if path.exists() and stamp_path.exists() and stamp_path.read_text() == stamp:
         return
+    unchecked = path.with_name("model.unchecked.onnx")  # stays if the check fails, and so does the file in use
+    artifact.write(unchecked)
+    report = artifact.check(unchecked)
     for made_before in (stamp_path, path.with_name("model.plan"), path.with_name("model.plan.json")):
         made_before.unlink(missing_ok=True)
-    artifact.write(path)
-    report = artifact.check(path)
+    unchecked.replace(path)
     stamp_path.write_text(stamp)
     print(json.dumps({"model": artifact.model, "size_bytes": path.stat().st_size, **report}), flush=True)
 

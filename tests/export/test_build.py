@@ -79,6 +79,20 @@ def test_an_engine_of_other_weights_is_removed(tmp_path: Path) -> None:
         assert [file.exists() for file in engine] == [is_there, is_there]
 
 
+def test_a_file_that_fails_its_check_replaces_nothing(tmp_path: Path) -> None:
+    files = {name: tmp_path / name for name in ("model.onnx", "model.onnx.stamp", "model.plan", "model.plan.json")}
+    for name, file in files.items():
+        file.write_text(f"good {name}")
+
+    def check(path: Path) -> parity.Report:
+        raise parity.ParityError(f"{path}: {path.read_text()}")
+
+    artifact = Artifact("detector", write=partial(Path.write_text, data="a wrong graph"), check=check, inputs=())
+    with pytest.raises(parity.ParityError, match="a wrong graph"):
+        _bring_up_to_date(artifact, files["model.onnx"])
+    assert all(file.read_text() == f"good {name}" for name, file in files.items())
+
+
 def test_onnxruntime_may_come_from_another_distribution(monkeypatch: pytest.MonkeyPatch) -> None:
     """With onnxruntime-gpu there is a module onnxruntime, and no distribution of that name."""
     find = importlib.metadata.Distribution.from_name
