@@ -50,7 +50,10 @@ def is_current(plan_path: Path, wanted: dict[str, Any]) -> bool:
     sidecar = plan_path.with_name("model.plan.json")
     if not plan_path.exists() or not sidecar.exists():
         return False
-    present = json.loads(sidecar.read_text(encoding="utf-8"))
+    try:
+        present = json.loads(sidecar.read_text(encoding="utf-8"))
+    except json.JSONDecodeError:  # cut off when the build was killed
+        return False
     return all(present.get(key) == value for key, value in wanted.items())
 
 
@@ -74,10 +77,19 @@ def _progress_monitor(trt: Any) -> Any:
     return ProgressBars()
 
 
+def _use_timing_cache(config: Any, content: bytes) -> Any:
+    """The cache with that content, or an empty one if the content is cut off or of another GPU or TensorRT."""
+    cache = config.create_timing_cache(content)
+    if cache is None or not config.set_timing_cache(cache, ignore_mismatch=False):
+        cache = config.create_timing_cache(b"")
+        config.set_timing_cache(cache, ignore_mismatch=False)
+    return cache
+
+
 def build_engine(
-    trt: Any, onnx_path: Path, found: list[Profile], *, workspace_gb: float, timing_cache: Path | None
-) -> bytes:
-    """Raises BuildError with every parser error."""
+    trt: Any, onnx_path: Path, found: list[Profile], *, workspace_gb: float, timing_cache: bytes
+) -> tuple[bytes, bytes]:
+    """Returns the engine and the timing cache with what was measured for it; raises BuildError with all errors."""
     logger = trt.Logger(trt.Logger.WARNING)
     trt.init_libnvinfer_plugins(logger, "")
     builder = trt.Builder(logger)
@@ -96,23 +108,19 @@ def build_engine(
             profile.set_shape(name, shape.minimum, shape.optimum, shape.maximum)
         if config.add_optimization_profile(profile) < 0:
             raise BuildError(f"{onnx_path}: TensorRT refuses the profile {item.name}")
-    if timing_cache is not None:
-        content = timing_cache.read_bytes() if timing_cache.exists() else b""
-        cache = config.create_timing_cache(content)
-        if not config.set_timing_cache(cache, ignore_mismatch=False):  # of another GPU or TensorRT
-            cache = config.create_timing_cache(b"")
-            config.set_timing_cache(cache, ignore_mismatch=False)
+    cache = _use_timing_cache(config, timing_cache)
     monitor = _progress_monitor(trt)  # kept alive until the build ends
     config.progress_monitor = monitor
     plan = builder.build_serialized_network(network, config)
     if plan is None:
         raise BuildError(f"{onnx_path}: TensorRT built no engine; its log above says why")
-    if timing_cache is not None:
-        timing_cache.write_bytes(bytes(cache.serialize()))
-    return bytes(plan)
+    return bytes(plan), bytes(cache.serialize())
 
 
 def _run(arguments: argparse.Namespace, config: PipelineConfig, trt: Any | None) -> None:
+    cache_path: Path | None = arguments.timing_cache
+    if cache_path is not None:
+        cache_path.parent.mkdir(parents=True, exist_ok=True)
     for model in arguments.models:
         onnx_path = arguments.repository / model / "1" / "model.onnx"
         plan_path = onnx_path.with_name("model.plan")
@@ -130,13 +138,14 @@ def _run(arguments: argparse.Namespace, config: PipelineConfig, trt: Any | None)
         sidecar = plan_path.with_name("model.plan.json")
         sidecar.unlink(missing_ok=True)
         plan_path.unlink(missing_ok=True)
+        cache = cache_path.read_bytes() if cache_path is not None and cache_path.exists() else b""
         start = time.perf_counter()
-        plan = build_engine(
-            trt, onnx_path, found, workspace_gb=arguments.workspace_gb, timing_cache=arguments.timing_cache
-        )
+        plan, cache = build_engine(trt, onnx_path, found, workspace_gb=arguments.workspace_gb, timing_cache=cache)
         plan_path.write_bytes(plan)
         report = {**wanted, "build_s": time.perf_counter() - start}
         sidecar.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+        if cache_path is not None:
+            cache_path.write_bytes(cache)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -160,7 +169,7 @@ def main(argv: list[str] | None = None) -> int:
             return 2
     try:
         _run(arguments, CONFIGS[arguments.config](), trt)
-    except (BuildError, FileNotFoundError) as error:
+    except (BuildError, OSError) as error:
         print(f"export.tensorrt: {error}", file=sys.stderr)
         return 1
     return 0

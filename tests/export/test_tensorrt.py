@@ -73,6 +73,8 @@ def test_an_engine_of_another_graph_profile_or_version_is_not_current(repository
     assert not tensorrt.is_current(plan_path, tensorrt.identity(onnx_path, []))
     onnx_path.write_bytes(b"another graph")
     assert not tensorrt.is_current(plan_path, tensorrt.identity(onnx_path, found))
+    plan_path.with_name("model.plan.json").write_text(json.dumps(wanted)[:-9])  # killed while it was written
+    assert not tensorrt.is_current(plan_path, wanted)
 
 
 class AnyTensorRT:
@@ -105,8 +107,8 @@ class BuilderConfig(AnyTensorRT):
     def add_optimization_profile(self, profile: object) -> int:
         return 0
 
-    def create_timing_cache(self, content: bytes) -> Cache:
-        return Cache(content)
+    def create_timing_cache(self, content: bytes) -> Cache | None:
+        return None if content == b"cut off" else Cache(content)
 
     def set_timing_cache(self, cache: Cache, ignore_mismatch: bool) -> bool:
         if not ignore_mismatch and cache.content == b"of another GPU":
@@ -118,42 +120,65 @@ class BuilderConfig(AnyTensorRT):
         return self.cache
 
 
+class TensorRT(AnyTensorRT):
+    """Builds the engine `b"an engine"`."""
+
+    __version__ = "10.9.0"
+    IProgressMonitor = object
+
+    def Builder(self, logger: object) -> AnyTensorRT:
+        return Builder()
+
+
+class Builder(AnyTensorRT):
+    def create_builder_config(self) -> BuilderConfig:
+        return BuilderConfig()
+
+    def build_serialized_network(self, network: object, config: BuilderConfig) -> bytes:
+        config.cache.content += b" and more"
+        return b"an engine"
+
+
 @pytest.mark.parametrize(
-    ("content", "written"), [(None, b" and more"), (b"ours", b"ours and more"), (b"of another GPU", b" and more")]
+    ("content", "written"),
+    [
+        *((None, b" and more"), (b"ours", b"ours and more")),
+        *((b"of another GPU", b" and more"), (b"cut off", b" and more")),
+    ],
 )
-def test_timing_cache_of_another_gpu_is_replaced(content: bytes | None, written: bytes, tmp_path: Path) -> None:
-    config = BuilderConfig()
-
-    class Builder(AnyTensorRT):
-        def create_builder_config(self) -> BuilderConfig:
-            return config
-
-        def build_serialized_network(self, network: object, config: BuilderConfig) -> bytes:
-            config.cache.content += b" and more"
-            return b"an engine"
-
-    trt = AnyTensorRT()
-    trt.Builder, trt.IProgressMonitor = lambda _: Builder(), object
-    path = tmp_path / "timing.cache"
+def test_timing_cache_goes_on_or_is_replaced(
+    content: bytes | None, written: bytes, repository: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "tensorrt", TensorRT())
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.get_device_name", lambda: "a GPU")
+    monkeypatch.setattr(tensorrt, "precision_of", lambda _: "fp16")
+    path = repository / "folder" / "timing.cache"
     if content is not None:
+        path.parent.mkdir()
         path.write_bytes(content)
-    found = profiles("embedder_b6", production())
-    plan = tensorrt.build_engine(trt, tmp_path / "model.onnx", found, workspace_gb=1, timing_cache=path)
-    assert plan == b"an engine"
+    arguments = ["--repository", str(repository), "--models", "embedder_b6", "--timing-cache", str(path)]
+    assert tensorrt.main(arguments) == 0
     assert path.read_bytes() == written
+    plan_path = repository / "embedder_b6" / "1" / "model.plan"
+    assert plan_path.read_bytes() == b"an engine"
+    path.write_bytes(b"not read")
+    assert tensorrt.main(arguments) == 0  # up to date
+    assert path.read_bytes() == b"not read"
 
 
 CLASSES = (  # whose methods the two files call; documented alike for TensorRT 10 and 11
     *("Builder", "IBuilderConfig", "IOptimizationProfile", "ITimingCache", "OnnxParser", "ParserError"),
     *("Runtime", "ICudaEngine", "IExecutionContext", "IProgressMonitor"),
 )
-OBJECTS = {"builder", "config", "profile", "parser", "error", "_runtime", "_engine", "_context"}
+OBJECTS = {"builder", "config", "cache", "profile", "parser", "error", "_runtime", "_engine", "_context"}
 
 
 def attributes() -> tuple[set[str], set[str]]:
     """What the builder and the runner use: dotted names of the module itself, and names of its objects' members."""
     dotted, members = set(), set()
-    for part in (tensorrt.build_engine, tensorrt._progress_monitor, runners.TensorRTRunner):
+    parts = (tensorrt.build_engine, tensorrt._use_timing_cache, tensorrt._progress_monitor, runners.TensorRTRunner)
+    for part in parts:
         for node in ast.walk(ast.parse(inspect.getsource(part))):
             if isinstance(node, ast.Attribute):
                 name = ast.unparse(node)
