@@ -193,7 +193,7 @@ def _baseline(figures: dict[str, Any]) -> str:
     headline = (
         f"<p><strong>The pipeline is {figures['headline_speedup']:.3g} times as fast</strong>, "
         f"{figures['speedup_unread']:.3g} times if the baseline read its frames in no time (medians of "
-        f"{len(rows)} rounds; {figures['num_clips']} clips of {figures['num_frames']} frames each). Baseline: eager "
+        f"{len(rows)} rounds; clips: {figures['num_clips']}, frames of each: {figures['num_frames']}). Baseline: eager "
         f"PyTorch with {figures['threads']} threads on {figures['device']}, detector: {figures['eager_detector']}.</p>"
     )
     times = "round,baseline s,pipeline s,times as fast,of it reading frames s,times as fast without"
@@ -215,7 +215,7 @@ def _embedding(figures: dict[str, Any]) -> str:
             )
         )
     note = (
-        f"<p>{figures['num_clips']} clips. Computing: requests the server computes for at a time on average, with one "
+        f"<p>Clips: {figures['num_clips']}. Computing: requests the server computes for at a time on average, with one "
         f"source under way (there it is the share of time in which the server is busy) and with "
         f"{figures['concurrency']}.</p>"
     )
