@@ -9,7 +9,6 @@ from onnx import parser
 from export.config import production
 from export.detector import export_detector
 from export.embedder import export_embedder
-from export.precision import PRECISIONS
 from export.signature import EMBEDDERS
 from export.tensorrt_check import check_model, main
 
@@ -169,8 +168,7 @@ def test_demo_graphs_have_no_finding(model: str, demo_repository: Path) -> None:
     assert check_model(onnx.load(demo_repository / model / "1" / "model.onnx")) == []
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("precision", [pytest.param("fp32", marks=pytest.mark.slow), "fp16"])
 @pytest.mark.parametrize("model", ["detector", "embedder_b5a", "embedder_b6", "embedder_b7"])  # b5b is b5a's graph
 def test_production_graphs_have_no_finding(model: str, precision: str, tmp_path: Path) -> None:
     path = tmp_path / "model.onnx"
@@ -187,3 +185,6 @@ def test_command_lists_findings(tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert main([str(path)]) == 1
     assert "topk-limit: K is 3841, at most 3840 possible (TensorRT, ITopKLayer)" in capsys.readouterr().out
     assert main([str(tmp_path / "missing.onnx")]) == 2
+    (tmp_path / "text.onnx").write_text("no graph")
+    assert main([str(tmp_path / "text.onnx")]) == 2
+    assert capsys.readouterr().err.splitlines()[-1].endswith("text.onnx: not an ONNX file")
