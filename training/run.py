@@ -10,6 +10,13 @@ MIN_SCALE = 1.0
 """Of the loss in half precision. GradScaler halves it at every overflow; below this the gradients are what is wrong."""
 
 
+def save_whole(state: Mapping[str, Any], path: Path) -> None:
+    """Replaces `path` at once, so that a run that is killed, or a full disk, leaves the whole old or new file."""
+    partial = path.with_suffix(".part")
+    torch.save(state, partial)
+    partial.replace(path)
+
+
 def check_identity(identity: Mapping[str, Any], saved: Mapping[str, Any], path: Path) -> None:
     """Raises ValueError, naming what differs, if the run saved at `path` is not this run, that is of its identity."""
     differing = [

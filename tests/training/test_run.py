@@ -1,9 +1,18 @@
 import math
+from pathlib import Path
 
 import pytest
 import torch
 
-from training.run import check_gradients
+from training.run import check_gradients, save_whole
+
+
+def test_a_file_that_cannot_be_written_whole_leaves_the_old_one(tmp_path: Path) -> None:
+    path = tmp_path / "embedder.pth"
+    save_whole({"model": 1}, path)
+    with pytest.raises(AttributeError, match="pickle"):
+        save_whole({"model": 2, "not to be pickled": lambda: None}, path)
+    assert torch.load(path) == {"model": 1}
 
 
 @pytest.mark.parametrize(

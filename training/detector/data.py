@@ -1,6 +1,7 @@
 """Training batches of photos and video frames for the detector."""
 
 import math
+import zlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,10 +13,8 @@ from PIL import Image
 from torch.utils.data import Dataset
 
 from training.detector.recipe import Recipe
-from training.wab.dataset import Annotation, Picture
+from training.wab.dataset import Picture, usable_boxes
 from training.wab.frames import read_rgb
-
-MIN_BOX_SIDE_PX = 2  # in the stored picture, after clipping to it
 
 
 def plan_batches(
@@ -53,26 +52,12 @@ def bgr_tensor(rgb: NDArray[np.uint8]) -> torch.Tensor:
     return torch.from_numpy(np.ascontiguousarray(rgb[..., ::-1].transpose(2, 0, 1)))
 
 
-def usable_boxes(
-    annotations: Sequence[Annotation], height: int, width: int
-) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
-    """Clips the boxes to the image of (height, width).
-
-    Returns:
-        boxes: float32 [n, 4] x0 y0 x1 y1, those of which at least 2 pixels of each side are left.
-        usable: bool, one per annotation: which these are.
-    """
-    boxes = np.array([annotation.box for annotation in annotations], np.float32).reshape(-1, 4)
-    boxes = np.clip(boxes, 0, np.array([width, height, width, height], np.float32))
-    usable = (boxes[:, 2:] - boxes[:, :2] >= MIN_BOX_SIDE_PX).all(axis=1)
-    return boxes[usable], usable
-
-
 class Batches(Dataset[list[dict[str, Any]]]):
     """Item i is process `rank`'s share of the batch of iteration i, as detectron2's inputs.
 
-    The batch depends on seed and iteration only, not on how many processes share it. One that they cannot share
-    evenly, at an epoch's end, repeats its first pictures. Pictures without boxes stay: all their anchors are negative.
+    The batch depends on seed, recipe's name and iteration only, not on how many processes share it: a stage does not
+    repeat the last one's. One that they cannot share evenly, at an epoch's end, repeats its first pictures. Pictures
+    without boxes stay: all their anchors are negative.
     """
 
     def __init__(
@@ -82,21 +67,21 @@ class Batches(Dataset[list[dict[str, Any]]]):
             raise ValueError(f"a batch of {recipe.batch_size} cannot be shared by {num_processes} processes")
         self.pictures = pictures
         self.recipe = recipe
-        self.seed = seed
+        self.seed = (seed, zlib.crc32(recipe.name.encode()))
         self.rank = rank
         self.num_processes = num_processes
         self.plan = plan_batches(
             [picture.frame_index is not None for picture in pictures],
             batch_size=recipe.batch_size,
             iterations=recipe.iterations,
-            rng=np.random.default_rng(seed),
+            rng=np.random.default_rng(self.seed),
         )
 
     def __len__(self) -> int:
         return len(self.plan)
 
     def __getitem__(self, iteration: int) -> list[dict[str, Any]]:
-        rng = np.random.default_rng((self.seed, iteration))
+        rng = np.random.default_rng((*self.seed, iteration))
         pictures = [self.pictures[index] for index in self.plan[iteration]]
         is_frame = pictures[0].frame_index is not None
         smallest, largest = self.recipe.frame_short_sides_px if is_frame else self.recipe.photo_short_sides_px

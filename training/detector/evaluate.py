@@ -15,9 +15,9 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 from torch.utils.data import DataLoader, Dataset
 
-from training.detector.data import bgr_tensor, resize, resized_size, usable_boxes
+from training.detector.data import bgr_tensor, resize, resized_size
 from training.detector.recipe import Recipe
-from training.wab.dataset import Picture
+from training.wab.dataset import Picture, usable_boxes
 from training.wab.frames import read_rgb
 
 PHOTO_MIN_SCORE = 0.9  # what the pipeline keeps

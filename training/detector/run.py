@@ -13,7 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from training.detector.model import build_detector
 from training.detector.recipe import Recipe
-from training.run import check_gradients, check_identity
+from training.run import check_gradients, check_identity, save_whole
 
 FREE_TO_CHANGE = ("checkpoint_every", "evaluate_every", "num_workers")
 """Fields of a recipe that do not touch the losses, so a resumed run may have others."""
@@ -96,11 +96,10 @@ class Run:
         return {**fields, "seed": self.seed, "amp": self.amp, "data": self.data}
 
     def save(self, path: Path, progress: Mapping[str, Any]) -> None:
-        """Replaces `path` by the whole state, at once, so that a killed run leaves a whole file."""
+        """Replaces `path` by the whole state."""
         state = {name: part.state_dict() for name, part in self._parts().items()}
         state |= {"identity": self.identity, "iteration": self.iteration, "progress": dict(progress)}
-        torch.save(state, path.with_suffix(".part"))
-        path.with_suffix(".part").replace(path)
+        save_whole(state, path)
 
     def load(self, path: Path) -> dict[str, Any]:
         """Takes over a saved state; returns the progress saved with it.

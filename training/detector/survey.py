@@ -10,11 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from training.detector.data import usable_boxes
-from training.wab.dataset import Picture
+from training.wab.dataset import Picture, check_bad, usable_boxes
 from training.wab.frames import read_parts, read_size
 
-MAX_LISTED = 20
 HELD_OUT = 0.05  # of the items, where there is no validation set
 
 
@@ -32,7 +30,7 @@ def read_data(
         to_train, held_out = split_by_item(to_train)
     to_train, training_counts = survey(to_train, bad)
     held_out, validation_counts = survey(held_out, bad)
-    check_bad_pictures(bad, max_bad_pictures)
+    check_bad(bad, max_bad_pictures)
     if not to_train or not held_out:
         raise ValueError(f"{len(to_train)} pictures to train on and {len(held_out)} to evaluate on")
     notes: list[dict[str, Any]] = [{"bad_picture": reason} for reason in bad]
@@ -87,14 +85,6 @@ def survey(pictures: Sequence[Picture], bad: list[str]) -> tuple[list[Picture], 
                 readable.append(picture)
                 counts.add(picture, *size)
     return readable, asdict(counts)
-
-
-def check_bad_pictures(bad: Sequence[str], limit: int) -> None:
-    """Raises ValueError, listing the first ones, if more than `limit` pictures or annotation files were left out."""
-    if len(bad) > limit:
-        listed = "\n".join(bad[:MAX_LISTED])
-        more = f"\nand {len(bad) - MAX_LISTED} more" if len(bad) > MAX_LISTED else ""
-        raise ValueError(f"{len(bad)} pictures cannot be used, {limit} may be left out:\n{listed}{more}")
 
 
 def _size_or_reason(picture: Picture) -> tuple[int, int] | str:

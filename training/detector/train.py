@@ -28,7 +28,8 @@ from training.detector.recipe import STAGES, Recipe, demo
 from training.detector.run import Run
 from training.detector.survey import read_data
 from training.detector.weights import load_backbone, load_checkpoint, load_weights
-from training.wab.dataset import Picture, digest
+from training.run import save_whole
+from training.wab.dataset import Picture, add_bad_pictures_option, digest
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -59,13 +60,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--evaluate-every", type=int, metavar="ITERATIONS", help="instead of the recipe's")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--amp", action="store_true", help="mixed precision: float16 on a GPU, bfloat16 on a CPU")
-    parser.add_argument(
-        "--max-bad-pictures",
-        type=int,
-        default=0,
-        metavar="N",
-        help="pictures, or annotation files, that may be left out because they cannot be read",
-    )
+    add_bad_pictures_option(parser)
     parser.add_argument("--num-gpus", type=int, default=1, help="processes on this machine, each with its GPU if any")
     parser.add_argument("--num-machines", type=int, default=1)
     parser.add_argument("--machine-rank", type=int, default=0)
@@ -80,10 +75,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error("several machines need --dist-url")
     if torch.cuda.is_available() and arguments.num_gpus > torch.cuda.device_count():
         parser.error(f"--num-gpus is {arguments.num_gpus}, this machine has {torch.cuda.device_count()}")
+    for path in filter(None, (arguments.weights, arguments.backbone_weights)):
+        if not path.is_file():
+            parser.error(f"{path}: no such file")
 
     recipe = demo() if arguments.stage is None else STAGES[arguments.stage - 1]()
     changes = {"iterations": arguments.iterations, "evaluate_every": arguments.evaluate_every}
     recipe = replace(recipe, **{name: value for name, value in changes.items() if value is not None})
+    num_processes = arguments.num_gpus * arguments.num_machines
+    if recipe.batch_size % num_processes:
+        parser.error(f"a batch of {recipe.batch_size} pictures cannot be shared evenly by {num_processes} processes")
     output: Path = arguments.output if arguments.stage is None else arguments.output / recipe.name
     resumes = (output / "last.pt").exists()
     if resumes and not arguments.resume:
@@ -176,7 +177,7 @@ def train(
     model = run.model.to(memory_format=torch.contiguous_format)
     if progress is not None:
         recipe.model.save(output / "detector.json")
-        torch.save({"model": model.state_dict()}, output / "detector.pth")
+        save_whole({"model": model.state_dict()}, output / "detector.pth")
     metrics = evaluate(model, validation, recipe)
     if progress is not None:
         progress.write(run.iteration, metrics, "validation")

@@ -7,6 +7,7 @@ fills the cache before several trainings share it.
 
 import argparse
 import hashlib
+import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -20,7 +21,7 @@ from torchvision.transforms import v2
 from tqdm import tqdm
 
 from training.embedder.templates import TEMPLATES, nearest_template
-from training.wab.dataset import NO_INSTANCE, Picture
+from training.wab.dataset import NO_INSTANCE, Picture, add_bad_pictures_option, check_bad, usable_boxes
 from training.wab.frames import read_parts, read_rgb, read_size, source_key, write_jpeg
 
 FRAMES = range(80, 361, 40)
@@ -59,46 +60,71 @@ def digest(crops: Sequence[Crop]) -> str:
     return hashlib.sha256(repr(facts).encode()).hexdigest()[:16]
 
 
-def prepare_crops(parts: Sequence[Path], cache_directory: Path, *, max_side: int) -> list[Crop]:
-    """Extracts frames and cuts crops of every part into a cache; instances of different parts stay apart."""
-    crops = []
-    for part, pictures in enumerate(read_parts(parts, cache_directory)):
-        cut = cut_crops(pictures, cache_directory / f"crops_{max_side}", max_side=max_side)
+def prepare_crops(
+    parts: Sequence[Path], cache_directory: Path, *, max_side: int, max_bad_pictures: int = 0
+) -> list[Crop]:
+    """Extracts frames and cuts crops of every part into a cache; instances of different parts stay apart.
+
+    Raises ValueError, listing them, if more than `max_bad_pictures` pictures, boxes or annotation files are bad.
+    """
+    crops: list[Crop] = []
+    bad: list[str] = []
+    for part, pictures in enumerate(read_parts(parts, cache_directory, bad)):
+        cut = cut_crops(pictures, cache_directory / f"crops_{max_side}", max_side=max_side, bad=bad)
         crops += [replace(crop, part=part) for crop in cut]
+    check_bad(bad, max_bad_pictures)
     return crops
 
 
-def cut_crops(pictures: Sequence[Picture], cache_directory: Path, *, max_side: int, num_workers: int = 2) -> list[Crop]:
+def cut_crops(
+    pictures: Sequence[Picture], cache_directory: Path, *, max_side: int, bad: list[str] | None = None
+) -> list[Crop]:
     """Cuts every garment with an instance id into `cache_directory`, scaled so that no side exceeds `max_side`.
 
     Frames must have been extracted (`training.wab.frames.cache_frames`); of them only `FRAMES` are used. What is
     there already is left alone, its picture not decoded; it is not used once the picture or the box has changed. Boxes
-    are clipped to the picture.
+    are clipped to the picture. With a list `bad`, what cannot be used is left out and described there instead of
+    raising.
 
     Raises:
         ValueError: a picture is unreadable or ends early, or a box lies outside it; the message names the file.
         OSError: a crop cannot be written.
     """
     wanted = [picture for picture in pictures if picture.frame_index is None or picture.frame_index in FRAMES]
-    with ThreadPoolExecutor(num_workers) as pool:
+    crops = []
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
         jobs = [pool.submit(_cut, picture, cache_directory, max_side) for picture in wanted]
-        return [crop for job in tqdm(jobs, desc="cutting crops", unit="picture", leave=False) for crop in job.result()]
+        for job in tqdm(jobs, desc="cutting crops", unit="picture", leave=False):
+            found, reasons = job.result()
+            if reasons and bad is None:
+                pool.shutdown(cancel_futures=True)
+                raise ValueError(reasons[0])
+            if bad is not None:
+                bad += reasons
+            crops += found
+    return crops
 
 
-def _cut(picture: Picture, cache_directory: Path, max_side: int) -> list[Crop]:
+def _cut(picture: Picture, cache_directory: Path, max_side: int) -> tuple[list[Crop], list[str]]:
+    """Returns the crops of one picture and why others could not be cut."""
     targets = [a for a in picture.annotations if a.instance_id != NO_INSTANCE]
     if not targets:
-        return []
+        return [], []
     folder = cache_directory / picture.item_id
     paths = [folder / f"{picture.name}_{source_key(picture.path, a.box)}.jpg" for a in targets]
     missing = {path for path in paths if not path.exists()}
-    height, width = read_size(picture, decode=bool(missing))
-    image = read_rgb(picture) if missing else None
-    crops = []
+    try:
+        height, width = read_size(picture, decode=bool(missing))
+        image = read_rgb(picture) if missing else None
+    except ValueError as error:
+        return [], [str(error)]
+    crops, reasons = [], []
     for annotation, path in zip(targets, paths, strict=True):
-        x0, y0, x1, y1 = np.clip(annotation.box, 0, (width, height, width, height)).tolist()
-        if x1 <= x0 or y1 <= y0:
-            raise ValueError(f"{picture.path}: box {annotation.box} lies outside the {width} × {height} pixels")
+        inside, _ = usable_boxes([annotation], height, width)
+        if not len(inside):
+            reasons.append(f"{picture.path}: box {annotation.box} lies outside the {width} × {height} pixels")
+            continue
+        x0, y0, x1, y1 = inside[0].astype(int).tolist()
         margin_x, margin_y = round(MARGIN * (x1 - x0)), round(MARGIN * (y1 - y0))
         left, top = max(0, x0 - margin_x), max(0, y0 - margin_y)
         right, bottom = min(width, x1 + margin_x), min(height, y1 + margin_y)
@@ -109,7 +135,7 @@ def _cut(picture: Picture, cache_directory: Path, max_side: int) -> list[Crop]:
         aspect = nearest_template(x1 - x0, y1 - y0)
         is_frame = picture.frame_index is not None
         crops.append(Crop(path, box, annotation.instance_id, picture.item_id, is_frame, aspect))
-    return crops
+    return crops, reasons
 
 
 def _write_cut(path: Path, cut: np.ndarray, max_side: int) -> None:
@@ -218,8 +244,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--data", type=Path, nargs="+", required=True, help="parts of the data set")
     parser.add_argument("--cache", type=Path, required=True)
     parser.add_argument("--max-side", type=int, default=600, help="the recipe's max_crop_side, pixels")
+    add_bad_pictures_option(parser)
     arguments = parser.parse_args(argv)
-    crops = prepare_crops(arguments.data, arguments.cache, max_side=arguments.max_side)
+    crops = prepare_crops(
+        arguments.data, arguments.cache, max_side=arguments.max_side, max_bad_pictures=arguments.max_bad_pictures
+    )
     print(f"{len(crops)} crops in {arguments.cache}")
     return 0
 

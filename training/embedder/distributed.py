@@ -38,6 +38,20 @@ def rank_and_size() -> tuple[int, int]:
     return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
 
 
+def share_of_processors() -> int:
+    """The machine's processors for each of its processes."""
+    return max(1, (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
+
+
+def check_agreement(value: object, what: str) -> None:
+    """Raises ValueError, in every process, if they do not all give the same value."""
+    values = [value] * rank_and_size()[1]
+    if len(values) > 1:
+        dist.all_gather_object(values, value)
+    if len(set(values)) > 1:
+        raise ValueError(f"{what} differs between processes: {values}")
+
+
 @contextmanager
 def first_process_first() -> Iterator[None]:
     """Lets the first process run the block, then the others, which wait for it up to a day.

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from training.json_config import JsonConfig
+from training.run import save_whole
 
 IMAGENET_MEAN = (123.675, 116.28, 103.53)
 IMAGENET_STD = (58.395, 57.12, 57.375)
@@ -95,8 +96,8 @@ class Embedder(nn.Module):
 def save_embedder(model: Embedder, checkpoint: Path) -> None:
     """Writes the weights to `checkpoint` (.pth) and the config to the .json beside it."""
     checkpoint.parent.mkdir(parents=True, exist_ok=True)
-    torch.save({"model": model.state_dict()}, checkpoint)
     model.config.save(checkpoint.with_suffix(".json"))
+    save_whole({"model": model.state_dict()}, checkpoint)
 
 
 def load_embedder(checkpoint: Path) -> Embedder:

@@ -29,7 +29,8 @@ from training.embedder.crops import AspectBatches, Crop, CropDataset, digest, pr
 from training.embedder.losses import ArcFace, CrossBatchMemory
 from training.embedder.model import Embedder, save_embedder
 from training.embedder.recipe import RECIPES, Recipe
-from training.run import check_gradients, check_identity
+from training.run import check_gradients, check_identity, save_whole
+from training.wab.dataset import add_bad_pictures_option
 
 CPU = torch.device("cpu")
 
@@ -74,9 +75,10 @@ class Run:
         self.trained = [p for p in (*self.model.parameters(), *self.arcface.parameters()) if p.requires_grad]
         self.optimizer = torch.optim.Adam(self.trained, lr=recipe.learning_rate)
         self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimizer, self._factor)
-        dtype = torch.float16 if device.type == "cuda" else torch.bfloat16
-        self.autocast = torch.autocast(device.type, dtype)
-        self.scaler = torch.amp.GradScaler(device.type, enabled=dtype is torch.float16)
+        # On a CPU without instructions for bfloat16 that takes twice as long as float32.
+        is_half = device.type == "cuda"
+        self.autocast = torch.autocast(device.type, torch.float16, enabled=is_half)
+        self.scaler = torch.amp.GradScaler(device.type, enabled=is_half)
         self.epoch = 0
 
     def _factor(self, step: int) -> float:
@@ -140,16 +142,14 @@ class Run:
         return {name: getattr(self, name) for name in names}
 
     def save(self, path: Path) -> None:
-        """Replaces `path` by the whole state, at once, so that a killed run leaves a whole file."""
+        """Replaces `path` by the whole state."""
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_suffix(".part")
         state = {name: part.state_dict() for name, part in self._parts().items()}
-        torch.save({"identity": self.identity, "epoch": self.epoch, **state}, partial)
-        partial.replace(path)
+        save_whole({"identity": self.identity, "epoch": self.epoch, **state}, path)
 
     def load(self, path: Path) -> None:
         """Takes over a saved state. Raises ValueError, naming what differs, if it is another recipe's or data's."""
-        state = torch.load(path, map_location=self.device, weights_only=True)
+        state = torch.load(path, map_location="cpu", weights_only=True)  # where Adam keeps its step counts
         check_identity(self.identity, state.get("identity", {}), path)
         self.epoch = state["epoch"]
         for name, part in self._parts().items():
@@ -172,16 +172,26 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--cache", type=Path, help="frames and crops (default: OUTPUT/cache)")
     parser.add_argument("--pretrained", metavar="FILE", help="backbone weights in timm's naming; 'timm': download them")
     parser.add_argument("--resume", action="store_true", help="go on from OUTPUT/NAME.resume.pth if it is there")
-    parser.add_argument("--num-workers", type=int, default=0)
+    add_bad_pictures_option(parser)
+    parser.add_argument(
+        "--num-workers",
+        type=int,
+        help="processes that read and augment crops, for each process that trains (default: on a GPU one for each of "
+        "the machine's processors, shared evenly; on a CPU none)",
+    )
     parser.add_argument("--num-threads", type=int, help="CPU threads of PyTorch")
     arguments = parser.parse_args(argv)
     name = arguments.config.removeprefix("demo-")
     resume = arguments.output / f"{name}.resume.pth"
     if resume.exists() and not arguments.resume:
         parser.error(f"{resume} is there already: go on from it with --resume, or remove it")
+    if arguments.pretrained not in (None, "timm") and not Path(arguments.pretrained).is_file():
+        parser.error(f"{arguments.pretrained}: no such file")
     if arguments.num_threads:
         torch.set_num_threads(arguments.num_threads)
     device = distributed.start()
+    if arguments.num_workers is None:
+        arguments.num_workers = distributed.share_of_processors() if device.type == "cuda" else 0
     try:
         train(arguments, resume, arguments.output / f"embedder_{name}.pth", device)
     finally:
@@ -194,11 +204,14 @@ def train(arguments: argparse.Namespace, resume: Path, checkpoint: Path, device:
     cache = arguments.cache or arguments.output / "cache"
     rank, _ = distributed.rank_and_size()
     with distributed.first_process_first():  # it fills the cache
-        crops = prepare_crops(arguments.data, cache, max_side=recipe.max_crop_side)
+        crops = prepare_crops(
+            arguments.data, cache, max_side=recipe.max_crop_side, max_bad_pictures=arguments.max_bad_pictures
+        )
     pretrained = arguments.pretrained == "timm" or (Path(arguments.pretrained) if arguments.pretrained else False)
     run = Run(recipe, crops, pretrained=pretrained, device=device)
     if resume.exists():
         run.load(resume)
+    distributed.check_agreement(run.epoch, f"the epoch that {resume} ends at")
     if rank == 0:
         print(json.dumps({"crops": len(crops), "identities": run.dataset.num_identities, "batches": len(run.batches)}))
     while run.epoch < recipe.total_epochs:

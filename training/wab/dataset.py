@@ -5,12 +5,16 @@ A part is a folder with `image/<item_id>/<k>.jpg`, `image_annotation/<item_id>/<
 may overrun the image.
 """
 
+import argparse
 import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 LABELS: tuple[str, ...] = (
     "短袖上衣",
@@ -43,6 +47,13 @@ NO_INSTANCE = 0
 """`instance_id` of a garment that has no counterpart on the other side (photo or clip)."""
 
 
+MAX_LISTED = 20
+"""Bad pictures in one error."""
+
+MIN_BOX_SIDE_PX = 2
+"""Of a box, after clipping to its picture; what is smaller is not trained on."""
+
+
 @dataclass(frozen=True)
 class Annotation:
     """One garment in one picture, as stored."""
@@ -66,6 +77,21 @@ class Picture:
     path: Path
     frame_index: int | None
     annotations: tuple[Annotation, ...]
+
+
+def usable_boxes(
+    annotations: Sequence[Annotation], height: int, width: int
+) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+    """Clips the boxes to the image of (height, width).
+
+    Returns:
+        boxes: float32 [n, 4] x0 y0 x1 y1, those of which at least 2 pixels of each side are left.
+        usable: bool, one per annotation: which these are.
+    """
+    boxes = np.array([annotation.box for annotation in annotations], np.float32).reshape(-1, 4)
+    boxes = np.clip(boxes, 0, np.array([width, height, width, height], np.float32))
+    usable = (boxes[:, 2:] - boxes[:, :2] >= MIN_BOX_SIDE_PX).all(axis=1)
+    return boxes[usable], usable
 
 
 def digest(pictures: Sequence[Picture]) -> str:
@@ -93,6 +119,24 @@ def read_part(directory: Path, bad: list[str] | None = None) -> list[Picture]:
                     raise
                 bad.append(str(error))
     return pictures
+
+
+def add_bad_pictures_option(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--max-bad-pictures",
+        type=int,
+        default=0,
+        metavar="N",
+        help="pictures, boxes or annotation files that may be left out because they cannot be used",
+    )
+
+
+def check_bad(bad: Sequence[str], limit: int) -> None:
+    """Raises ValueError, listing the first ones, if more than `limit` pictures, boxes or annotation files are bad."""
+    if len(bad) > limit:
+        listed = "\n".join(bad[:MAX_LISTED])
+        more = f"\nand {len(bad) - MAX_LISTED} more" if len(bad) > MAX_LISTED else ""
+        raise ValueError(f"{len(bad)} cannot be used, {limit} may be left out (--max-bad-pictures):\n{listed}{more}")
 
 
 def _photo(directory: Path, path: Path) -> list[Picture]:

@@ -113,7 +113,7 @@ def _extract(video: Path, targets: dict[int, Path]) -> dict[Path, str]:
     missing = dict(targets)
     error: av.FFmpegError | None = None
     try:
-        with av.open(str(video)) as container:
+        with av.open(str(video), metadata_errors="replace") as container:  # a title may be in any encoding
             if not container.streams.video:
                 return {target: f"{video}: has no video stream" for target in targets.values()}
             for index, frame in enumerate(container.decode(video=0)):

@@ -7,8 +7,8 @@ import pytest
 
 pytest.importorskip("detectron2", reason="detectron2 is not installed")
 
-from training.detector.data import Batches, bgr_tensor, plan_batches, resize, resized_size, usable_boxes
-from training.detector.recipe import demo
+from training.detector.data import Batches, bgr_tensor, plan_batches, resize, resized_size
+from training.detector.recipe import demo, stage2, stage3
 from training.wab.dataset import Annotation, Picture
 
 pytestmark = pytest.mark.detectron2
@@ -38,28 +38,6 @@ def test_resized_size_is_detectron2s() -> None:
     for height, width, short_side, max_side in rng.integers([20, 20, 200, 400], [2000, 2000, 800, 1400], (300, 4)):
         expected = ResizeShortestEdge.get_output_shape(int(height), int(width), int(short_side), int(max_side))
         assert resized_size(height, width, short_side, max_side) == expected
-
-
-def test_boxes_are_clipped_and_slivers_dropped() -> None:
-    boxes, usable = usable_boxes(
-        [
-            annotation(-5, 10, 30, 300),
-            annotation(99, 0, 120, 50),
-            annotation(150, 0, 200, 50),
-            annotation(8, 8, 10, 10),
-        ],
-        height=200,
-        width=100,
-    )
-    assert boxes.tolist() == [[0, 10, 30, 200], [8, 8, 10, 10]]
-    assert boxes.dtype == np.float32
-    assert usable.tolist() == [True, False, False, True]
-
-
-def test_no_annotations_are_no_boxes() -> None:
-    boxes, usable = usable_boxes([], 10, 10)
-    assert boxes.shape == (0, 4)
-    assert usable.shape == (0,)
 
 
 def test_plan_keeps_kinds_apart_and_sees_everything_each_epoch() -> None:
@@ -112,6 +90,13 @@ def test_a_batch_depends_on_seed_and_iteration_only(tmp_path: Path) -> None:
     first, again = Batches([picture], recipe, seed=1)[2][0], Batches([picture], recipe, seed=1)[2][0]
     assert first["image"].equal(again["image"])
     assert first["instances"].gt_boxes.tensor.equal(again["instances"].gt_boxes.tensor)
+
+
+def test_stages_see_other_batches() -> None:
+    """Stages 2 and 3 are alike in batch size and sizes; with one plan the third would repeat the second."""
+    pictures = [Picture("1", str(number), Path(), None, ()) for number in range(50)]
+    plans = [Batches(pictures, replace(stage(), iterations=25), seed=0).plan for stage in (stage2, stage3)]
+    assert plans[0] != plans[1]
 
 
 def test_processes_share_what_one_would_see(tmp_path: Path) -> None:

@@ -4,12 +4,8 @@ import cv2
 import numpy as np
 import pytest
 
-pytest.importorskip("detectron2", reason="detectron2 is not installed")
-
-from training.detector.survey import check_bad_pictures, split_by_item, survey
+from training.detector.survey import split_by_item, survey
 from training.wab.dataset import Annotation, Picture
-
-pytestmark = pytest.mark.detectron2
 
 
 def picture(path: Path, *boxes: tuple[int, int, int, int]) -> Picture:
@@ -44,15 +40,6 @@ def test_unreadable_pictures_are_left_out_and_described(tmp_path: Path) -> None:
     assert readable == pictures[3:] and counts["num_pictures"] == 1
     assert [Path(reason.split(":")[0]).name for reason in bad] == ["0.jpg", "1.jpg", "2.jpg"]
     assert "truncated" in bad[2]
-
-
-def test_more_bad_pictures_than_the_limit_are_listed() -> None:
-    bad = [f"{number}.jpg: broken" for number in range(25)]
-    check_bad_pictures(bad, 25)
-    with pytest.raises(ValueError, match="25 pictures cannot be used, 24 may") as error:
-        check_bad_pictures(bad, 24)
-    assert "19.jpg" in str(error.value) and "20.jpg" not in str(error.value)
-    assert str(error.value).endswith("and 5 more")
 
 
 def test_the_last_twentieth_of_the_items_is_held_out() -> None:

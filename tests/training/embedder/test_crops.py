@@ -85,6 +85,19 @@ def test_a_photo_that_is_not_whole_is_an_error(tmp_path: Path, size: int) -> Non
         cut_crops([picture], tmp_path / "cut", max_side=100)
 
 
+def test_what_cannot_be_cut_is_left_out_and_described(tmp_path: Path) -> None:
+    pictures = [photo(tmp_path / f"{number}.jpg", (5, 5, 30, 40), (60, 0, 90, 20)) for number in range(3)]
+    pictures[0].path.write_text("no image")
+    crops = cut_crops(pictures, tmp_path / "cut", max_side=100, bad=(bad := []))
+    assert [crop.path.name[0] for crop in crops] == ["1", "2"]
+    outside = "box (60, 0, 90, 20) lies outside the"
+    assert [reason.split("/")[-1][: len("1.jpg: ") + len(outside)] for reason in bad] == [
+        "0.jpg: not a readable image",
+        f"1.jpg: {outside}",
+        f"2.jpg: {outside}",
+    ]
+
+
 def test_a_picture_whose_crops_are_there_is_not_decoded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     picture = photo(tmp_path / "0.jpg", (5, 5, 30, 40), (0, 0, 10, 90))
     crops = cut_crops([picture], tmp_path / "cut", max_side=30)

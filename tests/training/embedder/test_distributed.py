@@ -53,6 +53,18 @@ with distributed.first_process_first():
 distributed.stop()
 """
 
+DISAGREEING = """
+from training.embedder import distributed
+
+distributed.start()
+distributed.check_agreement(7, "seven")
+try:
+    distributed.check_agreement(distributed.rank_and_size()[0], "the rank")
+except ValueError as error:
+    print(error)
+distributed.stop()
+"""
+
 
 def torchrun(*arguments: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", *arguments]
@@ -87,6 +99,12 @@ def test_the_others_wait_for_the_first_process_longer_than_the_default_timeout(t
     finished = torchrun(str(tmp_path / "program.py"), str(tmp_path / "ranks"))
     assert finished.returncode == 0, finished.stderr[-2000:]
     assert (tmp_path / "ranks").read_text() == "01"
+
+
+def test_processes_that_disagree_all_notice(tmp_path: Path) -> None:
+    (tmp_path / "program.py").write_text(DISAGREEING)
+    finished = torchrun(str(tmp_path / "program.py"))
+    assert finished.stdout.count("the rank differs between processes: [0, 1]") == 2, finished.stderr[-2000:]
 
 
 def test_processes_split_every_batch() -> None:

@@ -9,10 +9,14 @@ import numpy as np
 import pytest
 from PIL import ExifTags, Image
 
-from training.wab.dataset import LABELS, Annotation, digest, read_part
+from training.wab.dataset import LABELS, Annotation, check_bad, digest, read_part, usable_boxes
 from training.wab.frames import cache_frames, read_parts, read_rgb, read_size
 
 ANNOTATION = {"label": "短裙", "viewpoint": 0, "display": 1, "instance_id": 20001301, "box": [10, 20, 90, 120]}
+
+
+def box(*edges: int) -> Annotation:
+    return Annotation("短裙", 0, 0, 7, edges)
 
 
 def write_video(path: Path, num_frames: int, *, first_level: int = 0) -> None:
@@ -40,6 +44,37 @@ def part(tmp_path: Path) -> Path:
     frames = [{"frame_index": 0, "annotations": []}, {"frame_index": 40, "annotations": [ANNOTATION, ANNOTATION]}]
     (tmp_path / "video_annotation/000013.json").write_text(json.dumps({"video_id": "000013", "frames": frames}))
     return tmp_path
+
+
+def test_boxes_are_clipped_and_slivers_dropped() -> None:
+    boxes, usable = usable_boxes(
+        [
+            box(-5, 10, 30, 300),
+            box(99, 0, 120, 50),
+            box(150, 0, 200, 50),
+            box(8, 8, 10, 10),
+        ],
+        height=200,
+        width=100,
+    )
+    assert boxes.tolist() == [[0, 10, 30, 200], [8, 8, 10, 10]]
+    assert boxes.dtype == np.float32
+    assert usable.tolist() == [True, False, False, True]
+
+
+def test_no_annotations_are_no_boxes() -> None:
+    boxes, usable = usable_boxes([], 10, 10)
+    assert boxes.shape == (0, 4)
+    assert usable.shape == (0,)
+
+
+def test_more_bad_pictures_than_the_limit_are_listed() -> None:
+    bad = [f"{number}.jpg: broken" for number in range(25)]
+    check_bad(bad, 25)
+    with pytest.raises(ValueError, match="25 cannot be used, 24 may be left out") as error:
+        check_bad(bad, 24)
+    assert "19.jpg" in str(error.value) and "20.jpg" not in str(error.value)
+    assert str(error.value).endswith("and 5 more")
 
 
 def test_there_are_23_labels() -> None:
@@ -114,6 +149,22 @@ def test_frames_after_one_that_cannot_be_decoded_are_left_out_and_described(part
     cached = cache_frames(read_part(part), tmp_path / "cache", bad=(bad := []))
     assert [picture.name for picture in cached] == ["2", "10", "f0"]
     assert len(bad) == 1 and bad[0].startswith(f"{video}: cannot be decoded up to frame 40: ")
+
+
+def test_a_title_may_be_in_any_encoding(part: Path, tmp_path: Path) -> None:
+    video = part / "video/000013.mp4"
+    with av.open(str(video)) as container, av.open(str(part / "titled.mp4"), "w") as titled:
+        titled.metadata["title"] = "GBK!"
+        stream = titled.add_stream_from_template(container.streams.video[0])
+        for packet in container.demux(video=0):
+            if packet.size:
+                packet.stream = stream
+                titled.mux(packet)
+    video.write_bytes((part / "titled.mp4").read_bytes().replace(b"GBK!", "新品".encode("gbk")))
+    with pytest.raises(UnicodeDecodeError):
+        av.open(str(video))
+    cached = cache_frames(read_part(part), tmp_path / "cache")
+    assert [picture.name for picture in cached] == ["2", "10", "f0", "f40"]
 
 
 def test_bad_annotations_are_left_out_and_described(part: Path) -> None:
