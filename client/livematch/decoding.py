@@ -12,6 +12,7 @@ import av
 import numpy as np
 import numpy.typing as npt
 from av.container import InputContainer
+from av.video.stream import VideoStream
 from PIL import Image, ImageOps
 
 from livematch.errors import DecodeError, InputError
@@ -68,7 +69,7 @@ def read_frames(path: Path, frame_indices: Sequence[int] = DEFAULT_FRAMES) -> It
     try:
         display_order = _display_order(path, wanted[-1] + 1)
         for order in (display_order, None) if display_order else (None,):
-            with av.open(str(path)) as container:
+            with _open(path) as container:
                 for index, frame in _decode(container, order, frozenset(wanted)):
                     if index == wanted[0]:
                         yield wanted.pop(0), _upright(frame)
@@ -90,10 +91,8 @@ def _display_order(path: Path, num_frames: int) -> dict[int, int] | None:
     one that was cut off.
     """
     times: list[int] = []
-    with av.open(str(path)) as container:
-        if not container.streams.video:
-            raise DecodeError(f"{path}: has no video stream")
-        stream = container.streams.video[0]
+    with _open(path) as container:
+        stream = _video_stream(container, path)
         if stream.codec_context.name != "h264":
             return None
         for packet in container.demux(stream):
@@ -146,15 +145,27 @@ def read_stream(video: str, every: int = 1) -> Iterator[StreamFrame]:
         raise InputError(f"every must be at least 1, got {every}")
     num_decoded = 0
     try:
-        with av.open(video, timeout=STREAM_TIMEOUT_S) as container:
-            if not container.streams.video:
-                raise DecodeError(f"{video}: has no video stream")
-            for frame in container.decode(video=0):
+        with _open(video, timeout=STREAM_TIMEOUT_S) as container:
+            for frame in container.decode(_video_stream(container, video)):
                 if num_decoded % every == 0:
                     yield StreamFrame(num_decoded, round(frame.time or 0.0, 3), _upright(frame))
                 num_decoded += 1
     except (av.FFmpegError, OSError, ValueError) as error:
         raise DecodeError(f"{video}: not a readable video after {num_decoded} frames: {_reason(error)}") from error
+
+
+def _open(video: Path | str, timeout: float | None = None) -> InputContainer:
+    return av.open(str(video), timeout=timeout, metadata_errors="replace")  # a title may be in GBK
+
+
+def _video_stream(container: InputContainer, video: Path | str) -> VideoStream:
+    """The first one; raises DecodeError if there is none, or no decoder for it."""
+    if not container.streams.video:
+        raise DecodeError(f"{video}: has no video stream")
+    stream = container.streams.video[0]
+    if stream.codec_context is None:
+        raise DecodeError(f"{video}: not a readable video: ffmpeg has no decoder for its codec")
+    return stream
 
 
 def _check_file(path: Path) -> None:

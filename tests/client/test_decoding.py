@@ -3,6 +3,7 @@ import pytest
 from PIL import Image
 
 from livematch import DecodeError, InputError, read_frames, read_image
+from livematch.decoding import read_stream
 
 # Four quadrants, so that a turned or mirrored picture is told apart: red, green / blue, black.
 QUADRANTS = np.zeros((40, 60, 3), np.uint8)
@@ -229,6 +230,24 @@ def test_an_audio_file_has_no_video_stream(tmp_path):
         container.mux(stream.encode())
     with pytest.raises(DecodeError, match="no video stream"):
         list(read_frames(tmp_path / "a.mp4", [0]))
+
+
+def test_a_video_without_a_decoder_is_none_that_can_be_read(tmp_path, drawing):
+    drawing.write_clip(tmp_path / "whole.mp4", numbered_frames(5))
+    head, _, tail = (tmp_path / "whole.mp4").read_bytes().rpartition(b"avc1")
+    (tmp_path / "v.mp4").write_bytes(head + b"zzzz" + tail)
+    for read in (lambda: read_frames(tmp_path / "v.mp4", [0]), lambda: read_stream(str(tmp_path / "v.mp4"))):
+        with pytest.raises(DecodeError, match=r"v\.mp4: not a readable video: ffmpeg has no decoder"):
+            next(read())
+
+
+def test_a_title_that_is_not_utf8_does_not_matter(tmp_path, drawing):
+    drawing.write_clip(tmp_path / "v.mkv", numbered_frames(5))
+    content = (tmp_path / "v.mkv").read_bytes()
+    assert b"Lavf" in content  # what wrote the file, a text as a title is
+    (tmp_path / "v.mkv").write_bytes(content.replace(b"Lavf", "商品".encode("gbk")))
+    assert [index for index, _ in read_frames(tmp_path / "v.mkv", [0, 3])] == [0, 3]
+    assert [frame.frame_index for frame in read_stream(str(tmp_path / "v.mkv"), 2)] == [0, 2, 4]
 
 
 def test_negative_frame_is_refused(tmp_path):
