@@ -124,7 +124,7 @@ def _add_connection_options(parser: argparse.ArgumentParser) -> None:
     server.add_argument("--repository", type=Path, help="start a server on this model repository for the run")
     parser.add_argument(
         "--max-tries", type=_positive, default=10, metavar="N",
-        help="how often a request is sent to a server that is down or overloaded (default: %(default)s)",
+        help="how often a request is sent to each server while all are down or overloaded (default: %(default)s)",
     )  # fmt: skip
 
     parser.add_argument(

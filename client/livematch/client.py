@@ -63,11 +63,11 @@ class Client:
 
     One client may be used by many threads at once. Each request goes to the server with the fewest in flight. One that
     finds its server down or overloaded goes to the others at once, and when all have been tried, again after pauses of
-    0.5, 1, 2, 4 and then 8 s, `max_tries` times in all.
+    0.5, 1, 2, 4 and then 8 s, until each has been tried `max_tries` times.
 
     Args:
         urls: gRPC address, "host:port", or several.
-        max_tries: how often a request is sent before `UnavailableError`.
+        max_tries: how often a request is sent to each server before `UnavailableError`.
         timeout_s: how long one try may take.
         crop_scale: factor, 1 to 2, by which crops are wider and higher than their boxes.
         priority: "live" requests go first in the server's queues.
@@ -239,7 +239,8 @@ class Client:
         servers = servers or self._servers
         untried = list(servers)
         pause_s = self._first_pause_s
-        for try_number in range(1, self._max_tries + 1):
+        last_try = self._max_tries * len(servers)
+        for try_number in range(1, last_try + 1):
             with self._least_busy(untried) as server:
                 if self._closed.is_set():
                     raise UnavailableError(f"the connection to {server.url} was closed")
@@ -253,9 +254,9 @@ class Client:
                     reason = " ".join((error.message() or str(error)).split())
                     if not server.is_outage(error):
                         raise RequestError(reason) from error
-                    if try_number == self._max_tries:
+                    if try_number == last_try:
                         raise UnavailableError(
-                            f"no answer from the server at {server.url} in {try_number} tries: {reason}"
+                            f"no answer from the server at {server.url} in {self._max_tries} tries: {reason}"
                         ) from error
                 else:
                     self._has_warned = False

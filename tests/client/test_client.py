@@ -225,6 +225,16 @@ def test_a_server_that_stops_leaves_the_work_to_the_other(loopback_server, secon
         assert time.monotonic() - start_s < 30  # without a pause
 
 
+def test_each_server_is_tried_as_often_as_one_alone(loopback_server, second_server, picture):
+    servers = (loopback_server, second_server)
+    with Client([server.url for server in servers], first_pause_s=0.01, max_tries=3) as client:
+        for server in servers:
+            server.faults = [UNAVAILABLE] * 9
+        with pytest.raises(UnavailableError, match="in 3 tries: a fault"):
+            client.recognize_image(picture)
+    assert [len(server.faults) for server in servers] == [6, 6]
+
+
 def test_servers_with_different_models_are_refused(loopback_server, second_server):
     second_server.identity = "loopback-2"
     with pytest.raises(ContractError, match=rf"loopback-1 at {loopback_server.url}, loopback-2 at {second_server.url}"):
