@@ -64,8 +64,10 @@ class SharedMemory:
             np.frombuffer(region.memory, np.uint8, array.size)[:] = array.reshape(-1)
             tensor.set_shared_memory(region.name, array.nbytes)
             yield
-        except BaseException:
+        except BaseException as error:
             self._unregister(region.name)
+            if isinstance(error, InferenceServerException) and self.is_lost(error):
+                self.close()  # it knows the others no longer either, and each would cost a try
             raise
         with self._lock:
             self._free.append(region)
@@ -88,6 +90,7 @@ class SharedMemory:
         return f"shared memory region: '{_PREFIX}" in (error.message() or "")
 
     def close(self) -> None:
+        """Let go of the regions that no request holds."""
         with self._lock:
             free, self._free = self._free, []
         for region in free:

@@ -119,10 +119,11 @@ class LoopbackServer(service_pb2_grpc.GRPCInferenceServiceServicer):
         return service_pb2.SystemSharedMemoryRegisterResponse()
 
     def SystemSharedMemoryUnregister(self, request, context):
-        del self.regions[request.name]
+        self.regions.pop(request.name, None)
         return service_pb2.SystemSharedMemoryUnregisterResponse()
 
     def ModelInfer(self, request, context):
+        region = request.inputs[0].parameters["shared_memory_region"].string_param
         with self._lock:
             self.num_requests[request.model_name] += 1
             self.parameters = {n: p.uint64_param or p.int64_param for n, p in request.parameters.items()}
@@ -135,6 +136,8 @@ class LoopbackServer(service_pb2_grpc.GRPCInferenceServiceServicer):
             self._is_stopping.wait(self.delay_s)
             if fault is not None:
                 context.abort(fault, f"a fault: {fault.name}")
+            if region and region not in self.regions:
+                context.abort(grpc.StatusCode.INVALID_ARGUMENT, f"Unable to find shared memory region: '{region}'")
             return self._answer(request)
         finally:
             with self._lock:

@@ -269,6 +269,16 @@ def test_shared_memory_and_the_connection_when_none_is_left(loopback_server, pic
             quick_client(loopback_server, shared_memory=True)
 
 
+def test_regions_that_a_restart_ended_cost_one_try_together(loopback_server, picture):
+    loopback_server.delay_s = 0.1
+    with quick_client(loopback_server, shared_memory=True, max_tries=2) as client:
+        ask_in_parallel(client, picture, 8)
+        assert len(loopback_server.regions) == 4
+        loopback_server.regions.clear()
+        assert len(client.recognize_image(picture)) == 1
+        assert len(loopback_server.regions) == 1
+
+
 def no_space(*_):
     raise OSError(errno.ENOSPC, "No space left on device")
 
