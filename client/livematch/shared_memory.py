@@ -1,6 +1,5 @@
 """Pictures handed to a server on the same machine through system shared memory instead of over the connection."""
 
-import contextlib
 import mmap
 import os
 import re
@@ -21,6 +20,7 @@ from livematch.process import is_running
 _FOLDER = Path("/dev/shm")
 _PREFIX = "livematch-"
 _TIMEOUT_S = 30.0  # for the server to open or forget a region
+_IN_USE = "currently in use"
 _SIZE_STEP_BYTES = 1 << 20  # sizes are rounded up to it, so that pictures of about one size share regions
 
 
@@ -34,7 +34,8 @@ class SharedMemory:
     """Regions that one server has mapped too, as many as requests were in flight at once.
 
     A region's file is removed as soon as the server has opened it. What a killed process leaves is its regions in the
-    server; the next `check` on its machine ends those.
+    server; the next `check` on its machine ends those. The server keeps a region that it still reads, as for a request
+    that took too long; it is asked again later.
     """
 
     def __init__(self, connection: triton.InferenceServerClient, headers: dict[str, str]) -> None:
@@ -43,6 +44,7 @@ class SharedMemory:
         self._machine = _name_machine()
         self._lock = threading.Lock()
         self._free: list[_Region] = []
+        self._kept_names: set[str] = set()  # of regions that the server did not let go
 
     @contextmanager
     def holding(self, array: npt.NDArray[np.uint8], tensor: triton.InferInput) -> Iterator[None]:
@@ -93,8 +95,7 @@ class SharedMemory:
         """Let go of the regions that no request holds."""
         with self._lock:
             free, self._free = self._free, []
-        for region in free:
-            self._unregister(region.name)
+        self._unregister(*(region.name for region in free))
 
     def _take(self, num_bytes: int) -> _Region | None:
         with self._lock:
@@ -107,6 +108,7 @@ class SharedMemory:
         return None
 
     def _create(self, num_bytes: int) -> _Region:
+        self._unregister()
         size_bytes = -(-num_bytes // _SIZE_STEP_BYTES) * _SIZE_STEP_BYTES
         name = f"{_PREFIX}{os.getpid()}-{self._machine}-{secrets.token_hex(8)}"
         path = _FOLDER / name
@@ -121,10 +123,20 @@ class SharedMemory:
             os.close(descriptor)
             path.unlink()
 
-    def _unregister(self, name: str) -> None:
-        # A server that is gone, or was restarted, has no such region any more; ValueError: the connection is closed.
-        with contextlib.suppress(InferenceServerException, ValueError):
-            self._connection.unregister_system_shared_memory(name, headers=self._headers, client_timeout=_TIMEOUT_S)
+    def _unregister(self, *names: str) -> None:
+        """Let the server forget these regions, and those that it kept before."""
+        with self._lock:
+            names = *names, *self._kept_names
+            self._kept_names = set()
+        for name in names:
+            try:
+                self._connection.unregister_system_shared_memory(name, headers=self._headers, client_timeout=_TIMEOUT_S)
+            except InferenceServerException as error:
+                if _IN_USE in (error.message() or ""):  # otherwise it is gone, and the region with it
+                    with self._lock:
+                        self._kept_names.add(name)
+            except ValueError:  # the connection is closed
+                return
 
 
 def _name_machine() -> str:

@@ -66,6 +66,7 @@ class LoopbackServer(service_pb2_grpc.GRPCInferenceServiceServicer):
         self.num_requests = {"recognize_image": 0, "recognize_frame": 0}
         self.max_num_parallel = 0
         self.regions: dict[str, mmap.mmap] = {}  # of shared memory
+        self.regions_in_use: list[str] = []
         self.parameters: dict[str, int] = {}  # of the last request
         self._num_parallel = 0
         self._lock = threading.Lock()
@@ -119,6 +120,9 @@ class LoopbackServer(service_pb2_grpc.GRPCInferenceServiceServicer):
         return service_pb2.SystemSharedMemoryRegisterResponse()
 
     def SystemSharedMemoryUnregister(self, request, context):
+        if request.name in self.regions_in_use:
+            reason = f"Cannot unregister shared memory region '{request.name}', it is currently in use."
+            context.abort(grpc.StatusCode.INTERNAL, reason)
         self.regions.pop(request.name, None)
         return service_pb2.SystemSharedMemoryUnregisterResponse()
 
@@ -131,6 +135,7 @@ class LoopbackServer(service_pb2_grpc.GRPCInferenceServiceServicer):
             if self.faults_from is not None and sum(self.num_requests.values()) >= self.faults_from:
                 fault = grpc.StatusCode.UNAVAILABLE
             self._num_parallel += 1
+            self.regions_in_use.append(region)
             self.max_num_parallel = max(self.max_num_parallel, self._num_parallel)
         try:
             self._is_stopping.wait(self.delay_s)
@@ -142,6 +147,7 @@ class LoopbackServer(service_pb2_grpc.GRPCInferenceServiceServicer):
         finally:
             with self._lock:
                 self._num_parallel -= 1
+                self.regions_in_use.remove(region)
 
     def _answer(self, request):
         tensor = request.inputs[0]

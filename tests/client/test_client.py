@@ -279,6 +279,25 @@ def test_regions_that_a_restart_ended_cost_one_try_together(loopback_server, pic
         assert len(loopback_server.regions) == 1
 
 
+def test_regions_of_requests_that_took_too_long_are_freed_later(loopback_server, picture):
+    def ask_for_too_long():
+        loopback_server.delay_s = 1.0
+        with pytest.raises(UnavailableError, match="in 1 tries"):
+            client.recognize_image(picture)
+        loopback_server.delay_s = 0.0
+        (kept,) = loopback_server.regions
+        while loopback_server.regions_in_use:
+            time.sleep(0.01)
+        return kept
+
+    with quick_client(loopback_server, shared_memory=True, timeout_s=0.3, max_tries=1) as client:
+        kept = ask_for_too_long()
+        assert len(client.recognize_image(picture)) == 1
+        assert len(loopback_server.regions.keys() - {kept}) == len(loopback_server.regions) == 1
+        ask_for_too_long()
+    assert loopback_server.regions == {}
+
+
 def no_space(*_):
     raise OSError(errno.ENOSPC, "No space left on device")
 
