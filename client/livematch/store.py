@@ -200,11 +200,15 @@ class FeaturesStore:
 
     def _row_groups(self) -> Iterator[pa.Table]:
         waiting: list[pa.RecordBatch] = []
+        num_rows = 0
         for batch in self._all_batches():
+            if batch.num_rows == 0:
+                continue  # so that there are never more batches waiting than rows
             waiting.append(batch)
-            if sum(b.num_rows for b in waiting) >= ROW_GROUP_ROWS:
+            num_rows += batch.num_rows
+            if num_rows >= ROW_GROUP_ROWS:
                 yield pa.Table.from_batches(waiting, self._schema)
-                waiting = []
+                waiting, num_rows = [], 0
         if waiting:
             yield pa.Table.from_batches(waiting, self._schema)
 

@@ -1,3 +1,4 @@
+import time
 from pathlib import Path
 
 import numpy as np
@@ -106,6 +107,20 @@ def test_row_groups_are_bounded(tmp_path):
     with pq.ParquetFile(path) as file:
         sizes = [file.metadata.row_group(k).num_rows for k in range(file.num_row_groups)]
     assert sizes == [ROW_GROUP_ROWS, ROW_GROUP_ROWS, ROW_GROUP_ROWS // 2]
+
+
+def test_the_end_of_many_sources_without_boxes_is_short(tmp_path):
+    nothing = recognition(0)
+    with open_store(tmp_path / "f.parquet") as store:
+        start_s = time.process_time()
+        for k in range(5000):
+            store.append(("a", str(k)), [(-1, nothing)])
+        appended_s = time.process_time()
+        store.finish()
+        assert 3 * (time.process_time() - appended_s) < appended_s - start_s  # it is a twelfth
+    with open_store(tmp_path / "f.parquet") as store:
+        assert (len(store.finished), store.num_rows) == (5000, 0)
+    assert len(read_features(tmp_path / "f.parquet")) == 0
 
 
 @pytest.mark.parametrize("finish", [True, False])
