@@ -169,10 +169,13 @@ def _video_stream(container: InputContainer, video: Path | str) -> VideoStream:
 
 
 def _check_file(path: Path) -> None:
-    if not path.is_file():
-        raise DecodeError(f"{path}: no such file")
-    if path.stat().st_size == 0:
-        raise DecodeError(f"{path}: the file is empty")
+    try:
+        if not path.is_file():
+            raise DecodeError(f"{path}: no such file")
+        if path.stat().st_size == 0:
+            raise DecodeError(f"{path}: the file is empty")
+    except OSError as error:  # its folder cannot be searched, say
+        raise DecodeError(f"{path}: {error.strerror}") from error
 
 
 def _rgb(image: Image.Image) -> Image.Image:

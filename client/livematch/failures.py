@@ -4,7 +4,7 @@
 | --- | --- | --- |
 | kind | string | image or video |
 | source | string | item or video id |
-| name | string | image name without extension; empty for a video, and for an item folder without any file |
+| name | string | image name without extension; empty for a video, and for an item folder without a readable file |
 | stage | string | list (not usable as a source), decode (no pixels) or recognize (refused by the server) |
 | reason | string | one line that names the file |
 """

@@ -1,5 +1,6 @@
 """The files of a run: `DIR/<item_id>/<k>.jpg` and `DIR/<video_id>.mp4`, whatever their format."""
 
+import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,8 +29,9 @@ class Source:
 def list_images(directory: Path) -> tuple[list[Source], list[Failure]]:
     """All files in the item folders of `directory`, numbers in numeric order; hidden files are left out.
 
-    What the extension says does not matter: a file that is no image fails when it is decoded. An empty folder, a file
-    whose name without extension occurs twice in its folder, and a name that is not UTF-8 are failures already here.
+    What the extension says does not matter: a file that is no image fails when it is decoded. A folder that is empty or
+    cannot be read, a file whose name without extension occurs twice in its folder, and a name that is not UTF-8 are
+    failures already here.
 
     Raises:
         InputError: `directory` is no folder.
@@ -37,14 +39,19 @@ def list_images(directory: Path) -> tuple[list[Source], list[Failure]]:
     sources: list[Source] = []
     failures: list[Failure] = []
     for folder in _visible(directory):
-        if not folder.is_dir():
+        try:
+            if not folder.is_dir():
+                continue
+            paths = list(_visible(folder))
+        except OSError as error:
+            failures.append(Failure("image", folder.name, "", "list", f"{folder}: {error.strerror}"))
             continue
         if not _is_utf8(folder.name):
             failures.append(Failure("image", folder.name, "", "list", f"{folder}: {_NOT_UTF8}"))
             continue
         names: set[str] = set()
-        for path in _visible(folder):
-            if path.is_dir():
+        for path in paths:
+            if _is_folder(path):
                 continue
             if reason := _unusable(path.stem, names):
                 failures.append(Failure("image", folder.name, path.stem, "list", f"{path}: {reason}"))
@@ -62,7 +69,7 @@ def list_videos(directory: Path) -> tuple[list[Source], list[Failure]]:
     failures: list[Failure] = []
     names: set[str] = set()
     for path in _visible(directory):
-        if path.is_dir():
+        if _is_folder(path):
             continue
         if reason := _unusable(path.stem, names):
             failures.append(Failure("video", path.stem, "", "list", f"{path}: {reason}"))
@@ -98,6 +105,13 @@ def _unusable(name: str, others: set[str]) -> str | None:
 def _is_utf8(name: str) -> bool:
     """False if Python had to put surrogates for some of its bytes."""
     return not any("\ud800" <= letter <= "\udfff" for letter in name)
+
+
+def _is_folder(path: Path) -> bool:
+    """False also for what cannot be looked at, which fails when it is decoded."""
+    with contextlib.suppress(OSError):
+        return path.is_dir()
+    return False
 
 
 def _visible(directory: Path) -> Iterator[Path]:

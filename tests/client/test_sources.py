@@ -2,7 +2,7 @@ import os
 
 import pytest
 
-from livematch import InputError
+from livematch import DecodeError, InputError, read_frames, read_image
 from livematch.sources import list_images, list_videos
 
 
@@ -43,6 +43,24 @@ def test_an_empty_item_fails(tmp_path):
     sources, failures = list_images(tmp_path)
     assert [source.key for source in sources] == [("b", "0")]
     assert [(failure.source, failure.name) for failure in failures] == [("a", "")]
+
+
+def test_what_cannot_be_looked_at_stops_nothing(tmp_path):
+    touch(tmp_path, "image/a/0.jpg", "video/a.mp4")
+    for link in ("image/b", "image/c/1.jpg", "video/b.mp4"):
+        (tmp_path / link).parent.mkdir(exist_ok=True)
+        (tmp_path / link).symlink_to("x" * 300)  # longer than names can be: an error for root as well
+    sources, failures = list_images(tmp_path / "image")
+    assert [source.key for source in sources] == [("a", "0"), ("c", "1")]
+    assert [(f.source, f.name, f.stage, f.reason) for f in failures] == [
+        ("b", "", "list", f"{tmp_path}/image/b: File name too long")
+    ]
+    with pytest.raises(DecodeError, match=r"c/1\.jpg: File name too long"):
+        read_image(sources[1].path)
+    sources, failures = list_videos(tmp_path / "video")
+    assert ([source.key for source in sources], failures) == ([("a", ""), ("b", "")], [])
+    with pytest.raises(DecodeError, match=r"b\.mp4: File name too long"):
+        next(read_frames(sources[1].path))
 
 
 def test_names_that_are_not_utf8_fail(tmp_path):
