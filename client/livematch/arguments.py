@@ -1,6 +1,7 @@
 """The options of each `livematch` command."""
 
 import argparse
+import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,7 +23,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     serve.add_argument("--metrics-port", type=int, default=8002, help="0: any free one (default: %(default)s)")
     serve.add_argument("--log", type=Path, help="the server's log file")
     serve.add_argument(
-        "--exit-timeout", type=float, default=10.0, metavar="S",
+        "--exit-timeout", type=_seconds, default=10.0, metavar="S",
         help="how long requests in flight may take when the server is stopped (default: %(default)g)",
     )  # fmt: skip
     _add_key_option(serve, "wanted from clients for all but the health endpoint")
@@ -32,8 +33,8 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     kind = embed.add_mutually_exclusive_group(required=True)
     kind.add_argument("--images", type=Path, help="folder of <item_id>/<k>.jpg")
     kind.add_argument("--videos", type=Path, help="folder of <video_id>.mp4")
-    embed.add_argument("-o", "--output", type=Path, required=True, help="features file (Parquet)")
-    embed.add_argument("--failures", type=Path, help="write the sources that failed to this Parquet file")
+    embed.add_argument("-o", "--output", type=_output, required=True, help="features file (Parquet)")
+    embed.add_argument("--failures", type=_output, help="write the sources that failed to this Parquet file")
     embed.add_argument(
         "--shard", type=_shard, default=(0, 1), metavar="I/N",
         help="only part I of N, counted from 0, as in a job array; give each part its own output file",
@@ -46,8 +47,8 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         "--gallery", nargs="+", required=True, metavar="FILE",
         help="features of the videos, or milvus:FILE.db or milvus:URI, as made by `livematch load`",
     )  # fmt: skip
-    match.add_argument("-o", "--output", type=Path, required=True, help="result.json")
-    match.add_argument("--matches", type=Path, help="also write the matches with their distances to this JSON file")
+    match.add_argument("-o", "--output", type=_output, required=True, help="result.json")
+    match.add_argument("--matches", type=_output, help="also write the matches with their distances to this JSON file")
     _add_matching_options(match)
 
     load = _command(
@@ -87,7 +88,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     evaluate = _command(commands, "evaluate", "score a result against annotations")
     evaluate.add_argument("--result", type=Path, required=True, help="result.json")
     evaluate.add_argument("--truth", type=Path, required=True, help="part: image_annotation/ and video_annotation/")
-    evaluate.add_argument("-o", "--output", type=Path, help="score.json")
+    evaluate.add_argument("-o", "--output", type=_output, help="score.json")
 
     report = _command(commands, "report", "one HTML page with every matched clip beside its product")
     report.add_argument("--result", type=Path, required=True, help="result.json")
@@ -101,9 +102,9 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         help="matches that get pictures, the nearest; those past the first 200 lie in a folder (default: %(default)s)",
     )  # fmt: skip
     report.add_argument(
-        "--limit", type=float, default=1.12, help="that of `match`, for the histogram (default: %(default)s)"
+        "--limit", type=_limit, default=1.12, help="that of `match`, for the histogram (default: %(default)s)"
     )
-    report.add_argument("-o", "--output", type=Path, required=True, help="report.html")
+    report.add_argument("-o", "--output", type=_output, required=True, help="report.html")
     return parser.parse_args(argv)
 
 
@@ -187,6 +188,36 @@ def _add_matching_options(parser: argparse.ArgumentParser) -> None:
         "--memory", type=_num_bytes, default="2G", metavar="SIZE",
         help="what matching may use in all, e.g. 800M or 16G (default: %(default)s)",
     )  # fmt: skip
+
+
+def _output(text: str) -> Path:
+    path = Path(text)
+    try:
+        is_folder = path.is_dir()
+    except OSError as error:
+        raise argparse.ArgumentTypeError(f"{text!r} cannot be written: {error.strerror}") from error
+    if is_folder:
+        raise argparse.ArgumentTypeError(f"expected a file, got the folder {text!r}")
+    return path
+
+
+def _limit(text: str) -> float:
+    if not (limit := _number(text)) >= 0:
+        raise argparse.ArgumentTypeError(f"expected a number from 0 on, got {text!r}")
+    return limit
+
+
+def _seconds(text: str) -> float:
+    if not 0 <= (seconds := _number(text)) < math.inf:
+        raise argparse.ArgumentTypeError(f"expected a number of seconds, got {text!r}")
+    return seconds
+
+
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        return math.nan
 
 
 def _num_bytes(text: str) -> int:

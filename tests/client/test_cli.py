@@ -234,6 +234,40 @@ def test_options_that_make_no_sense_are_refused(tmp_path, capsys, option, values
         assert option in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    "command",
+    [
+        "embed --images i -o .",
+        "embed --images i -o folder",
+        "embed --images i -o f.parquet --failures folder/",
+        f"embed --images i -o {'x' * 300}",
+        "match --queries q --gallery g -o .",
+        "match --queries q --gallery g -o r.json --matches folder",
+        "evaluate --result r --truth t -o folder",
+        "report --result r --images i --videos v -o folder",
+    ],
+)
+def test_a_folder_is_refused_where_a_file_is_written(tmp_path, monkeypatch, capsys, command):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(SystemExit, match="2"):
+        main(command.split())
+    assert (
+        capsys.readouterr()
+        .err.splitlines()[-1]
+        .endswith(("got the folder '.'", "got the folder 'folder'", "got the folder 'folder/'", "File name too long"))
+    )
+
+
+@pytest.mark.parametrize("text", ["nan", "-1", "x"])
+def test_numbers_that_make_no_sense_are_refused(capsys, text):
+    report = ("report", "--result", "r", "--images", "i", "--videos", "v", "-o", "h", f"--limit={text}")
+    for command in (report, ("serve", "--repository", "r", f"--exit-timeout={text}")):
+        with pytest.raises(SystemExit, match="2"):
+            main(command)
+        assert f"{command[-1].split('=')[0]}: expected a number" in capsys.readouterr().err.splitlines()[-1]
+
+
 @pytest.mark.parametrize("text", ["800", "G", "1.5G", "-1G", "2K"])
 def test_memory_that_makes_no_sense_is_refused(capsys, text):
     with pytest.raises(SystemExit, match="2"):
