@@ -255,7 +255,7 @@ def _load(options: argparse.Namespace) -> dict[str, Any]:
 def _delete(options: argparse.Namespace) -> dict[str, Any]:
     from livematch.milvus import MilvusGallery
 
-    with MilvusGallery(options.gallery) as gallery:
+    with MilvusGallery(options.gallery, must_exist=True) as gallery:
         gallery.delete(options.sources)
     return {"num_sources": len(options.sources)}
 
@@ -279,7 +279,7 @@ def _matches(queries: Sequence[Path], gallery: Sequence[str | Path], rule: "Rule
     from livematch.nearest import memory_left
 
     if len(gallery) == 1 and str(gallery[0]).startswith(PREFIX):
-        with MilvusGallery(str(gallery[0])) as collection:
+        with MilvusGallery(str(gallery[0]), must_exist=True) as collection:
             return collection.match(open_features(queries), rule)
     features = open_features(queries), open_features(list(map(Path, gallery)))
     return match(*features, rule, memory_bytes=memory_left(memory_bytes))

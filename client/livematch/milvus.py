@@ -9,6 +9,7 @@ import json
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
@@ -44,14 +45,16 @@ class MilvusGallery:
 
     Args:
         address: "milvus:" and a file whose name ends in .db, or the URI of a cluster.
+        must_exist: refuse a file that is not there, which would be made.
 
     Raises:
         LivematchError: pymilvus is not installed.
         InputError: `address` is none.
+        FeaturesError: the file has to be there, and is not.
         UnavailableError: the cluster does not answer; also raised by every method.
     """
 
-    def __init__(self, address: str) -> None:
+    def __init__(self, address: str, *, must_exist: bool = False) -> None:
         uri = address.removeprefix(PREFIX)
         if "://" not in uri and not uri.endswith(".db"):
             raise InputError(f"expected {PREFIX}FILE.db or {PREFIX}URI, got {address}")
@@ -62,6 +65,8 @@ class MilvusGallery:
         # The server inside of Milvus Lite logs a traceback for each call of pymilvus that it does not know.
         logging.getLogger("grpc._server").setLevel(logging.CRITICAL)
         self.origin = address
+        if must_exist and "://" not in uri and not Path(uri).exists():
+            raise self._no_gallery()
         self._pymilvus = pymilvus
         with self._translated():
             self._client = pymilvus.MilvusClient(uri)
@@ -104,8 +109,14 @@ class MilvusGallery:
             self._client.flush(COLLECTION)
 
     def delete(self, sources: Sequence[str]) -> None:
-        """Remove all rows of these sources; unknown ones are left out."""
+        """Remove all rows of these sources; unknown ones are left out.
+
+        Raises:
+            FeaturesError: the gallery is not there.
+        """
         with self._translated():
+            if not self._client.has_collection(COLLECTION):
+                raise self._no_gallery()
             for start in range(0, len(sources), _DELETED_SOURCES):
                 some = json.dumps(sources[start : start + _DELETED_SOURCES], ensure_ascii=False)
                 self._client.delete(COLLECTION, filter=f"source in {some}")
@@ -177,7 +188,7 @@ class MilvusGallery:
         found: list[dict[str, Any]] = []
         with self._translated():
             if not self._client.has_collection(COLLECTION):
-                raise FeaturesError(f"{self.origin}: holds no gallery; make one with `livematch load`")
+                raise self._no_gallery()
             self._client.load_collection(COLLECTION)
             for start in range(0, self._end(), _DESCRIBED_ROWS):
                 range_filter = f"row >= {start} and row < {start + _DESCRIBED_ROWS}"
@@ -244,6 +255,9 @@ class MilvusGallery:
                 embeddings[row["row"]] = row["embedding"]
         values = np.array([embeddings[row] for row in ids.tolist()], np.float32)
         return Block(0, values, np.linalg.norm(values.astype(np.float64), axis=1))
+
+    def _no_gallery(self) -> FeaturesError:
+        return FeaturesError(f"{self.origin}: holds no gallery; make one with `livematch load`")
 
     @contextmanager
     def _translated(self) -> Iterator[None]:

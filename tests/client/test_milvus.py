@@ -115,6 +115,18 @@ def test_an_address_that_is_none_is_refused():
         MilvusGallery("milvus:gallery")
 
 
+def test_a_gallery_that_is_not_there_is_named_and_not_made(world, tmp_path, capsys):
+    address = f"milvus:{tmp_path / 'typo.db'}"
+    options = ("--gallery", address)
+    match_options = ("--queries", str(world[0].paths[0]), "-o", str(tmp_path / "result.json"))
+    for command in (("delete", *options, "--sources", "v"), ("match", *options, *match_options)):
+        assert main(command) == 2
+        assert "typo.db: holds no gallery; make one with `livematch load`" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+    with MilvusGallery(address) as empty, pytest.raises(FeaturesError, match="holds no gallery"):
+        empty.delete(["v"])
+
+
 def test_commands(world, tmp_path, capsys):
     queries, gallery = (str(features.paths[0]) for features in world)
     address = f"milvus:{tmp_path / 'g.db'}"
