@@ -18,7 +18,7 @@ from livematch.shared_memory import SharedMemory
 
 IDENTITY_MODEL = "crop_and_embed"  # its config carries the parameter `model_identity`
 
-_ADDRESS = re.compile(r"([^\s:/]+|\[[^\s/]+\]):\d{1,5}")
+_ADDRESS = re.compile(r"([^\s:/]+|\[[^\s/]+\]):(\d{1,5})")
 
 # UNAVAILABLE: nothing listens, the server is shutting down, or a model's queue is full.
 _RETRIED_STATUSES = {"StatusCode.UNAVAILABLE", "StatusCode.DEADLINE_EXCEEDED"}
@@ -64,7 +64,7 @@ class Connection:
         tls: encrypt the connection.
 
     Raises:
-        InputError: `url` is of another form.
+        InputError: `url` is of another form, or has no such port.
 
     Its methods raise InferenceServerException for whatever the server or gRPC refuses, and ValueError after `close`.
     """
@@ -72,8 +72,11 @@ class Connection:
     def __init__(
         self, url: str, *, headers: dict[str, str], timeout_s: float, tls: Tls | None, shared_memory: bool
     ) -> None:
-        if not _ADDRESS.fullmatch(url):
+        address = _ADDRESS.fullmatch(url)
+        if not address:
             raise InputError(f"the address of a server is HOST:PORT, got {url!r}")
+        if not 0 < int(address[2]) <= 65535:
+            raise InputError(f"the port of a server is from 1 to 65535, got {url!r}")
         self.url = url
         self.num_in_flight = 0
         self.failed_s = -math.inf  # on the monotonic clock

@@ -1,6 +1,7 @@
 import errno
 import logging
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -249,6 +250,12 @@ def test_no_address_is_refused():
 @pytest.mark.parametrize("address", ["localhost", "http://localhost:8001", "localhost:", "localhost:grpc", ":8001", ""])
 def test_an_address_of_another_form_is_refused_at_once(address):
     with pytest.raises(InputError, match=rf"HOST:PORT, got '{address}'"):
+        Client(address, first_pause_s=30)
+
+
+@pytest.mark.parametrize("address", ["localhost:0", "localhost:65536", "[::1]:99999"])
+def test_a_port_that_none_can_have_is_refused_at_once(address):
+    with pytest.raises(InputError, match=rf"from 1 to 65535, got '{re.escape(address)}'"):
         Client(address, first_pause_s=30)
 
 
