@@ -1,5 +1,6 @@
 """Which product does a stream show right now: frame by frame, over a sliding window."""
 
+import contextlib
 import math
 import queue
 import threading
@@ -135,22 +136,18 @@ def watch(
 
 def _newest(frames: Iterator[StreamFrame]) -> Iterator[StreamFrame]:
     """The frames as a thread reads them, without those that were overtaken while the last one was worked on."""
-    mailbox: queue.Queue[StreamFrame | BaseException | None] = queue.Queue(maxsize=1)
+    # At most one frame and what ended the stream; without a bound, or the thread would wait for a reader that stopped.
+    mailbox: queue.Queue[StreamFrame | BaseException | None] = queue.Queue()
     is_over = threading.Event()
-
-    def put(content: StreamFrame | BaseException | None) -> None:
-        try:
-            mailbox.put_nowait(content)
-        except queue.Full:
-            _discard(mailbox)
-            mailbox.put(content)  # there is no other writer, so there is room now
 
     def read() -> None:
         try:
             for frame in frames:
                 if is_over.is_set():
                     return
-                put(frame)
+                with contextlib.suppress(queue.Empty):
+                    mailbox.get_nowait()  # overtaken
+                mailbox.put(frame)
             last: BaseException | None = None
         except Exception as error:  # handed over to the reader of the frames
             last = error
@@ -164,13 +161,6 @@ def _newest(frames: Iterator[StreamFrame]) -> Iterator[StreamFrame]:
             yield content
     finally:
         is_over.set()
-
-
-def _discard(mailbox: queue.Queue[StreamFrame | BaseException | None]) -> None:
-    try:
-        mailbox.get_nowait()
-    except queue.Empty:
-        return  # taken at this very moment
 
 
 def _to_box(box: npt.NDArray[np.float32]) -> Box:

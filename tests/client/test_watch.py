@@ -128,3 +128,23 @@ def test_frames_that_were_overtaken_are_left_out():
     assert next(frames).frame_index == 4
     with pytest.raises(DecodeError, match="broken off"):
         next(frames)
+
+
+def test_a_stream_that_ended_before_its_reader_leaves_no_thread_behind():
+    taken, ended = threading.Event(), threading.Event()
+    threads = []
+
+    def stream():
+        threads.append(threading.current_thread())
+        for index in range(2):
+            yield StreamFrame(index, index / 25, np.zeros((1, 1, 3), np.uint8))
+            taken.wait(5)
+        ended.set()
+
+    frames = _newest(stream())
+    assert next(frames).frame_index == 0
+    taken.set()
+    ended.wait(5)
+    frames.close()  # with the second frame unread
+    threads[0].join(5)
+    assert not threads[0].is_alive()
