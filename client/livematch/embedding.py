@@ -42,18 +42,24 @@ Pictures = list[tuple[int, Recognition]]
 
 @dataclass(frozen=True)
 class Embedded:
-    """What a run has done. num_resumed of the num_stored sources were in the file already; num_boxes counts all."""
+    """What a run has done.
+
+    num_stored, num_boxes: sources and boxes in the file now, those of other folders included.
+    num_resumed: sources of this folder that were in the file already.
+    num_tried: sources that were not, failed ones included.
+    """
 
     num_stored: int
     num_resumed: int
+    num_tried: int
     num_boxes: int
     failures: list[Failure]
     elapsed_s: float
 
     @property
     def sources_per_s(self) -> float:
-        """Of those that were not there already, failed ones included."""
-        return (self.num_stored - self.num_resumed + len(self.failures)) / self.elapsed_s
+        """Of those that were tried."""
+        return self.num_tried / self.elapsed_s
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -186,7 +192,14 @@ def _fill(
     except ContractError as error:  # they were exchanged between two requests
         raise ContractError(f"{error}; remove {store.partial_path}, which may hold embeddings of both") from error
     store.finish()
-    return Embedded(len(store.finished), num_resumed, store.num_rows, failures, time.monotonic() - start_s)
+    return Embedded(
+        num_stored=len(store.finished),
+        num_resumed=num_resumed,
+        num_tried=len(waiting),
+        num_boxes=store.num_rows,
+        failures=failures,
+        elapsed_s=time.monotonic() - start_s,
+    )
 
 
 def _in_order(

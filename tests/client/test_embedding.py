@@ -1,4 +1,5 @@
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -58,6 +59,16 @@ def test_a_finished_run_asks_for_nothing(client, part, tmp_path, loopback_server
         done = embed_videos(client, part / "video", tmp_path / "f.parquet", frames=range(0, 80, 40))
         assert (done.num_stored, done.num_resumed, done.num_boxes) == (3, 3 * number, 0)
     assert loopback_server.num_requests["recognize_frame"] == 6
+
+
+def test_what_another_folder_stored_before_does_not_make_a_run_faster(client, part, tmp_path):
+    embed_images(client, part / "image", tmp_path / "f.parquet")
+    (tmp_path / "more" / "000055").mkdir(parents=True)
+    shutil.copy(part / "image" / "000013" / "0.jpg", tmp_path / "more" / "000055")
+    (tmp_path / "more" / "000055" / "1.jpg").write_bytes(b"")
+    done = embed_images(client, tmp_path / "more", tmp_path / "f.parquet")
+    assert (done.num_stored, done.num_resumed, done.num_tried) == (13, 0, 2)
+    assert done.sources_per_s == 2 / done.elapsed_s
 
 
 def test_requests_overlap(client, part, tmp_path, loopback_server):
