@@ -1,8 +1,8 @@
 """Which item goes to which clip, of all that come into question: each to its nearest, or the best for all at once."""
 
-import math
-from collections import defaultdict, deque
+from collections import defaultdict
 from collections.abc import Iterable, Mapping
+from heapq import heappop, heappush
 
 _UNIT = 1e-12  # of distances and gains: they are rounded to as much
 
@@ -24,53 +24,86 @@ def assign_nearest(edges: Edges) -> list[tuple[int, int]]:
 def assign_jointly(edges: Edges, limit: float) -> list[tuple[int, int]]:
     """The pairs with the largest sum of limit - distance, each item and each clip in one pair at most.
 
-    Items enter one after another. Each time the best alternating path from the new item is turned over: it ends at a
-    free clip, or at an item that is left without one. This keeps the pairs optimal for the items so far (Bellman-Ford
-    on the residual graph; no positive cycles, because they are optimal, and gains are whole numbers of _UNIT, because
-    rounding would make some).
+    Of equal sums, an item stays without a clip rather than displace one that came before it.
 
     Returns:
         Pairs of item and clip; pairs at `limit` or more are never taken.
     """
     limit = min(limit, 4.0 * len(edges) + 1)  # from here on the most pairs possible have the largest sum
-    gain_of = {edge: round(limit / _UNIT) - round(distance / _UNIT) for edge, distance in edges.items()}
-    clips_of: dict[int, list[int]] = defaultdict(list)
-    for (item, clip), gain in gain_of.items():
+    gains: dict[int, dict[int, int]] = defaultdict(dict)
+    for (item, clip), distance in edges.items():
+        gain = round(limit / _UNIT) - round(distance / _UNIT)
         if gain > 0:
-            clips_of[item].append(clip)
-    clip_of: dict[int, int] = {}
-    item_of: dict[int, int] = {}
-    for new_item in clips_of:
-        gain_at = {new_item: 0}
+            gains[item][clip] = gain
+    pairs = _JointPairs(gains)
+    for item in gains:
+        pairs.enter(item)
+    return list(pairs.clip_of.items())
+
+
+class _JointPairs:
+    """The best pairs of the items that have entered so far, by successive shortest paths.
+
+    Prices prove that they are the best (duality of linear programs): none is negative, a possible pair gains no more
+    than its item's and its clip's price together, a taken one just as much, and what is in no pair has the price 0.
+    Gains are whole numbers of _UNIT, because rounding would break that.
+    """
+
+    def __init__(self, gains: Mapping[int, Mapping[int, int]]) -> None:
+        self.clip_of: dict[int, int] = {}
+        self._item_of: dict[int, int] = {}
+        self._gains = gains
+        self._item_price: dict[int, int] = {}
+        self._clip_price: dict[int, int] = defaultdict(int)
+
+    def enter(self, new_item: int) -> None:
+        """Turn over the alternating path that loses least of the new item's price, by Dijkstra's algorithm.
+
+        It ends at a free clip, or at an item that is left without one: another, or the new one itself.
+        """
+        price = max(0, *(gain - self._clip_price[clip] for clip, gain in self._gains[new_item].items()))
+        self._item_price[new_item] = price
+        least_loss, end = price, None
+        loss_at: dict[int, int] = {}
+        loss_with: dict[int, int] = {}
         reached_from: dict[int, int] = {}  # clip: the item it was reached from
-        gain_with: dict[int, int] = {}
-        waiting = deque([new_item])
-        while waiting:
-            item = waiting.popleft()
-            for clip in clips_of[item]:
-                gain = gain_at[item] + gain_of[item, clip]
-                if clip_of.get(item) == clip or gain <= gain_with.get(clip, -math.inf):
-                    continue
-                gain_with[clip], reached_from[clip] = gain, item
-                if clip in item_of:
-                    owner = item_of[clip]
-                    gain_at[owner] = gain - gain_of[owner, clip]
-                    waiting.append(owner)
-        ends = [(gain, clip) for clip, gain in gain_with.items() if clip not in item_of]
-        ends += [(gain, clip_of[item]) for item, gain in gain_at.items() if item != new_item]
-        best_gain, clip = max(ends, key=lambda end: end[0], default=(0, -1))
-        if best_gain <= 0:
-            continue
-        if clip in item_of:
-            del clip_of[item_of[clip]]
+        heap: list[tuple[int, int, int]] = []
+        item, loss = new_item, 0
         while True:
-            item = reached_from[clip]
-            left = clip_of.get(item)
-            clip_of[item], item_of[clip] = clip, item
-            if left is None:
+            loss_at[item] = loss
+            loss_without = loss + self._item_price[item]
+            if loss_without < least_loss:
+                least_loss, end = loss_without, self.clip_of[item]
+            for clip, gain in self._gains[item].items():
+                next_loss = loss_without + self._clip_price[clip] - gain
+                if clip not in reached_from and next_loss < price:
+                    heappush(heap, (next_loss, clip, item))
+            while heap and heap[0][1] in reached_from:
+                heappop(heap)
+            if not heap or heap[0][0] > least_loss:
                 break
-            clip = left
-    return list(clip_of.items())
+            loss, clip, item = heappop(heap)
+            loss_with[clip], reached_from[clip] = loss, item
+            if clip not in self._item_of:
+                least_loss, end = loss, clip
+                break
+            item = self._item_of[clip]
+        for item, loss in loss_at.items():
+            self._item_price[item] -= least_loss - loss
+        for clip, loss in loss_with.items():
+            self._clip_price[clip] += least_loss - loss
+        if end is not None:
+            self._turn_over(end, reached_from)
+
+    def _turn_over(self, clip: int, reached_from: Mapping[int, int]) -> None:
+        """Pair the clip at the end of a path with the item before it, and so on to the new item."""
+        if clip in self._item_of:
+            del self.clip_of[self._item_of[clip]]
+        left: int | None = clip
+        while left is not None:
+            clip, item = left, reached_from[left]
+            left = self.clip_of.get(item)
+            self.clip_of[item], self._item_of[clip] = clip, item
 
 
 def _first_nearest(choices: Iterable[tuple[int, int, float]]) -> dict[int, int]:

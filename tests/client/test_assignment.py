@@ -1,4 +1,5 @@
 import math
+import time
 from itertools import permutations
 
 import numpy as np
@@ -52,6 +53,23 @@ def test_near_ties_against_all_assignments():
         found = assign_jointly(edges_of(np.round(0.5 + 1e-12 * steps, 12), is_edge), 1.12)
         gains = 620_000_000_000 - steps
         assert sum(gains[pair] for pair in found) == largest_sum(np.where(is_edge, gains, 0))
+
+
+def test_equal_sums_go_to_the_first():
+    assert assign_jointly({(0, 1): 0.5, (0, 0): 0.5}, 1.0) == [(0, 0)]
+    assert assign_jointly({(0, 0): 0.5, (1, 0): 0.5}, 1.0) == [(0, 0)]
+    # Item 1 could have clip 0 as well, but item 0 would be left without one.
+    assert sorted(assign_jointly({(0, 0): 0.4, (1, 0): 0.2, (1, 1): 0.2}, 1.0)) == [(0, 0), (1, 1)]
+
+
+def test_thousands_of_items_that_come_into_question_for_several_clips():
+    rng = np.random.default_rng(0)
+    clips, distances = rng.integers(0, 2000, (2000, 3)), rng.random((2000, 3))
+    edges = {(item, int(clip)): distances[item, k] for (item, k), clip in np.ndenumerate(clips)}
+    start_s = time.process_time()
+    found = assign_jointly(edges, 1.0)
+    assert time.process_time() - start_s < 2  # it takes 0.03 s
+    assert sum(1 - edges[pair] for pair in found) > sum(1 - edges[pair] for pair in assign_nearest(edges))
 
 
 @pytest.mark.parametrize("limit", [1e5, math.inf])
