@@ -131,7 +131,10 @@ def open_loop(
 
 
 class _Loop:
-    """Threads that send one picture after another; `task` gives the picture of a position and when it is due."""
+    """Threads that send one picture after another; `task` gives the picture of a position and when it is due.
+
+    What `send` raises besides LivematchError ends all of them, and is raised again where the loop is waited for.
+    """
 
     def __init__(self, send: Send, task: Callable[[int], tuple[int, float | None]], num_tasks: int | None = None):
         self._send = send
@@ -142,6 +145,7 @@ class _Loop:
         self._stopped = threading.Event()
         self._threads: list[threading.Thread] = []
         self._start_s = 0.0
+        self._error: Exception | None = None
         self.samples: list[Sample] = []
 
     def running(self, num_threads: int) -> "_Loop":
@@ -160,6 +164,7 @@ class _Loop:
     def finish(self) -> None:
         for thread in self._threads:
             thread.join()
+        self._check()
 
     def now_s(self) -> float:
         return time.perf_counter() - self._start_s
@@ -169,11 +174,25 @@ class _Loop:
         time.sleep(duration_s)
         with self._lock:
             num_samples = max(1, -(-len(self.samples) // num_pictures)) * num_pictures
-            self._lock.wait_for(lambda: len(self.samples) >= num_samples)
+            self._lock.wait_for(lambda: self._error or len(self.samples) >= num_samples)
+            self._check()
             samples, self.samples = self.samples[:num_samples], self.samples[num_samples:]
             return self.now_s(), samples
 
+    def _check(self) -> None:
+        if self._error is not None:
+            raise self._error
+
     def _work(self) -> None:
+        try:
+            self._send_all()
+        except Exception as error:
+            with self._lock:
+                self._error = error
+                self._stopped.set()
+                self._lock.notify()
+
+    def _send_all(self) -> None:
         while not self._stopped.is_set():
             with self._lock:
                 position = self._position
@@ -183,8 +202,8 @@ class _Loop:
             picture, due_s = self._task(position)
             if due_s is None:
                 due_s = self.now_s()
-            else:
-                time.sleep(max(0.0, due_s - self.now_s()))
+            elif self._stopped.wait(max(0.0, due_s - self.now_s())):
+                return
             try:
                 num_boxes, error = self._send(picture), ""
             except LivematchError as refusal:

@@ -108,3 +108,23 @@ def test_arrivals_are_as_many_as_asked_for_and_irregular() -> None:
     assert samples[0].due_s >= 0 and samples[-1].due_s <= 0.5
     assert gaps_s.mean() == pytest.approx(1 / 2000, rel=0.02)
     assert gaps_s.std() == pytest.approx(gaps_s.mean(), rel=0.15)  # an exponential's deviation is its mean
+
+
+def broken(picture: int) -> int:
+    raise MemoryError(f"picture {picture}")
+
+
+@pytest.mark.timeout(90)
+def test_what_is_no_refusal_ends_a_closed_loop() -> None:
+    with pytest.raises(MemoryError, match="picture 5"):
+        closed_loop(broken, np.array([5]), concurrency=2, window_s=0.01, max_windows=3, observe=lambda: None)
+
+
+@pytest.mark.timeout(90)
+def test_what_is_no_refusal_ends_an_open_loop_before_its_time() -> None:
+    """Six arrivals, the first after a second, the last after 55."""
+    start_s = time.perf_counter()
+    rng = np.random.default_rng(0)
+    with pytest.raises(MemoryError, match="picture 5"):
+        open_loop(broken, np.array([5]), rate=0.1, duration_s=60.0, num_threads=8, rng=rng)
+    assert time.perf_counter() - start_s < 30
