@@ -40,11 +40,11 @@ from benchmarks.workload import (
     prepare_repository,
     prepare_world,
     read_clips,
+    spread_frames,
 )
 from export.config import PipelineConfig
 from export.signature import EMBEDDERS
 from livematch import Client, Features, LocalServer, read_features
-from livematch.decoding import DEFAULT_FRAMES
 from livematch.embedding import Flow, embed_videos
 
 MIN_IOU = 0.9  # of a box of the baseline and the same box of the pipeline, which decodes with other rounding
@@ -149,7 +149,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="of the baseline")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)), help="of PyTorch in the baseline")
     options = parser.parse_args(argv)
-    frames = DEFAULT_FRAMES[:: -(-len(DEFAULT_FRAMES) // options.frames)]
+    frames = spread_frames(options.frames)
     torch.set_num_threads(options.threads)
     clips = list_clips(prepare_world(options.world), options.clips)
     repository, config = prepare_repository(options, read_clips(clips, frames))

@@ -3,7 +3,8 @@
     python -m benchmarks.embedding --clips 6 --rounds 3
 
 Two comparisons, each in turns in one run. Decoding: the sixteen frames of a clip in one pass against each frame
-sought and decoded by itself. Embedding: one source at a time against several.
+sought and decoded by itself. Embedding: one source at a time against several, `--frames` of each; a source's frames go
+one after another, so that it takes as many clips as sources at once.
 
 `computing` is how many requests the server computes for at a time on average, from Triton's statistics: the computing
 time of the ensemble's steps over the time that passed. While one source is under way it is the share of the time in
@@ -32,10 +33,11 @@ from benchmarks.workload import (
     prepare_repository,
     prepare_world,
     read_clips,
+    spread_frames,
 )
 from livematch import Client, LocalServer, read_frames
 from livematch.decoding import DEFAULT_FRAMES
-from livematch.embedding import DEFAULT_CONCURRENCY, Flow, embed_videos
+from livematch.embedding import Flow, embed_videos
 
 
 def compare_decoding(clips: Sequence[Path]) -> dict[str, float]:
@@ -49,14 +51,14 @@ def compare_decoding(clips: Sequence[Path]) -> dict[str, float]:
     }
 
 
-def embed(server: LocalServer, clips: Path, concurrency: int, output: Path) -> dict[str, Any]:
-    """JSON of one run over all clips of a folder."""
+def embed(server: LocalServer, clips: Path, frames: range, concurrency: int, output: Path) -> dict[str, Any]:
+    """JSON of one run over these frames of all clips of a folder."""
     with Client(server.url) as client, triton.InferenceServerClient(server.url) as observer:
         stages_before, usage_before, start_s = read_stages(observer), read_usage(server.pid), time.perf_counter()
-        embedded = embed_videos(client, clips, output, Flow(concurrency=concurrency))
+        embedded = embed_videos(client, clips, output, Flow(concurrency=concurrency), frames=frames)
         elapsed_s = time.perf_counter() - start_s
         stages = subtract_stages(read_stages(observer), stages_before)
-    num_frames = embedded.num_stored * len(DEFAULT_FRAMES)
+    num_frames = embedded.num_stored * len(frames)
     return {
         "frames_per_s": rounded(num_frames / elapsed_s),
         "computing": rounded(computing_ms(stages, "frame") / 1e3 / elapsed_s),
@@ -74,13 +76,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_server_arguments(parser, "embedding")
     parser.add_argument("--clips", type=int, default=6, metavar="N", help="default: %(default)s")
-    parser.add_argument("--rounds", type=int, default=3, metavar="N", help="default: %(default)s")
     parser.add_argument(
-        "--concurrency", type=int, default=DEFAULT_CONCURRENCY, metavar="N", help="default: %(default)s"
+        "--frames", type=int, default=16, metavar="N", help="of each clip, 16 at most, default: %(default)s"
     )
+    parser.add_argument("--rounds", type=int, default=3, metavar="N", help="default: %(default)s")
+    parser.add_argument("--concurrency", type=int, default=4, metavar="N", help="sources at once, default: %(default)s")
     options = parser.parse_args(argv)
     clips = list_clips(prepare_world(options.world), options.clips)
-    repository, _ = prepare_repository(options, read_clips(clips, DEFAULT_FRAMES))
+    if len(clips) < options.concurrency:
+        parser.error(f"{options.concurrency} sources at once take as many clips, there are {len(clips)}")
+    frames = spread_frames(options.frames)
+    repository, _ = prepare_repository(options, read_clips(clips, frames))
     run = Run("embedding", options, argv)
     rounds = []
     with ExitStack() as resources:
@@ -89,11 +95,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         for clip in clips:
             (folder / "clips" / clip.name).symlink_to(clip.resolve())
         server = resources.enter_context(LocalServer(repository))
-        embed(server, folder / "clips", options.concurrency, folder / "warm-up.parquet")
+        embed(server, folder / "clips", frames, options.concurrency, folder / "warm-up.parquet")
         for turn in range(options.rounds):
             ways = {"serial": 1, "overlapped": options.concurrency}
             found = {
-                way: embed(server, folder / "clips", ways[way], folder / f"{way}{turn}.parquet")
+                way: embed(server, folder / "clips", frames, ways[way], folder / f"{way}{turn}.parquet")
                 for way in sorted(ways, reverse=turn % 2 == 0)
             }
             speedup = rounded(found["overlapped"]["frames_per_s"] / found["serial"]["frames_per_s"])
@@ -106,6 +112,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             )
     figures = {
         "num_clips": len(clips),
+        "num_frames": len(frames),
         "concurrency": options.concurrency,
         "precision": options.precision,
         "decoding_speedup": rounded(statistics.median(turn["decoding"]["speedup"] for turn in rounds)),

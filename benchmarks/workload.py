@@ -94,6 +94,11 @@ def list_clips(world: Path, num_clips: int) -> list[Path]:
     return [source.path for source in list_videos(world / "video")[0]][:num_clips]
 
 
+def spread_frames(num_frames: int) -> range:
+    """At most so many of the frames that `livematch embed` looks at, in even steps from the first."""
+    return DEFAULT_FRAMES[:: -(-len(DEFAULT_FRAMES) // num_frames)]
+
+
 def read_clips(clips: Sequence[Path], frames: Sequence[int]) -> list[Picture]:
     """These frames of all clips."""
     return [Picture("frame", pixels) for clip in clips for _, pixels in read_frames(clip, frames)]

@@ -14,6 +14,7 @@ from benchmarks.workload import (
     prepare_world,
     read_clips,
     read_pictures,
+    spread_frames,
 )
 
 
@@ -42,6 +43,11 @@ def test_frames_of_clips(demo_world: Path) -> None:
     pictures = read_clips(clips, [80, 120, 160])
     assert len(clips) == 2 and len(pictures) == 6
     assert all(picture.kind == "frame" and picture.pixels.ndim == 3 for picture in pictures)
+
+
+def test_few_frames_are_spread_over_the_clip() -> None:
+    assert list(spread_frames(4)) == [80, 160, 240, 320]
+    assert len(spread_frames(16)) == len(spread_frames(99)) == 16
 
 
 def test_a_world_that_is_given_is_taken_as_it_is(tmp_path: Path) -> None:
