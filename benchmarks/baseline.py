@@ -5,7 +5,8 @@
 The baseline is the way of the reference solution, by its description: eager PyTorch, one picture at a
 time; the detector writes its boxes to a JSON file; then each network reads that file and, for every box, seeks
 the frame in the video and decodes it again, crops, embeds and writes JSON; a last step joins the four. The pipeline is
-`livematch embed`: each clip decoded once, several requests in flight, features to Parquet.
+`livematch embed`: each clip decoded once, one request in flight for every clip under way (as many as there are clips,
+`--concurrency` at most), features to Parquet.
 
 Both are timed in turns in one run, on the same clips in every round, the server idle while the baseline works, so that
 a change in the machine's load meets both. The ratio of each round is reported, with the median as the headline, the
@@ -144,7 +145,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--frames", type=int, default=16, metavar="N", help="of each clip, 16 at most, default: %(default)s"
     )
     parser.add_argument("--rounds", type=int, default=3, metavar="N", help="default: %(default)s")
-    parser.add_argument("--concurrency", type=int, default=8, metavar="N", help="of the pipeline")
+    parser.add_argument("--concurrency", type=int, default=8, metavar="N", help="clips under way, at most")
     parser.add_argument("--detector", choices=DETECTORS, default="graph", help="of the baseline, default: %(default)s")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="of the baseline")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)), help="of PyTorch in the baseline")
@@ -175,7 +176,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "threads": options.threads,
         "device": options.device,
         "eager_detector": options.detector,
-        "concurrency": options.concurrency,
+        "num_in_flight": min(options.concurrency, len(clips)),
         "precision": options.precision,
         "rounds": rounds,
     }

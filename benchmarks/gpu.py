@@ -38,7 +38,10 @@ def steps(config: str, output: Path) -> list[list[str]]:
         return ["-m", f"benchmarks.{benchmark}", *common, *arguments, "--output", str(output / f"gpu_{benchmark}.json")]
 
     return [
-        command("baseline", "--device", "cuda", "--rounds", "3"),
+        # All clips of the benchmarks' world, since each has one request in flight.
+        command(
+            "baseline", "--device", "cuda", "--clips", "12", "--frames", "8", "--concurrency", "12", "--rounds", "2"
+        ),
         command("throughput", "--concurrency", "1", "4", "16", "64", "--window-s", "3"),
         command("models", "--device", "cuda", "--eager-half", "--rounds", "2", "--concurrency", "32"),
         command("latency", "--peak-concurrency", "32", "--duration-s", "15", "--window-s", "3"),

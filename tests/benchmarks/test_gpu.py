@@ -8,6 +8,7 @@ import pytest
 
 from benchmarks import gpu
 from benchmarks.machine import query_gpus
+from benchmarks.workload import WORLD_ITEMS
 
 has_gpu = bool(query_gpus(("name",)))
 
@@ -28,6 +29,13 @@ def test_a_provider_that_does_not_start_is_an_error(
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CUDAExecutionProvider"])
     monkeypatch.setattr(onnxruntime, "preload_dlls", lambda: None)
     assert not gpu.starts_on_gpu()  # built for CUDA, as far as it says, but the session runs on the CPU
+
+
+def test_the_baseline_has_a_clip_for_every_request_in_flight(tmp_path: Path) -> None:
+    """The world has a clip per item, and a clip's frames go one after another."""
+    (step,) = [step for step in gpu.steps("production", tmp_path) if step[1] == "benchmarks.baseline"]
+    values = dict(zip(step[2::2], step[3::2], strict=True))
+    assert int(values["--concurrency"]) == int(values["--clips"]) == WORLD_ITEMS
 
 
 def test_the_environment_is_made_from_the_wheels_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
