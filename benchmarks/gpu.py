@@ -43,7 +43,7 @@ def steps(config: str, output: Path) -> list[list[str]]:
             "baseline", "--device", "cuda", "--clips", "12", "--frames", "8", "--concurrency", "12", "--rounds", "2"
         ),
         command("throughput", "--concurrency", "1", "4", "16", "64", "--window-s", "3"),
-        command("models", "--device", "cuda", "--eager-half", "--rounds", "2", "--concurrency", "32"),
+        command("models", "--device", "cuda", "--eager-half", "--rounds", "2"),
         command("latency", "--peak-concurrency", "32", "--duration-s", "15", "--window-s", "3"),
         ["-m", "benchmarks.report", "--results", str(output), "--output", str(output / "report")],
     ]

@@ -64,8 +64,9 @@ def _latency(figures: Figures) -> Iterator[Row]:
 
 
 def _models(figures: Figures) -> Iterator[Row]:
-    shares = [turn["share_of_bound"] for turn in figures["rounds"]]
-    yield "ensemble against its engines alone", f"{figures['share_of_bound']['median']:.2f}", shares
+    if "share_of_bound" in figures:
+        shares = [turn["share_of_bound"] for turn in figures["rounds"]]
+        yield "ensemble against its engines alone", f"{figures['share_of_bound']['median']:.2f}", shares
     for model, row in figures["models"].items():
         if speedups := engine_speedups(figures, model):
             figure = f"{row['speedup']:.2f}× eager, {row['share_of_bound']:.2f} of the bound of its work"

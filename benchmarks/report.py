@@ -233,15 +233,16 @@ def _models(figures: dict[str, Any]) -> str:
         rows.append((model, *(row.get(name, "") for name in names), spread))
     rates = [(turn["gemm_gflop_per_s"], turn["memory_gbyte_per_s"]) for turn in figures["rounds"]]
     gemm, memory = ([min(values), max(values)] for values in zip(*rates, strict=True))
-    share = figures["share_of_bound"]
     cost = {model: row["calls_per_picture"] * row["engine_ms"] for model, row in figures["models"].items()}
     largest = max(cost, key=cost.__getitem__)
     note = (
         f"<p>Measured rates of this machine: matrix product {gemm[0]} to {gemm[1]} GFLOP/s, memory {memory[0]} to "
-        f"{memory[1]} GB/s. The ensemble reaches {share['median']:.2f} ({share['min']:.2f} to {share['max']:.2f}) of "
-        f"what its engines reach alone. What limits it: {largest} takes {cost[largest] / sum(cost.values()):.0%} of "
+        f"{memory[1]} GB/s. What limits the ensemble: {largest} takes {cost[largest] / sum(cost.values()):.0%} of "
         "the engines' time per picture.</p>"
     )
+    if share := figures.get("share_of_bound"):
+        note += f"<p>The ensemble reaches {share['median']:.2f} ({share['min']:.2f} to {share['max']:.2f}) of what its "
+        note += "engines reach alone.</p>"
     return note + _table(
         "model,calls/picture,rows/call,engine ms,eager ms,eager half ms,speed-up,GFLOP/call,MB/call,bound ms,"
         "share of bound,speed-up of the rounds",

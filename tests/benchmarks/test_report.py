@@ -162,6 +162,10 @@ FIGURES: dict[str, dict[str, Any]] = {
 }
 
 
+def without(figures: dict[str, Any], name: str) -> dict[str, Any]:
+    return {key: value for key, value in figures.items() if key != name}
+
+
 @pytest.fixture
 def results() -> list[dict[str, Any]]:
     return [
@@ -208,6 +212,17 @@ def test_the_table_has_every_figure_with_its_file(results: list[dict[str, Any]])
     assert sum("Poisson" in line for line in lines) == 1  # the load that was not stable is left out
 
 
+def test_networks_on_a_gpu_have_no_share_of_the_ensemble(results: list[dict[str, Any]], tmp_path: Path) -> None:
+    (models,) = [result for result in results if result["benchmark"] == "models"]
+    figures = without(models["figures"], "share_of_bound")
+    figures["rounds"] = [without(turn, "share_of_bound") for turn in figures["rounds"]]
+    assert "engine of detector" in (table := markdown_table([{**models, "figures": figures}]))
+    assert "ensemble" not in table
+    write_report([{**models, "figures": figures}], tmp_path)
+    page = (tmp_path / "report.html").read_text()
+    assert "What limits the ensemble: detector" in page and "The ensemble reaches" not in page
+
+
 def test_rates_of_a_thousand_are_written_out(results: list[dict[str, Any]]) -> None:
     figures = results[0]["figures"]
     fast = {**figures["sweep"][1], "pictures_per_s": 1234.0, "crops_per_s": 0.2428}
@@ -236,7 +251,7 @@ def test_a_server_that_ran_before_is_named_and_has_no_load(results: list[dict[st
     figures = results[0]["figures"]
     sweep = [{**figures["sweep"][0], "usage": None}]
     served = {"server": "gpu-box:8001", "model_identity": "production-0123"}
-    figures = {**{name: value for name, value in figures.items() if name != "precision"}, **served, "sweep": sweep}
+    figures = {**without(figures, "precision"), **served, "sweep": sweep}
     write_report([{**results[0], "figures": figures}], tmp_path)
     assert ", server gpu-box:8001: production-0123; python 3.11" in (tmp_path / "report.html").read_text()
 
