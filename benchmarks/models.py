@@ -82,6 +82,7 @@ def compare_with_engines(
     return {
         "engines_pictures_per_s": rounded(bound_per_s),
         "ensemble_pictures_per_s": ensemble["pictures_per_s"],
+        "ensemble_is_stable": ensemble["is_stable"],
         "share_of_bound": share,
     }
 

@@ -168,7 +168,8 @@ def main(argv: Sequence[str] | None = None) -> int:
                     is_batched=True,
                 )
                 ratio = rounded(theirs["inferences_per_s"] / ours["pictures_per_s"])
-                rounds.append({"ours_per_s": ours["pictures_per_s"], "perf_analyzer": theirs, "ratio": ratio})
+                figures = {"ours_per_s": ours["pictures_per_s"], "ours_is_stable": ours["is_stable"]}
+                rounds.append({**figures, "perf_analyzer": theirs, "ratio": ratio})
                 print(f"{ensemble}: ours {ours['pictures_per_s']}, perf_analyzer {theirs}", flush=True)
             models = {}
             for model, requests in inputs.items():

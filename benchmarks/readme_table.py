@@ -50,7 +50,7 @@ def _throughput(figures: Figures) -> Iterator[Row]:
     best = max(figures["sweep"], key=lambda point: (point["is_stable"], point["pictures_per_s"]))
     pictures, crops = (rounded(best[rate], 3) for rate in ("pictures_per_s", "crops_per_s"))
     figure = f"{pictures:g} pictures/s, {crops:g} crops/s"
-    yield f"throughput, {best['concurrency']} in flight{'' if best['is_stable'] else ', not stable'}", figure, []
+    yield f"throughput, {best['concurrency']} in flight{_mark(best['is_stable'])}", figure, []
     first = figures["sweep"][0]
     yield f"latency, {first['concurrency']} in flight", _latencies(first["latency"]), []
 
@@ -66,7 +66,12 @@ def _latency(figures: Figures) -> Iterator[Row]:
 def _models(figures: Figures) -> Iterator[Row]:
     if "share_of_bound" in figures:
         shares = [turn["share_of_bound"] for turn in figures["rounds"]]
-        yield "ensemble against its engines alone", f"{figures['share_of_bound']['median']:.2f}", shares
+        is_stable = all(turn.get("ensemble_is_stable", True) for turn in figures["rounds"])
+        yield (
+            f"ensemble against its engines alone{_mark(is_stable)}",
+            f"{figures['share_of_bound']['median']:.2f}",
+            shares,
+        )
     for model, row in figures["models"].items():
         if speedups := engine_speedups(figures, model):
             figure = f"{row['speedup']:.2f}× eager, {row['share_of_bound']:.2f} of the bound of its work"
@@ -86,12 +91,22 @@ def _detector(figures: Figures) -> Iterator[Row]:
 
 def _perf_analyzer(figures: Figures) -> Iterator[Row]:
     ratios = [turn["ratio"] for turn in figures["rounds"]]
-    yield "perf_analyzer's throughput over ours", f"{figures['median_ratio']:.2f}", ratios
+    is_stable = all(is_stable_on_both_sides(turn) for turn in figures["rounds"])
+    yield f"perf_analyzer's throughput over ours{_mark(is_stable)}", f"{figures['median_ratio']:.2f}", ratios
+
+
+def is_stable_on_both_sides(turn: Figures) -> bool:
+    """Of a round of perf_analyzer's; older files do not say it of our side."""
+    return turn["perf_analyzer"]["is_stable"] and turn.get("ours_is_stable", True)
 
 
 def _matching(figures: Figures) -> Iterator[Row]:
     what = f"matching {figures['num_queries']:,} × {figures['num_gallery']:,} against a plain matrix product"
     yield what, f"{figures['ratio']:.2f}", figures["ratios"]
+
+
+def _mark(is_stable: bool) -> str:
+    return "" if is_stable else ", not stable"
 
 
 def _latencies(latency: dict[str, Any]) -> str:

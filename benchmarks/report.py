@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.plots import PLOTS
-from benchmarks.readme_table import engine_speedups, markdown_table, rank
+from benchmarks.readme_table import engine_speedups, is_stable_on_both_sides, markdown_table, rank
 from benchmarks.results import read_results
 
 Results = dict[str, Any]
@@ -252,7 +252,10 @@ def _models(figures: dict[str, Any]) -> str:
 
 def _perf_analyzer(figures: dict[str, Any]) -> str:
     rows = [
-        (position + 1, turn["ours_per_s"], turn["perf_analyzer"]["inferences_per_s"], turn["ratio"])
+        (
+            *(position + 1, turn["ours_per_s"], turn["perf_analyzer"]["inferences_per_s"], turn["ratio"]),
+            "yes" if is_stable_on_both_sides(turn) else "no",
+        )
         for position, turn in enumerate(figures["rounds"])
     ]
     names = ("inferences_per_s", "p50_ms", "p90_ms", "p95_ms", "p99_ms")
@@ -261,7 +264,7 @@ def _perf_analyzer(figures: dict[str, Any]) -> str:
         for model, row in figures["models"].items()
     ]
     return (
-        _table("round,ours pictures/s,perf_analyzer pictures/s,ratio", rows)
+        _table("round,ours pictures/s,perf_analyzer pictures/s,ratio,stable", rows)
         + "<p>perf_analyzer on each model by itself, one request in flight:</p>"
         + _table("model,per second,p50 ms,p90,p95,p99,stable", models)
     )

@@ -158,6 +158,18 @@ FIGURES: dict[str, dict[str, Any]] = {
         "speedup": 2.5,
         "rounds": [{"detectron2_s": 5.0, "onnxruntime_s": 2.0, "speedup": 2.5}],
     },
+    "perf_analyzer": {
+        "median_ratio": 1.01,
+        "rounds": [
+            {
+                "ours_per_s": 8.0,
+                "ours_is_stable": True,
+                "perf_analyzer": {"is_stable": True, "inferences_per_s": 8.1},
+                "ratio": 1.01,
+            }
+        ],
+        "models": {},
+    },
     "matching": {"ratio": 0.8, "ratios": [0.7, 0.8, 0.9], "num_queries": 4000, "num_gallery": 50000},
 }
 
@@ -210,6 +222,27 @@ def test_the_table_has_every_figure_with_its_file(results: list[dict[str, Any]])
     assert "| demo | throughput, 4 in flight | 8 pictures/s, 16 crops/s |  | `demo_throughput.json` |" in lines
     assert "| demo | embedding, 4 sources at once over one | 1.60× |  | `demo_embedding.json` |" in lines
     assert sum("Poisson" in line for line in lines) == 1  # the load that was not stable is left out
+
+
+@pytest.mark.parametrize(
+    ("benchmark", "changes"),
+    [
+        ("perf_analyzer", {"ours_is_stable": False}),
+        ("perf_analyzer", {"perf_analyzer": {"is_stable": False, "inferences_per_s": 8.1}}),
+        ("models", {"ensemble_is_stable": False}),
+    ],
+)
+def test_a_ratio_of_what_was_not_stable_is_marked(
+    results: list[dict[str, Any]], tmp_path: Path, benchmark: str, changes: dict[str, Any]
+) -> None:
+    (result,) = [result for result in results if result["benchmark"] == benchmark]
+    assert "not stable" not in markdown_table([result])
+    rounds = result["figures"]["rounds"]
+    result = {**result, "figures": {**result["figures"], "rounds": [*rounds, {**rounds[-1], **changes}]}}
+    assert markdown_table([result]).count(", not stable |") == 1
+    write_report([result], tmp_path)
+    if benchmark == "perf_analyzer":
+        assert "<td>8.0</td><td>8.1</td><td>1.01</td><td>no</td>" in (tmp_path / "report.html").read_text()
 
 
 def test_networks_on_a_gpu_have_no_share_of_the_ensemble(results: list[dict[str, Any]], tmp_path: Path) -> None:
