@@ -37,6 +37,7 @@ from benchmarks.workload import (
     add_server_arguments,
     checkpoints_of,
     default_output,
+    describe_networks,
     list_clips,
     prepare_repository,
     prepare_world,
@@ -177,7 +178,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "device": options.device,
         "eager_detector": options.detector,
         "num_in_flight": min(options.concurrency, len(clips)),
-        "precision": options.precision,
+        **describe_networks(options),
         "rounds": rounds,
     }
     run.write(figures, default_output(options), models=digest_models(repository))

@@ -86,6 +86,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     ]
     figures = {
         "precision": arguments.precision,
+        "weights": f"made up (seed {seed})",
         "image_size": [height, width],
         "threads": arguments.threads,
         "speedup": rounded(statistics.median(turn["speedup"] for turn in rounds)),

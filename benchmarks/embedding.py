@@ -29,6 +29,7 @@ from benchmarks.stage_times import computing_ms, read_stages, subtract_stages
 from benchmarks.workload import (
     add_server_arguments,
     default_output,
+    describe_networks,
     list_clips,
     prepare_repository,
     prepare_world,
@@ -114,7 +115,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "num_clips": len(clips),
         "num_frames": len(frames),
         "concurrency": options.concurrency,
-        "precision": options.precision,
+        **describe_networks(options),
         "decoding_speedup": rounded(statistics.median(turn["decoding"]["speedup"] for turn in rounds)),
         "speedup": rounded(statistics.median(turn["speedup"] for turn in rounds)),
         "computing": rounded(statistics.median(turn["overlapped"]["computing"] for turn in rounds)),

@@ -109,6 +109,7 @@ def _conditions(result: Results) -> str:
         f"commit {result['commit']}, {result['started']}, {result['elapsed_s']:.0f} s"
         + ("" if result["seed"] is None else f", seed {result['seed']}")
         + (f", networks served in {figures['precision']}" if "precision" in figures else "")
+        + (f", weights: {html.escape(weights)}" if (weights := _weights(result)) else "")
         + html.escape(f", server {figures['server']}: {figures['model_identity']}" if "server" in figures else "")
         + html.escape("; " + ", ".join(f"{name} {version}" for name, version in result["versions"].items())),
     ]
@@ -121,6 +122,13 @@ def _conditions(result: Results) -> str:
     if result["models"]:
         lines.append("models " + ", ".join(f"{model} {digest[:8]}" for model, digest in result["models"].items()))
     return '<p class="note">' + "<br>".join(lines) + "</p>"
+
+
+def _weights(result: Results) -> str | None:
+    """As recorded. Older files say it by their command alone: production's are made up unless it names others."""
+    names_others = any(option in result["command"] for option in ("--checkpoints", "--server"))
+    is_made_up = result["config"] == "production" and not names_others
+    return result["figures"].get("weights", "made up" if is_made_up else None)
 
 
 def _throughput(figures: dict[str, Any]) -> str:
@@ -316,7 +324,7 @@ def _table(head: str, rows: Iterable[Sequence[object]]) -> str:
 
 
 def _title(config: str | None) -> str:
-    return {"demo": "Demo networks", "production": "Production networks, weights made up", None: "Matching"}[config]
+    return {"demo": "Demo networks", "production": "Production networks", None: "Matching"}[config]
 
 
 def read_folder(folder: Path) -> list[Results]:

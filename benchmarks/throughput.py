@@ -37,6 +37,7 @@ from benchmarks.workload import (
     count_boxes,
     default_output,
     describe_boxes,
+    describe_networks,
     prepare_repository,
     prepare_world,
     read_pictures,
@@ -135,7 +136,7 @@ def run_on_bench(
             repository, config = prepare_repository(options, pictures)
             run = Run(options.benchmark, options, argv)
             bench, models = Bench.open(resources, repository, pictures), digest_models(repository)
-            served = {"precision": options.precision, "min_score": rounded(config.kind(options.kind).min_score)}
+            served = {**describe_networks(options), "min_score": rounded(config.kind(options.kind).min_score)}
         figures = {
             "kind": options.kind,
             **served,

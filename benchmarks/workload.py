@@ -81,6 +81,12 @@ def checkpoints_of(options: argparse.Namespace) -> Path | None:
     return options.checkpoints or (DEMO_CHECKPOINTS if options.config == "demo" else None)
 
 
+def describe_networks(options: argparse.Namespace) -> dict[str, str]:
+    """JSON of what is served: its precision, and where its weights are from."""
+    checkpoints = checkpoints_of(options)
+    return {"precision": options.precision, "weights": str(checkpoints) if checkpoints else "made up (seed 0)"}
+
+
 def prepare_world(directory: Path | None) -> Path:
     """`directory` as it is; without one, the benchmarks' own world, rendered unless it is complete."""
     if directory is not None:

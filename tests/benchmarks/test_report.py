@@ -289,6 +289,29 @@ def test_a_server_that_ran_before_is_named_and_has_no_load(results: list[dict[st
     assert ", server gpu-box:8001: production-0123; python 3.11" in (tmp_path / "report.html").read_text()
 
 
+@pytest.mark.parametrize(
+    ("arguments", "recorded", "shown"),
+    [
+        ("", {"weights": "a <folder>"}, "weights: a &lt;folder&gt;"),
+        ("--checkpoints DIR", {"weights": "DIR"}, "weights: DIR"),
+        ("", {}, "weights: made up"),
+        ("--checkpoints DIR", {}, None),
+        ("--server gpu-box:8001", {}, None),
+    ],
+)
+def test_weights_are_named_as_far_as_they_are_known(
+    results: list[dict[str, Any]], tmp_path: Path, arguments: str, recorded: dict[str, str], shown: str | None
+) -> None:
+    """A file of older runs says it by its command alone."""
+    (result,) = [result for result in results if result["benchmark"] == "baseline"]
+    command = f"python -m benchmarks.baseline --config production {arguments}"
+    figures = {**result["figures"], **recorded}
+    write_report([{**result, "config": "production", "command": command, "figures": figures}], tmp_path)
+    page = (tmp_path / "report.html").read_text()
+    assert "<h2>Production networks</h2>" in page
+    assert shown in page if shown else "weights" not in page.split("<h3>")[1].split('class="note"')[1]
+
+
 def test_a_folder_without_results_is_refused(tmp_path: Path) -> None:
     (tmp_path / "other.json").write_text("[1]")
     assert read_folder(tmp_path) == []

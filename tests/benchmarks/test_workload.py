@@ -10,6 +10,7 @@ from benchmarks.workload import (
     checkpoints_of,
     default_output,
     describe_boxes,
+    describe_networks,
     list_clips,
     prepare_world,
     read_clips,
@@ -70,3 +71,4 @@ def test_what_is_served_and_where_the_figures_go(arguments: str, checkpoints: Pa
     options = parser.parse_args(arguments.split())
     assert checkpoints_of(options) == checkpoints
     assert default_output(options).name == output
+    assert describe_networks(options)["weights"] == (str(checkpoints) if checkpoints else "made up (seed 0)")
