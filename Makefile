@@ -69,7 +69,10 @@ lock: .venv/.installed
 		--extra benchmarks --extra milvus --extra dev --override build/override.txt \
 		--no-header --no-annotate --no-emit-index-url --output-file requirements.txt
 
+# nvidia-pytriton, which the local server takes its Python backend from, has it up to 3.13.
 .venv/.installed: requirements.txt pyproject.toml
+	@$(PYTHON) -c "import sys; v = sys.version_info; (3, 11) <= v < (3, 14) or sys.exit( \
+		'livematch needs Python 3.11 to 3.13, $(PYTHON) is %d.%d; make PYTHON=python3.13 takes another' % v[:2])"
 	$(PYTHON) -m venv .venv
 	$(RUN) -m pip install --quiet --disable-pip-version-check uv
 	.venv/bin/uv pip install --quiet --python $(RUN) --no-deps --requirements requirements.txt
