@@ -55,6 +55,8 @@ class Engines:
         self._sizes = np.array(list(config.templates.values()))  # width, height
         self._detections = _load_detections()
         self.sessions: dict[str, onnxruntime.InferenceSession] = {}
+        if provider == "CUDAExecutionProvider":
+            onnxruntime.preload_dlls()  # CUDA and cuDNN from their wheels
         for model, signature in MODELS.items():
             if signature.kind not in ("graph", "network"):
                 continue

@@ -50,6 +50,8 @@ def _onnxruntime(engine: str, onnx_path: Path) -> Runner:
     if provider not in present:
         raise UnavailableError(f"ONNX Runtime has no {provider}, only {', '.join(present)}: onnxruntime-gpu is needed")
     options = CUDA_OPTIONS if engine == "onnxruntime-cuda" else {}
+    if engine == "onnxruntime-cuda":
+        onnxruntime.preload_dlls()  # CUDA and cuDNN from their wheels
     session = onnxruntime.InferenceSession(onnx_path, providers=[(provider, options)])
     if provider not in session.get_providers():  # it only warns, and takes the CPU
         raise UnavailableError(f"{provider} did not start: no GPU, or a CUDA library is missing")

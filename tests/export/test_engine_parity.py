@@ -5,6 +5,7 @@ import json
 import shutil
 from pathlib import Path
 
+import onnxruntime
 import pytest
 import torch
 
@@ -33,6 +34,18 @@ def test_without_gpu_one_line_and_exit_code_2(
     out, err = capsys.readouterr()
     assert out == "" and len(err.splitlines()) == 1
     assert ("TensorRT" if engine == "tensorrt" else "CUDAExecutionProvider") in err or "GPU" in err
+
+
+@needs_no_gpu
+def test_onnxruntime_that_takes_the_cpu_is_an_error_after_its_cuda_was_loaded(
+    demo_repository: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    loaded: list[str] = []
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CUDAExecutionProvider"])
+    monkeypatch.setattr(onnxruntime, "preload_dlls", lambda: loaded.append("CUDA"))
+    assert parity.main(arguments("onnxruntime-cuda", demo_repository, demo_repository)) == 2
+    assert "CUDAExecutionProvider did not start" in capsys.readouterr().err
+    assert loaded == ["CUDA"]
 
 
 def test_other_weights_are_noticed(demo_repository: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
