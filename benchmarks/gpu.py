@@ -2,9 +2,11 @@
 
     python -m benchmarks.gpu --wheels DIR --output build/benchmarks/gpu
 
-Carry a folder of wheels there, onnxruntime-gpu among them instead of onnxruntime:
+Carry a folder of wheels there, onnxruntime-gpu among them instead of onnxruntime, and with it the one library of CUDA
+that it needs and PyTorch does not bring:
 
     sed 's/^onnxruntime==.*/onnxruntime-gpu==1.31.1/' requirements.txt > build/gpu.txt
+    echo nvidia-curand==10.4.5.25 >> build/gpu.txt
     python -m pip download --no-deps -r build/gpu.txt -d DIR
 
 The command makes build/gpu-venv from them with `pip install --no-index`, then runs baseline, models, throughput and
@@ -65,7 +67,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         python = install(options.wheels, deadline_s)
     if not run([str(python), "-c", "import sys, benchmarks.gpu; sys.exit(not benchmarks.gpu.starts_on_gpu())"], 60):
         print(
-            "benchmarks.gpu: onnxruntime does not start on the GPU; it takes onnxruntime-gpu and its CUDA",
+            "benchmarks.gpu: onnxruntime does not start on the GPU; it takes onnxruntime-gpu and its CUDA, see --help",
             file=sys.stderr,
         )
         return 2
