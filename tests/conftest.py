@@ -1,5 +1,6 @@
 """The demo's model repository, a server on it and a small world, each made once for all tests that ask for it."""
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -8,6 +9,9 @@ import pytest
 from livematch.server import LocalServer
 
 ROOT = Path(__file__).parents[1]
+
+# On Intel's processors MKL else sums in an order that depends on where an array lies, and no two trainings are equal.
+os.environ.setdefault("MKL_CBWR", "COMPATIBLE")
 
 
 @pytest.fixture(scope="session")
