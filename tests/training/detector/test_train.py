@@ -164,10 +164,10 @@ def test_two_processes_train_as_one_would_and_one_of_them_writes(tmp_path: Path)
 
 def test_average_precision_rises_and_is_logged_on_the_way(tmp_path: Path) -> None:
     pictures = draw_pictures(tmp_path, 6)
-    train(pictures[:4], pictures[4:], small_recipe(iterations=120, evaluate_every=5), tmp_path / "out")
+    train(pictures[:4], pictures[4:], small_recipe(iterations=200, evaluate_every=10), tmp_path / "out")
     aps = {line["iteration"]: line["photo_ap"] for line in read_log(tmp_path / "out/log.jsonl") if "ap" in line}
-    assert list(aps) == list(range(5, 121, 5))
-    early, late = (np.mean([aps[iteration] for iteration in when]) for when in ((5, 10, 15), (110, 115, 120)))
+    assert list(aps) == list(range(10, 201, 10))
+    early, late = (np.mean([aps[iteration] for iteration in when]) for when in ((10, 20, 30), (180, 190, 200)))
     assert late > early + 0.15  # how fast it rises differs between processors
     assert late > 0.4
 
