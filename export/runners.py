@@ -49,8 +49,9 @@ def _onnxruntime(engine: str, onnx_path: Path) -> Runner:
     present = onnxruntime.get_available_providers()
     if provider not in present:
         raise UnavailableError(f"ONNX Runtime has no {provider}, only {', '.join(present)}: onnxruntime-gpu is needed")
-    options = CUDA_OPTIONS if engine == "onnxruntime-cuda" else {}
+    options: dict[str, str] = {}
     if engine == "onnxruntime-cuda":
+        options = CUDA_OPTIONS
         onnxruntime.preload_dlls()  # CUDA and cuDNN from their wheels
     session = onnxruntime.InferenceSession(onnx_path, providers=[(provider, options)])
     if provider not in session.get_providers():  # it only warns, and takes the CPU

@@ -38,7 +38,7 @@ DIRECTIONS = ("video_to_item", "item_to_video")
 
 @dataclass(frozen=True, kw_only=True)
 class Size:
-    """How long it takes: on two slow cores 66 minutes by default."""
+    """How long it takes: on two slow cores a little over an hour by default."""
 
     num_training_items: int = 100
     num_test_items: int = 60
