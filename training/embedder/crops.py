@@ -21,7 +21,7 @@ from torchvision.transforms import v2
 from tqdm import tqdm
 
 from training.embedder.templates import TEMPLATES, nearest_template
-from training.wab.dataset import NO_INSTANCE, Picture, add_bad_pictures_option, check_bad, usable_boxes
+from training.wab.dataset import MIN_BOX_SIDE_PX, NO_INSTANCE, Picture, add_bad_pictures_option, check_bad, usable_boxes
 from training.wab.frames import read_parts, read_rgb, read_size, source_key, write_jpeg
 
 FRAMES = range(80, 361, 40)
@@ -122,7 +122,8 @@ def _cut(picture: Picture, cache_directory: Path, max_side: int) -> tuple[list[C
     for annotation, path in zip(targets, paths, strict=True):
         inside, _ = usable_boxes([annotation], height, width)
         if not len(inside):
-            reasons.append(f"{picture.path}: box {annotation.box} lies outside the {width} × {height} pixels")
+            where = f"lies outside the {width} × {height} pixels, or with less than {MIN_BOX_SIDE_PX} of a side inside"
+            reasons.append(f"{picture.path}: box {annotation.box} {where}")
             continue
         x0, y0, x1, y1 = inside[0].astype(int).tolist()
         margin_x, margin_y = round(MARGIN * (x1 - x0)), round(MARGIN * (y1 - y0))
