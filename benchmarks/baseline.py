@@ -47,7 +47,7 @@ from benchmarks.workload import (
 from export.config import PipelineConfig
 from export.signature import EMBEDDERS
 from livematch import Client, Features, LocalServer, read_features
-from livematch.embedding import Flow, embed_videos
+from livematch.pipeline.embed import EmbedOptions, embed_videos
 
 MIN_IOU = 0.9  # of a box of the baseline and the same box of the pipeline, which decodes with other rounding
 
@@ -218,7 +218,7 @@ def run_round(
     for way in ("pipeline", "baseline") if turn % 2 == 0 else ("baseline", "pipeline"):
         start_s, start_cpu_s = time.perf_counter(), _cpu_s(server_pid)
         if way == "pipeline":
-            flow = Flow(concurrency=concurrency)
+            flow = EmbedOptions(concurrency=concurrency)
             embed_videos(client, folder / "clips", folder / "features.parquet", flow, frames=frames)
         else:
             baseline = run_baseline(networks, clips, frames, folder)

@@ -17,9 +17,9 @@ import numpy.typing as npt
 from PIL import Image
 from tqdm import tqdm
 
-from livematch import Features, evaluate, match, read_frames, read_image, read_truth
-from livematch.results import to_result
-from livematch.truth import Garment
+from livematch import Features, evaluate, match, read_frames, read_ground_truth, read_image
+from livematch.evaluation.ground_truth import Garment
+from livematch.evaluation.results import to_result
 
 FRAMES = range(80, 400, 40)
 NUM_BINS = (12, 4, 4)
@@ -60,7 +60,7 @@ def run_baseline(directory: Path) -> dict[str, float]:
         The F1 of each level, the final score, the seconds it took and the numbers of boxes.
     """
     start_s = time.monotonic()
-    truth = read_truth(directory)
+    truth = read_ground_truth(directory)
     queries: list[Row] = []
     for item_id, images in tqdm(truth.images.items(), desc="images", unit="item"):
         for name, garments in images.items():

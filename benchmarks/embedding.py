@@ -37,8 +37,8 @@ from benchmarks.workload import (
     spread_frames,
 )
 from livematch import Client, LocalServer, read_frames
-from livematch.decoding import DEFAULT_FRAMES
-from livematch.embedding import Flow, embed_videos
+from livematch.media.videos import DEFAULT_FRAMES
+from livematch.pipeline.embed import EmbedOptions, embed_videos
 
 
 def compare_decoding(clips: Sequence[Path]) -> dict[str, float]:
@@ -56,7 +56,7 @@ def embed(server: LocalServer, clips: Path, frames: range, concurrency: int, out
     """JSON of one run over these frames of all clips of a folder."""
     with Client(server.url) as client, triton.InferenceServerClient(server.url) as observer:
         stages_before, usage_before, start_s = read_stages(observer), read_usage(server.pid), time.perf_counter()
-        embedded = embed_videos(client, clips, output, Flow(concurrency=concurrency), frames=frames)
+        embedded = embed_videos(client, clips, output, EmbedOptions(concurrency=concurrency), frames=frames)
         elapsed_s = time.perf_counter() - start_s
         stages = subtract_stages(read_stages(observer), stages_before)
     num_frames = embedded.num_stored * len(frames)

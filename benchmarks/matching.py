@@ -25,8 +25,8 @@ import pyarrow.parquet as pq
 
 from benchmarks.results import RESULTS, Run, rounded
 from livematch import open_features
-from livematch.features import features_schema
-from livematch.nearest import nearest
+from livematch.features.table import features_schema
+from livematch.matching.nearest import nearest
 
 EMBEDDING_SIZE = 2048
 CHUNK_ROWS = 4096
@@ -37,7 +37,7 @@ _MATCH_ALONE = """
 import sys
 from pathlib import Path
 from livematch import open_features
-from livematch.nearest import memory_left, nearest
+from livematch.matching.nearest import memory_left, nearest
 nearest(*(open_features([path]) for path in sys.argv[1:3]), memory_bytes=memory_left(int(sys.argv[3])))
 print(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0])
 """

@@ -20,8 +20,8 @@ from export.build import build
 from export.config import CONFIGS, PipelineConfig
 from export.precision import PRECISIONS
 from livematch import Client, read_frames, read_image
-from livematch.decoding import DEFAULT_FRAMES
-from livematch.sources import list_images, list_videos
+from livematch.media.sources import list_images, list_videos
+from livematch.media.videos import DEFAULT_FRAMES
 from training.demo.world import render_world
 
 DEMO_CHECKPOINTS = Path("training/demo/checkpoints")

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from livematch.server import LocalServer
+from livematch.local.local_server import LocalServer
 
 ROOT = Path(__file__).parents[1]
 

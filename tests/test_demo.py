@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from livematch.cli import main
-from livematch.failures import read_failures
+from livematch.pipeline.failures import read_failures
 
 pytestmark = pytest.mark.triton
 

@@ -11,9 +11,6 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from livematch.client import Client, Recognition
-    from livematch.connection import Tls
-    from livematch.decoding import read_frames, read_image
     from livematch.errors import (
         ContractError,
         DecodeError,
@@ -21,48 +18,53 @@ if TYPE_CHECKING:
         FileFormatError,
         InputError,
         LivematchError,
+        LocalServerError,
         RequestError,
-        ServerError,
         UnavailableError,
     )
-    from livematch.evaluation import Score, evaluate
-    from livematch.features import Features, StoredFeatures, open_features, read_features
-    from livematch.matching import Match, Rule, match
-    from livematch.results import read_result, write_result
-    from livematch.server import LocalServer
-    from livematch.truth import Truth, read_truth
+    from livematch.evaluation.ground_truth import GroundTruth, read_ground_truth
+    from livematch.evaluation.results import read_result, write_result
+    from livematch.evaluation.scores import Score, evaluate
+    from livematch.features.table import Features, StoredFeatures, open_features, read_features
+    from livematch.local.local_server import LocalServer
+    from livematch.matching.vote import Match, MatchOptions, match
+    from livematch.media.images import read_image
+    from livematch.media.videos import read_frames
+    from livematch.serving.client import Client
+    from livematch.serving.connection import Tls
+    from livematch.types import Recognition
 
 __version__ = "0.1.0"
 
 _MODULE_OF = {
-    "Client": "client",
+    "Client": "serving.client",
     "ContractError": "errors",
     "DecodeError": "errors",
-    "Features": "features",
+    "Features": "features.table",
     "FeaturesError": "errors",
     "FileFormatError": "errors",
     "InputError": "errors",
     "LivematchError": "errors",
-    "LocalServer": "server",
-    "Match": "matching",
-    "Recognition": "client",
+    "LocalServer": "local.local_server",
+    "Match": "matching.vote",
+    "Recognition": "types",
     "RequestError": "errors",
-    "Rule": "matching",
-    "Score": "evaluation",
-    "ServerError": "errors",
-    "StoredFeatures": "features",
-    "Tls": "connection",
-    "Truth": "truth",
+    "MatchOptions": "matching.vote",
+    "Score": "evaluation.scores",
+    "LocalServerError": "errors",
+    "StoredFeatures": "features.table",
+    "Tls": "serving.connection",
+    "GroundTruth": "evaluation.ground_truth",
     "UnavailableError": "errors",
-    "evaluate": "evaluation",
-    "match": "matching",
-    "open_features": "features",
-    "read_features": "features",
-    "read_frames": "decoding",
-    "read_image": "decoding",
-    "read_result": "results",
-    "read_truth": "truth",
-    "write_result": "results",
+    "evaluate": "evaluation.scores",
+    "match": "matching.vote",
+    "open_features": "features.table",
+    "read_features": "features.table",
+    "read_frames": "media.videos",
+    "read_image": "media.images",
+    "read_result": "evaluation.results",
+    "read_ground_truth": "evaluation.ground_truth",
+    "write_result": "evaluation.results",
 }
 
 __all__ = [
@@ -72,27 +74,27 @@ __all__ = [
     "Features",
     "FeaturesError",
     "FileFormatError",
+    "GroundTruth",
     "InputError",
     "LivematchError",
     "LocalServer",
+    "LocalServerError",
     "Match",
+    "MatchOptions",
     "Recognition",
     "RequestError",
-    "Rule",
     "Score",
-    "ServerError",
     "StoredFeatures",
     "Tls",
-    "Truth",
     "UnavailableError",
     "evaluate",
     "match",
     "open_features",
     "read_features",
     "read_frames",
+    "read_ground_truth",
     "read_image",
     "read_result",
-    "read_truth",
     "write_result",
 ]
 

@@ -8,7 +8,7 @@ LivematchError              base: the command line prints it as one line and exi
 ├── ContractError           the server's models have other tensors than this client expects, or were exchanged
 ├── FeaturesError           a features file that is damaged or cannot be used, or two that do not belong together
 ├── FileFormatError         a result, an annotation or a truth folder that cannot be read
-└── ServerError             a local server that did not start or died
+└── LocalServerError             a local server that did not start or died
 """
 
 
@@ -44,5 +44,5 @@ class FileFormatError(LivematchError):
     """A result, an annotation or a truth folder cannot be read; the message names the file."""
 
 
-class ServerError(LivematchError):
+class LocalServerError(LivematchError):
     """A local server did not start or died; the message says why, with the end of its log."""

@@ -5,8 +5,7 @@ from collections.abc import Callable
 import numpy as np
 import numpy.typing as npt
 
-from livematch.client import Recognition
-from livematch.decoding import Pixels
+from livematch.types import Pixels, Recognition
 
 MIN_IOU = 0.5
 """Of a box and the box in the mirrored picture that is taken for the same garment."""

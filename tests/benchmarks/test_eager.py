@@ -7,7 +7,7 @@ from benchmarks.eager import EagerNetworks
 from benchmarks.workload import DEMO_CHECKPOINTS
 from export.config import demo
 from livematch import read_image
-from livematch.sources import list_images
+from livematch.media.sources import list_images
 
 
 def test_half_precision_finds_nearly_the_same(demo_world: Path) -> None:

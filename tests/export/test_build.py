@@ -21,7 +21,7 @@ from export.detector import build_detector_graph
 from export.embedder import build_embedder
 from export.signature import EMBEDDERS, MODELS
 from export.triton_config import REPOSITORY, stale_files
-from livematch.server import LocalServer
+from livematch.local.local_server import LocalServer
 from training.detector.recipe import Recipe, stage1, stage2, stage3
 from training.detector.recipe import demo as demo_recipe
 from training.embedder.model import DEMO

@@ -14,7 +14,7 @@ from export.crop import build_crop
 from export.prepare import build_prepare
 from export.signature import EMBEDDERS, KINDS, MODELS
 from export.triton_config import REPOSITORY, write_files
-from livematch.server import LocalServer
+from livematch.local.local_server import LocalServer
 from tests.model_repository import handmade
 
 Infer = Callable[..., dict[str, np.ndarray]]

@@ -19,7 +19,7 @@ import tritonclient.http as triton_http
 
 import livematch
 from benchmarks.resources import process_tree
-from livematch.cli import EXIT_ERROR, EXIT_INTERRUPTED
+from livematch.cli.main import EXIT_ERROR, EXIT_INTERRUPTED
 from tests.model_repository import handmade
 from tests.model_repository.load import ask_at_once, ask_one_by_one
 from tests.model_repository.malformed import GRPC, Input, Malformed, send

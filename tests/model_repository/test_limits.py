@@ -23,7 +23,7 @@ import livematch
 from export.config import PipelineConfig
 from export.signature import PRIORITIES
 from export.triton_config import write_files
-from livematch.server import LocalServer
+from livematch.local.local_server import LocalServer
 from tests.model_repository import handmade
 
 pytestmark = pytest.mark.triton

@@ -18,7 +18,7 @@ import pytest
 from export.config import demo
 from export.prepare import build_prepare
 from livematch import read_image
-from livematch.server import LocalServer
+from livematch.local.local_server import LocalServer
 from tests.model_repository import handmade
 from tests.model_repository.load import (
     EmbedderCalls,

@@ -16,7 +16,8 @@ from tritonclient.utils import InferenceServerException
 
 import livematch
 from livematch import Tls
-from livematch.server import KEY_NAME, LocalServer
+from livematch.local.local_server import LocalServer
+from livematch.types import KEY_NAME
 from tests.model_repository import handmade
 from tests.model_repository.load import assert_equal
 
@@ -150,6 +151,6 @@ def test_regions_that_a_server_does_not_know_are_made_again(handmade_server: Loc
 def test_a_server_that_cannot_open_a_region_is_named(
     handmade_server: LocalServer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr("livematch.shared_memory._FOLDER", tmp_path)  # as if it ran on another machine
+    monkeypatch.setattr("livematch.serving.shared_memory._FOLDER", tmp_path)  # as if it ran on another machine
     with pytest.raises(livematch.ContractError, match=r"cannot use shared memory of this machine: .*[Uu]nable to open"):
         livematch.Client(handmade_server.url, shared_memory=True)

@@ -14,7 +14,7 @@ from tritonclient.utils import InferenceServerException
 
 import livematch
 from export.config import PipelineConfig
-from livematch.server import LocalServer
+from livematch.local.local_server import LocalServer
 from tests.model_repository import handmade
 from tests.model_repository.conftest import Infer
 from tests.model_repository.malformed import GRPC, Malformed, detections, send
@@ -200,5 +200,5 @@ def test_a_model_that_fails_its_warm_up_keeps_the_server_from_starting(
 ) -> None:
     repository = shutil.copytree(handmade_repository, tmp_path / "repository")
     onnx.save(handmade.build_failing_embedder(on_black=True), repository / "embedder_b6" / "1" / "model.onnx")
-    with pytest.raises(livematch.ServerError, match=r"^tritonserver .*out of order"):
+    with pytest.raises(livematch.LocalServerError, match=r"^tritonserver .*out of order"):
         LocalServer(repository, log_path=tmp_path / "log").start()

@@ -1,0 +1,123 @@
+"""Scoring a result against the annotations, on the competition's three levels.
+
+    S1  the clip's item is right: item id equals video id, and the video has a positive frame at all
+    S2  S1, and the answer's frame shows the item: the annotated frame nearest to it has a positive box
+    S3  S2, and a submitted item box has IoU > 0.5 with a positive box of the image it names
+
+    precision = hits / clips in the result
+    recall    = hits / videos with at least one positive frame
+    final     = 0.2·F1(S1) + 0.6·F1(S2) + 0.2·F1(S3)
+
+A frame box is positive if its nonzero instance_id occurs in the images of the item with the video's id; an image box
+is positive if its nonzero instance_id occurs in the annotated frames of the video with the item's id. No official text
+of the competition survives; its participants' scorers agree on these levels.
+"""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from livematch.evaluation.ground_truth import GroundTruth
+from livematch.evaluation.results import Answer
+from livematch.types import IntBox
+
+LEVEL_WEIGHTS = (0.2, 0.6, 0.2)
+MIN_IOU = 0.5
+
+
+@dataclass(frozen=True)
+class LevelScore:
+    """Each 0..1, and 0 where the denominator is 0."""
+
+    precision: float
+    recall: float
+    f1: float
+
+
+@dataclass(frozen=True)
+class Score:
+    """The three levels and their weighted mean.
+
+    levels: video id of each answer to the highest level it reaches, 0 (wrong item) to 3.
+    frame_box_iou: mean over the answers of level 2 and 3 of the best IoU between a submitted frame box and a positive
+        box of the judged frame; None if there are none. For frames off the annotation grid it is a lower bound,
+        because the garment may have moved.
+    """
+
+    s1: LevelScore
+    s2: LevelScore
+    s3: LevelScore
+    final: float
+    frame_box_iou: float | None
+    num_answers: int
+    num_positive_videos: int
+    levels: dict[str, int]
+
+    def to_json(self) -> dict[str, Any]:
+        """The content of score.json."""
+        return asdict(self)
+
+
+def evaluate(result: Mapping[str, Answer], truth: GroundTruth) -> Score:
+    """Score answers, by video id, against the annotations of the same videos and items."""
+    positive_videos = set(truth.positive_videos())
+    levels = {
+        video_id: level_of(video_id, answer, truth) if video_id in positive_videos else 0
+        for video_id, answer in result.items()
+    }
+    s1, s2, s3 = (
+        _level_score(sum(reached >= level for reached in levels.values()), len(result), len(positive_videos))
+        for level in (1, 2, 3)
+    )
+    ious = [frame_box_iou(v, answer, truth) for v, answer in result.items() if levels[v] >= 2]
+    return Score(
+        s1=s1,
+        s2=s2,
+        s3=s3,
+        final=sum(weight * level.f1 for weight, level in zip(LEVEL_WEIGHTS, (s1, s2, s3), strict=True)),
+        frame_box_iou=sum(ious) / len(ious) if ious else None,
+        num_answers=len(result),
+        num_positive_videos=len(positive_videos),
+        levels=levels,
+    )
+
+
+def level_of(video_id: str, answer: Answer, truth: GroundTruth) -> int:
+    """The highest level, 0 to 3, that the answer for a video with a positive frame reaches."""
+    if answer.item_id != video_id:
+        return 0
+    judged_frame = truth.judged_frame(video_id, answer.frame_index)
+    if not truth.positive_frame_boxes(video_id, judged_frame):
+        return 1
+    for pair in answer.pairs:
+        positive_boxes = truth.positive_image_boxes(answer.item_id, pair.img_name)
+        if any(iou(pair.item_box, box) > MIN_IOU for box in positive_boxes):
+            return 3
+    return 2
+
+
+def frame_box_iou(video_id: str, answer: Answer, truth: GroundTruth) -> float:
+    """The best IoU between a submitted frame box and a positive box of the judged frame, 0 if there is none."""
+    judged_frame = truth.judged_frame(video_id, answer.frame_index)
+    positive_boxes = truth.positive_frame_boxes(video_id, judged_frame)
+    return max((iou(pair.frame_box, box) for pair in answer.pairs for box in positive_boxes), default=0.0)
+
+
+def iou(first: IntBox, second: IntBox) -> float:
+    """Intersection over union of two boxes x0 y0 x1 y1 with exclusive ends; 0 if both are empty."""
+    width = min(first[2], second[2]) - max(first[0], second[0])
+    height = min(first[3], second[3]) - max(first[1], second[1])
+    intersection = max(width, 0) * max(height, 0)
+    union = _area(first) + _area(second) - intersection
+    return intersection / union if union else 0.0
+
+
+def _area(box: IntBox) -> int:
+    return max(box[2] - box[0], 0) * max(box[3] - box[1], 0)
+
+
+def _level_score(num_hits: int, num_answers: int, num_positive_videos: int) -> LevelScore:
+    precision = num_hits / num_answers if num_answers else 0.0
+    recall = num_hits / num_positive_videos if num_positive_videos else 0.0
+    f1 = 2 * precision * recall / (precision + recall) if num_hits else 0.0
+    return LevelScore(precision, recall, f1)

@@ -1,0 +1,86 @@
+import json
+
+import pytest
+
+from livematch import FileFormatError, Match, read_result, write_result
+from livematch.evaluation.results import (
+    Answer,
+    BoxPair,
+    read_distances,
+    to_result,
+    truncated,
+    write_json,
+    write_matches,
+)
+from livematch.matching.vote import Pair
+
+MATCHES = [
+    Match("000021", "000034", 240, (Pair("5", (1.9, 2.2, 30.99, 40.5), (0.0, 0.4, 12.0, 13.7)),), 0.5, 3),
+    Match("000013", "000013", 100, (Pair("0", (5.0, 5.0, 9.0, 9.0), (7.0, 7.0, 8.0, 8.0)),), 0.25, 1),
+]
+
+
+def test_result_is_the_dataset_s_own_format(tmp_path):
+    write_result(MATCHES, tmp_path / "new" / "result.json")
+    assert json.loads((tmp_path / "new" / "result.json").read_text()) == {
+        "000013": {
+            "item_id": "000013",
+            "frame_index": 100,
+            "result": [{"img_name": "0", "item_box": [5, 5, 9, 9], "frame_box": [7, 7, 8, 8]}],
+        },
+        "000021": {
+            "item_id": "000034",
+            "frame_index": 240,
+            "result": [{"img_name": "5", "item_box": [1, 2, 30, 40], "frame_box": [0, 0, 12, 13]}],
+        },
+    }
+    assert read_result(tmp_path / "new" / "result.json") == to_result(MATCHES)
+
+
+@pytest.mark.parametrize(
+    ("box", "expected"),
+    [
+        ((1.9, 2.9, 5.1, 6.1), (1, 2, 5, 6)),
+        ((-0.7, -1.5, 5.0, 6.0), (0, -1, 5, 6)),
+        ((3.2, 4.4, 3.9, 4.8), (3, 4, 4, 5)),
+    ],
+)
+def test_boxes_are_truncated_and_keep_a_pixel(box, expected):
+    assert truncated(box) == expected
+
+
+def test_several_pairs_per_clip_are_read(tmp_path):
+    pair = {"img_name": "5", "item_box": [1, 2, 3, 4], "frame_box": [5, 6, 7, 8]}
+    content = {"7": {"item_id": "8", "frame_index": 240, "result": [pair, pair]}}
+    (tmp_path / "r.json").write_text(json.dumps(content))
+    expected = BoxPair("5", (1, 2, 3, 4), (5, 6, 7, 8))
+    assert read_result(tmp_path / "r.json") == {"7": Answer("8", 240, (expected, expected))}
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "{",
+        "[]",
+        '{"7": []}',
+        '{"7": {"item_id": "8", "result": []}}',
+        '{"7": {"item_id": "8", "frame_index": 0, "result": [{"img_name": "5", "item_box": [1], "frame_box": [1]}]}}',
+    ],
+)
+def test_other_contents_are_refused_by_name(tmp_path, content):
+    (tmp_path / "r.json").write_text(content)
+    with pytest.raises(FileFormatError, match=r"r\.json"):
+        read_result(tmp_path / "r.json")
+
+
+def test_a_missing_result_is_named(tmp_path):
+    with pytest.raises(FileFormatError, match=r"r\.json: cannot be read"):
+        read_result(tmp_path / "r.json")
+
+
+def test_distances_come_back(tmp_path):
+    write_matches(MATCHES, tmp_path / "matches.json")
+    assert list(read_distances(tmp_path / "matches.json").items()) == [("000013", 0.25), ("000021", 0.5)]
+    write_json([{"video_id": "7"}], tmp_path / "other.json")
+    with pytest.raises(FileFormatError, match="not a matches file"):
+        read_distances(tmp_path / "other.json")

@@ -1,0 +1,109 @@
+import subprocess
+import sys
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from livematch import Features, FeaturesError, InputError, open_features
+from livematch.matching import nearest as nearest_module
+from livematch.matching.nearest import nearest
+
+
+def features(embeddings) -> Features:
+    num_rows = len(embeddings)
+    return Features(
+        sources=["s"] * num_rows,
+        names=[str(k) for k in range(num_rows)],
+        frame_indices=np.arange(num_rows),
+        boxes=np.zeros((num_rows, 4)),
+        scores=np.ones(num_rows),
+        embeddings=np.asarray(embeddings),
+        model_identity="m",
+    )
+
+
+def write(path, embeddings, **options):
+    rows = features(embeddings)
+    content = {
+        "source": rows.sources,
+        "name": rows.names,
+        "frame_index": pa.array(rows.frame_indices, pa.int32()),
+        "box": pa.FixedSizeListArray.from_arrays(pa.array(rows.boxes.ravel()), 4),
+        "score": pa.array(rows.scores),
+        "embedding": pa.FixedSizeListArray.from_arrays(pa.array(rows.embeddings.ravel()), rows.embeddings.shape[1]),
+    }
+    pq.write_table(pa.table(content), path, **options)
+
+
+@pytest.mark.parametrize("tile", [{}, {"_TILE_QUERIES": 1}, {"_TILE_QUERIES": 5, "_BLOCK_ROWS": 64}])
+def test_hits_depend_neither_on_the_tiles_nor_on_the_file(tmp_path, monkeypatch, tile):
+    """Many exact repeats, so that rounding in the matrix product would decide ties; the gallery is in two files."""
+    few = np.random.default_rng(5).normal(size=(12, 64)).astype(np.float32)
+    gallery, queries = few[np.arange(301) % 12] * 3, few[np.arange(77) % 12]
+    write(tmp_path / "g0", gallery[:100], row_group_size=30)
+    write(tmp_path / "g1", gallery[100:])
+    write(tmp_path / "q", queries)
+    for name, value in (tile | {"_REFINED_PAIRS": 7}).items():
+        monkeypatch.setattr(nearest_module, name, value)
+    with pytest.raises(FeaturesError, match=r"row 100 .* repeats row 0"):
+        open_features([tmp_path / "g0", tmp_path / "g0"])
+    table = pq.read_table(tmp_path / "g1")
+    pq.write_table(table.set_column(0, "source", pa.array(["t"] * 201)), tmp_path / "g1")
+    for some_queries in (features(queries), open_features([tmp_path / "q"])):
+        for some_gallery in (features(gallery), open_features([tmp_path / "g0", tmp_path / "g1"])):
+            hits, distances = nearest(some_queries, some_gallery)
+            assert hits.tolist() == [k % 12 for k in range(77)]
+            assert np.abs(distances).max() < 1e-12
+
+
+def test_against_float64():
+    rng = np.random.default_rng(6)
+    queries, gallery = rng.normal(size=(50, 40)), rng.normal(size=(3000, 40))
+    hits, distances = nearest(features(queries), features(gallery))
+    units = [(v / np.linalg.norm(v, axis=1, keepdims=True)) for v in (queries, gallery)]
+    expected = 2 - 2 * units[0] @ units[1].T
+    assert hits.tolist() == expected.argmin(axis=1).tolist()
+    assert distances == pytest.approx(expected.min(axis=1), abs=1e-6)
+
+
+def test_a_block_without_direction_is_named(tmp_path):
+    embeddings = np.ones((5, 8), np.float32)
+    write(tmp_path / "g", embeddings)
+    table = pq.read_table(tmp_path / "g")
+    embeddings[3] = 0
+    zeroed = pa.FixedSizeListArray.from_arrays(pa.array(embeddings.ravel()), 8)
+    pq.write_table(table.set_column(5, "embedding", zeroed), tmp_path / "g")
+    with pytest.raises(FeaturesError, match=r"embedding of row 3 \(s, 3\) is zero"):
+        nearest(open_features([tmp_path / "g"]), open_features([tmp_path / "g"]))
+
+
+def test_too_little_memory_is_refused():
+    some = features(np.ones((1, 2048)))
+    with pytest.raises(InputError, match=r"1 MiB of memory are too little for matching: it takes \d+ MiB"):
+        nearest(some, some, memory_bytes=1 << 20)
+
+
+@pytest.fixture(scope="module")
+def large_and_small(tmp_path_factory) -> tuple[str, str]:
+    """Features files of 131 MB in one row group and of 1 MB."""
+    folder = tmp_path_factory.mktemp("features")
+    rng = np.random.default_rng(7)
+    for name, num_rows in (("large", 16_000), ("small", 100)):
+        write(folder / name, rng.standard_normal((num_rows, 2048), np.float32), use_dictionary=False)
+    return str(folder / "large"), str(folder / "small")
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_memory_stays_within_the_limit(large_and_small, order):
+    """The process alone takes 120 MB, or 160 with pandas, which pyarrow imports; the large side does not fit."""
+    code = (
+        "import sys; from pathlib import Path; from livematch import open_features; from livematch.matching import nearest;"
+        "q, g = (open_features([path]) for path in sys.argv[1:]);"
+        "nearest.nearest(q, g, memory_bytes=nearest.memory_left(240 << 20));"
+        "print(Path('/proc/self/status').read_text().split('VmHWM:')[1].split()[0])"
+    )
+    command = [sys.executable, "-c", code, *large_and_small[::order]]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert int(done.stdout) < 240 << 10

@@ -1,0 +1,258 @@
+import logging
+from fractions import Fraction
+
+import numpy as np
+import pytest
+
+from livematch import Features, FeaturesError, InputError, MatchOptions
+from livematch.matching.vote import Pair, contending_queries, match
+
+
+def features(rows, **extra) -> Features:
+    """Rows of (source, name, frame_index, score, embedding); the box of row i is (i, 0, i + 1, 2)."""
+    sources, names, frame_indices, scores, embeddings = zip(*rows, strict=True)
+    boxes = [(i, 0, i + 1, 2) for i in range(len(rows))]
+    return Features(
+        sources=list(sources),
+        names=list(names),
+        frame_indices=np.array(frame_indices),
+        boxes=np.array(boxes),
+        scores=np.array(scores),
+        embeddings=np.array(embeddings),
+        **({"model_identity": "m"} | extra),
+    )
+
+
+def no_features(size: int) -> Features:
+    return Features(
+        sources=[],
+        names=[],
+        frame_indices=np.empty(0),
+        boxes=np.empty((0, 4)),
+        scores=np.empty(0),
+        embeddings=np.empty((0, size)),
+        model_identity="m",
+    )
+
+
+def at_distance(d: float, axis: int, size: int = 8) -> list[float]:
+    """A unit vector whose squared distance to the unit vector of `axis` is d; the rest goes to the last axis."""
+    cosine = 1 - d / 2
+    vector = [0.0] * size
+    vector[axis] = cosine
+    vector[-1] = (1 - cosine**2) ** 0.5
+    return vector
+
+
+def unit(axis: int, size: int = 8) -> list[float]:
+    return [float(i == axis) for i in range(size)]
+
+
+def test_hand_calculated_vote():
+    gallery = features(
+        [
+            ("v0", "", 80, 0.96, unit(0)),
+            ("v0", "", 100, 0.99, unit(1)),
+            ("v1", "", 80, 0.97, unit(2)),
+        ]
+    )
+    # d = .1 .2 .3 .4 .5 .6 .7 .8 .9 1.0 1.1: the quantile's position is 10 * 0.28 = 2.8, so it is .3 + .8 * .1 = .38.
+    # Kept are .1 and .2 (v0) and .3 (v1); round(0.5 * 3) = 2 votes are needed, so v0 it is, at (.1 + .2) / 2.
+    axes = [0, 1, 2, 2, 2, 2, 2, 2, 2, 2, 2]
+    scores = [0.91, 0.92, 0.999] + [0.95] * 8
+    queries = features([("i", str(k), -1, scores[k], at_distance((k + 1) / 10, axes[k])) for k in range(11)])
+    (found,) = match(queries, gallery)
+    assert (found.video_id, found.item_id, found.num_votes) == ("v0", "i", 2)
+    assert found.distance == pytest.approx(0.15, abs=1e-6)
+    # Score .92 beats .91, and .999 voted for another clip; of the frames, .99 beats .96.
+    assert (found.frame_index, found.pairs) == (100, (Pair("1", (1, 0, 2, 2), (1, 0, 2, 2)),))
+
+
+@pytest.mark.parametrize(
+    ("clips", "distances", "expected"),
+    [
+        ([0], [0.1], []),  # a single query is never below its own quantile
+        ([0, 0], [0.5, 0.5], []),  # nor are equal ones
+        ([0, 1], [0.5, 0.6], [[0]]),  # K = 1: round(0.5) = 0 votes, and the one kept has one
+        # K = 5: round(2.5) = 2 votes, half to even
+        ([0, 0, 1, 1, 2] + [3] * 11, [0.3, 0.3, 0.1, 0.2, 0.05] + [1.0] * 11, [[0, 1], [2, 3]]),
+        # K = 4: 2 votes
+        ([1, 0, 0, 1] + [3] * 8, [0.2, 0.25, 0.35, 0.4] + [1.0] * 8, [[1, 2], [0, 3]]),
+        # K = 4: nobody has 2 votes
+        ([0, 1, 2, 3] + [4] * 8, [0.1, 0.2, 0.3, 0.4] + [1.0] * 8, []),
+    ],
+)
+def test_contending_queries(clips, distances, expected):
+    found = contending_queries(np.array(clips), np.array(distances), MatchOptions())
+    assert [voters.tolist() for voters in found] == expected
+
+
+def test_a_clip_keeps_the_nearer_item_and_the_limit_is_strict():
+    gallery = features([("v", "", 80, 0.9, unit(0)), ("w", "", 80, 0.9, unit(1))])
+    queries = features(
+        [
+            ("far", "0", -1, 0.9, at_distance(0.4, 0)),
+            ("far", "1", -1, 0.9, at_distance(0.9, 0)),
+            ("near", "0", -1, 0.9, at_distance(0.3, 0)),
+            ("near", "1", -1, 0.9, at_distance(0.9, 0)),
+            ("other", "0", -1, 0.9, at_distance(1.0, 1)),
+            ("other", "1", -1, 0.9, at_distance(1.1, 1)),
+        ]
+    )
+    assert [(m.video_id, m.item_id) for m in match(queries, gallery)] == [("v", "near"), ("w", "other")]
+    distance = match(queries, gallery)[1].distance
+    assert [m.video_id for m in match(queries, gallery, MatchOptions(limit=distance))] == ["v"]
+    assert [m.video_id for m in match(queries, gallery, MatchOptions(limit=np.nextafter(distance, 2)))] == ["v", "w"]
+
+
+def test_equal_items_and_equal_rows_go_to_the_first():
+    gallery = features([("v", "", 80, 0.9, unit(0)), ("v", "", 100, 0.9, unit(0)), ("w", "", 80, 0.9, unit(0))])
+    rows = [(item, k, -1, 0.9, at_distance(d, 0)) for item in ("b", "a") for k, d in (("0", 0.2), ("1", 0.3))]
+    (found,) = match(features(rows), gallery)
+    assert (found.video_id, found.frame_index, found.item_id) == ("v", 80, "b")
+
+
+def test_embeddings_need_no_unit_length():
+    rng = np.random.default_rng(0)
+    gallery = [("v", "", k, 0.9, rng.normal(size=8)) for k in range(20)]
+    queries = [("i", str(k), -1, 0.9, rng.normal(size=8)) for k in range(9)]
+    plain = match(features(queries), features(gallery), MatchOptions(limit=4))
+    scaled = match(
+        features([(*row[:4], row[4] * 7) for row in queries]),
+        features([(*row[:4], row[4] * (1 + k)) for k, row in enumerate(gallery)]),
+        MatchOptions(limit=4),
+    )
+    assert len(plain) == 1
+    assert scaled[0].distance == pytest.approx(plain[0].distance, abs=1e-6)
+    assert (scaled[0].pairs, scaled[0].frame_index) == (plain[0].pairs, plain[0].frame_index)
+
+
+def test_without_queries_or_gallery_nothing_matches():
+    some = features([("v", "", 80, 0.9, unit(0))])
+    assert match(no_features(8), some) == []
+    assert match(some, no_features(8)) == []
+
+
+def test_other_models_or_dimensions_are_refused_and_named():
+    one = features([("v", "", 80, 0.9, unit(0))], model_identity="demo-1", origin="a.parquet")
+    other = features([("v", "", 80, 0.9, unit(0))], model_identity="demo-2", origin="b.parquet")
+    with pytest.raises(FeaturesError, match=r"a\.parquet by demo-1 \(8-d\), b\.parquet by demo-2 \(8-d\)"):
+        match(one, other)
+    short = features([("v", "", 80, 0.9, unit(0, 4))], model_identity="demo-1")
+    with pytest.raises(FeaturesError, match=r"8-d.*4-d"):
+        match(one, short)
+
+
+def test_missing_identity_is_a_warning(caplog):
+    known = features([("v", "", 80, 0.9, unit(0))])
+    unknown = features([("v", "", 80, 0.9, unit(0))], model_identity=None)
+    with caplog.at_level(logging.WARNING):
+        match(known, unknown)
+    assert "identity" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "option",
+    [
+        {"quantile": 1.5},
+        {"vote_share": -0.1},
+        {"limit": float("nan")},
+        {"assignment": "best"},
+        {"num_pairs": 0},
+    ],
+)
+def test_options_out_of_range_are_refused(option):
+    with pytest.raises(InputError, match=next(iter(option))):
+        MatchOptions(**option)
+
+
+def test_joint_assignment_gives_a_contested_clip_to_whom_it_helps_most():
+    gallery = features([("v", "", 80, 0.9, unit(0)), ("w", "", 80, 0.9, unit(1))])
+    # Both items are nearest to v. "a" has an equal number of votes for w, "b" has no other clip.
+    a = [("a", str(k), -1, 0.9, at_distance(d, axis)) for k, (d, axis) in enumerate([(0.1, 0), (0.2, 1), (0.9, 0)])]
+    b = [("b", str(k), -1, 0.9, at_distance(d, 0)) for k, d in enumerate([0.15, 0.9])]
+    rule = {"quantile": 0.75}
+    nearest = match(features([*a, *b]), gallery, MatchOptions(**rule))
+    joint = match(features([*a, *b]), gallery, MatchOptions(assignment="joint", **rule))
+    assert [(m.video_id, m.item_id) for m in nearest] == [("v", "a")]
+    assert [(m.video_id, m.item_id) for m in joint] == [("v", "b"), ("w", "a")]
+
+
+def test_more_pairs_are_other_votes_for_the_same_frame():
+    gallery = features([("v", "", 80, 0.99, unit(0)), ("v", "", 80, 0.9, unit(1)), ("v", "", 100, 0.9, unit(2))])
+    axes, scores = [0, 1, 2, 1, 0, 0], [0.91, 0.95, 0.96, 0.93, 0.9, 0.9]
+    queries = features([("i", str(k), -1, scores[k], at_distance((k + 1) / 10, axes[k])) for k in range(6)])
+    (found,) = match(queries, gallery, MatchOptions(quantile=0.75, num_pairs=3))
+    # Kept are 0 to 3. Query 2 has the best score of all; the frame is that of the best box hit, 80, with rows 0 and 1.
+    assert [(pair.img_name, pair.frame_box[0]) for pair in found.pairs] == [("2", 0), ("1", 1), ("3", 1)]
+    assert len(match(queries, gallery, MatchOptions(quantile=0.75, num_pairs=9))[0].pairs) == 4
+
+
+def slow_match(queries: Features, gallery: Features, quantile: float, vote_share: float, limit: float) -> list[tuple]:
+    """The rule as it reads, one query and one gallery row at a time; the quantile's position is an exact fraction."""
+    nearest_row, d = [], []
+    for q in queries.embeddings.astype(float):
+        distances = [2 - 2 * (q @ g) / np.sqrt((q @ q) * (g @ g)) for g in gallery.embeddings.astype(float)]
+        smallest = min(distances)
+        nearest_row.append(next(row for row, value in enumerate(distances) if value <= smallest + 1e-12))
+        d.append(max(round(distances[nearest_row[-1]], 12), 0.0))
+    proposals = []
+    for item in dict.fromkeys(queries.sources):
+        mine = [k for k, source in enumerate(queries.sources) if source == item]
+        ordered = sorted(d[k] for k in mine)
+        position = Fraction(str(quantile)) * (len(mine) - 1)
+        low = int(position)
+        threshold = ordered[low]
+        if position > low:
+            threshold += float(position - low) * (ordered[low + 1] - ordered[low])
+        kept = [k for k in mine if d[k] < threshold]
+        votes: dict[str, list[int]] = {}
+        for video in dict.fromkeys(gallery.sources):
+            voters = [k for k in kept if gallery.sources[nearest_row[k]] == video]
+            if voters and len(voters) >= round(vote_share * len(kept)):
+                votes[video] = voters
+        if not votes:
+            continue
+        means = {video: round(float(np.mean([d[k] for k in voters])), 11) for video, voters in votes.items()}
+        video = min(means, key=lambda v: means[v])
+        best_query = max(votes[video], key=lambda k: (queries.scores[k], -k))
+        rows = {nearest_row[k] for k in votes[video]}
+        best_row = max(rows, key=lambda row: (gallery.scores[row], -row))
+        proposals.append((means[video], video, item, best_query, best_row))
+    answers = []
+    for video in dict.fromkeys(gallery.sources):
+        mine = [p for p in proposals if p[1] == video]
+        if mine and min(mine, key=lambda p: p[0])[0] < limit:
+            answers.append(min(mine, key=lambda p: p[0]))
+    return answers
+
+
+@pytest.mark.parametrize("seed", range(150))
+def test_against_the_rule_read_literally(seed):
+    rng = np.random.default_rng(seed)
+    has_ties = seed % 2
+    size = int(rng.integers(2, 12))
+
+    def random_features(num_rows: int, num_sources: int) -> Features:
+        if has_ties:  # small integers: many equal directions and distances; few distinct scores
+            embeddings = rng.integers(-1, 2, size=(num_rows, size)).astype(np.float32)
+            embeddings[~embeddings.any(axis=1)] = 1
+            scores = rng.integers(90, 93, size=num_rows) / 100
+        else:
+            embeddings = rng.normal(size=(num_rows, size)).astype(np.float32)
+            scores = rng.random(num_rows)
+        sources = [f"s{k}" for k in rng.integers(0, num_sources, size=num_rows)]
+        rows = zip(sources, map(str, range(num_rows)), range(num_rows), scores, embeddings, strict=True)
+        return features(list(rows))
+
+    queries = random_features(int(rng.integers(1, 60)), int(rng.integers(1, 6)))
+    gallery = random_features(int(rng.integers(1, 40)), int(rng.integers(1, 5)))
+    options = {"quantile": float(rng.choice([0.28, 0.5, 0.75])), "vote_share": 0.5, "limit": 1.12}
+    found = match(queries, gallery, MatchOptions(**options))
+    expected = slow_match(queries, gallery, **options)
+    assert [(m.video_id, m.item_id) for m in found] == [answer[1:3] for answer in expected]
+    for m, (distance, _, _, query, row) in zip(found, expected, strict=True):
+        assert m.distance == pytest.approx(distance, abs=1e-9)
+        (pair,) = m.pairs
+        assert (pair.img_name, pair.item_box[0]) == (queries.names[query], query)
+        assert (m.frame_index, pair.frame_box[0]) == (gallery.frame_indices[row], row)

@@ -1,0 +1,88 @@
+import os
+
+import pytest
+
+from livematch import DecodeError, InputError, read_frames, read_image
+from livematch.media.sources import list_images, list_videos
+
+
+def touch(directory, *names):
+    for name in names:
+        path = directory / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+
+
+def test_images_in_numeric_order(tmp_path):
+    touch(tmp_path, "000021/10.jpg", "000021/2.png", "000021/b.webp", "000013/0.JPEG", "000013/.hidden", "loose.jpg")
+    sources, failures = list_images(tmp_path)
+    assert [source.key for source in sources] == [("000013", "0"), ("000021", "b"), ("000021", "2"), ("000021", "10")]
+    assert failures == []
+
+
+def test_videos(tmp_path):
+    touch(tmp_path, "000013.mp4", "000021.mov", ".DS_Store", "folder/000034.mp4")
+    sources, failures = list_videos(tmp_path)
+    assert [source.key for source in sources] == [("000013", ""), ("000021", "")]
+    assert sources[0].path == tmp_path / "000013.mp4"
+    assert failures == []
+
+
+def test_names_that_occur_twice_fail(tmp_path):
+    touch(tmp_path / "image", "a/0.jpg", "a/0.png")
+    touch(tmp_path / "video", "a.mov", "a.mp4")
+    for list_sources, folder, lost in ((list_images, "image", "0.png"), (list_videos, "video", "a.mp4")):
+        sources, failures = list_sources(tmp_path / folder)
+        assert len(sources) == 1
+        assert [lost in failure.reason for failure in failures] == [True]
+
+
+def test_an_empty_item_fails(tmp_path):
+    touch(tmp_path, "b/0.jpg")
+    (tmp_path / "a").mkdir()
+    sources, failures = list_images(tmp_path)
+    assert [source.key for source in sources] == [("b", "0")]
+    assert [(failure.source, failure.name) for failure in failures] == [("a", "")]
+
+
+def test_what_cannot_be_looked_at_stops_nothing(tmp_path):
+    touch(tmp_path, "image/a/0.jpg", "video/a.mp4")
+    for link in ("image/b", "image/c/1.jpg", "video/b.mp4"):
+        (tmp_path / link).parent.mkdir(exist_ok=True)
+        (tmp_path / link).symlink_to("x" * 300)  # longer than names can be: an error for root as well
+    sources, failures = list_images(tmp_path / "image")
+    assert [source.key for source in sources] == [("a", "0"), ("c", "1")]
+    assert [(f.source, f.name, f.stage, f.reason) for f in failures] == [
+        ("b", "", "list", f"{tmp_path}/image/b: File name too long")
+    ]
+    with pytest.raises(DecodeError, match=r"c/1\.jpg: File name too long"):
+        read_image(sources[1].path)
+    sources, failures = list_videos(tmp_path / "video")
+    assert ([source.key for source in sources], failures) == ([("a", ""), ("b", "")], [])
+    with pytest.raises(DecodeError, match=r"b\.mp4: File name too long"):
+        next(read_frames(sources[1].path))
+
+
+def test_names_that_are_not_utf8_fail(tmp_path):
+    bad, shown = os.fsdecode(b"\xc9\xcc"), "\ufffd\ufffd"  # in GBK one character
+    touch(tmp_path / "image", "a/0.jpg", f"a/{bad}.jpg", f"b/{bad}.jpg", f"{bad}/0.jpg")
+    touch(tmp_path / "video", "v.mp4", f"{bad}.mp4")
+    sources, failures = list_images(tmp_path / "image")
+    assert [source.key for source in sources] == [("a", "0")]
+    assert [(f.source, f.name, f.stage) for f in failures] == [
+        ("a", shown, "list"),
+        ("b", shown, "list"),
+        (shown, "", "list"),
+    ]
+    assert failures[0].reason == f"{tmp_path}/image/a/{shown}.jpg: the name is not UTF-8"
+    sources, failures = list_videos(tmp_path / "video")
+    assert [source.key for source in sources] == [("v", "")]
+    assert [(f.kind, f.source, f.reason) for f in failures] == [
+        ("video", shown, f"{tmp_path}/video/{shown}.mp4: the name is not UTF-8")
+    ]
+
+
+@pytest.mark.parametrize("list_sources", [list_images, list_videos])
+def test_a_missing_folder_is_named(tmp_path, list_sources):
+    with pytest.raises(InputError, match=r"no such folder: .*nowhere"):
+        list_sources(tmp_path / "nowhere")

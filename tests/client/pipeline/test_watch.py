@@ -1,0 +1,150 @@
+import json
+import threading
+import time
+
+import grpc
+import numpy as np
+import pytest
+
+from livematch import (
+    Client,
+    ContractError,
+    DecodeError,
+    Features,
+    FeaturesError,
+    InputError,
+    Recognition,
+    read_features,
+)
+from livematch.cli import main
+from livematch.media.streams import StreamFrame, read_stream
+from livematch.pipeline.embed import embed_images
+from livematch.pipeline.watch import Window, _newest, watch
+from livematch.serving.client import PRIORITIES
+
+
+def unit(axis: int, size: int = 4) -> list[float]:
+    return [float(i == axis) for i in range(size)]
+
+
+@pytest.fixture
+def products() -> Features:
+    """Three items on three axes; the second one's embedding is not of unit length."""
+    return Features(
+        sources=["a", "b", "c"],
+        names=["0", "1", "2"],
+        frame_indices=np.full(3, -1),
+        boxes=np.ones((3, 4)),
+        scores=np.ones(3),
+        embeddings=np.array([unit(0), np.array(unit(1)) * 5, unit(2)]),
+    )
+
+
+def found(*axes: int, scores: float = 0.5) -> Recognition:
+    boxes = np.array([(axis, 0, axis + 1, 2) for axis in axes], np.float32).reshape(-1, 4)
+    embeddings = np.array([unit(axis) for axis in axes], np.float32).reshape(-1, 4)
+    return Recognition(boxes, np.full(len(axes), scores, np.float32), embeddings)
+
+
+def test_the_window_slides(products):
+    window = Window(products, num_frames=2, limit=1.0)
+    # Weights are .5 a box, as the distance is 0 and the limit 1; the fourth axis is 2 away from all and never counts.
+    decisions = [window.decide(k, k / 25, found(*axes)) for k, axes in enumerate([(0,), (1, 0), (1,), (3,), ()])]
+    assert [(d.item_id, d.confidence) for d in decisions] == [
+        ("a", 1.0),
+        ("a", pytest.approx(2 / 3, abs=1e-6)),
+        ("b", pytest.approx(2 / 3, abs=1e-6)),
+        ("b", 1.0),
+        (None, 0.0),
+    ]
+    assert (decisions[1].distance, decisions[1].img_name, decisions[1].frame_box) == (0.0, "0", (0, 0, 1, 2))
+    assert (decisions[3].distance, decisions[3].frame_box) == (None, None)
+    assert (decisions[4].frame_index, decisions[4].time_s) == (4, 0.16)
+
+
+def test_a_window_without_frames_is_refused(products):
+    with pytest.raises(InputError, match="at least 1"):
+        Window(products, num_frames=0, limit=1.0)
+
+
+@pytest.mark.parametrize("limit", [0.0, -1.0, float("inf"), float("nan")])
+def test_a_limit_that_no_confidence_can_be_measured_by_is_refused(products, limit):
+    with pytest.raises(InputError, match="limit must be a positive number"):
+        Window(products, num_frames=1, limit=limit)
+
+
+def test_a_clip(part, tmp_path, loopback_server, capsys):
+    with Client(loopback_server.url) as client:
+        embed_images(client, part / "image", tmp_path / "f")
+    command = ["watch", "--video", part / "video" / "000021.mp4", "--gallery", tmp_path / "f", "--every", "40"]
+    assert main([str(word) for word in [*command, "--server", loopback_server.url]]) == 0
+    assert loopback_server.parameters["priority"] == PRIORITIES["live"]
+    *decisions, summary = map(json.loads, capsys.readouterr().out.splitlines())
+    assert summary == {"num_decisions": 10}
+    assert [d["frame_index"] for d in decisions] == [*range(0, 400, 40)]
+    assert [d["item_id"] for d in decisions] == [None] * 3 + ["000021"] * 7
+    assert (decisions[-1]["time_s"], decisions[-1]["confidence"]) == (14.4, 1.0)
+    assert np.abs(np.subtract(decisions[-1]["frame_box"], (10, 20, 40, 80))).max() <= 1
+
+
+def test_other_models_are_refused(products, loopback_server, part):
+    object.__setattr__(products, "model_identity", "other")
+    with Client(loopback_server.url) as client, pytest.raises(FeaturesError, match=r"other.*the server by loopback-1"):
+        next(watch(client, str(part / "video" / "000021.mp4"), products))
+
+
+def test_models_that_are_exchanged_end_it(loopback_server, part, tmp_path):
+    with Client(loopback_server.url, first_pause_s=0.01) as client:
+        embed_images(client, part / "image", tmp_path / "f")
+        decisions = watch(client, str(part / "video" / "000021.mp4"), read_features(tmp_path / "f"))
+        assert next(decisions).frame_index == 0
+        loopback_server.faults = [grpc.StatusCode.UNAVAILABLE]
+        loopback_server.identity = "loopback-2"
+        with pytest.raises(ContractError, match="loopback-2 instead of loopback-1"):
+            next(decisions)
+
+
+def test_a_video_that_is_none_is_named(tmp_path):
+    with pytest.raises(DecodeError, match=r"nowhere\.mp4: not a readable video"):
+        next(read_stream(str(tmp_path / "nowhere.mp4")))
+    with pytest.raises(InputError, match="every"):
+        next(read_stream("v.mp4", 0))
+
+
+def test_frames_that_were_overtaken_are_left_out():
+    all_read = threading.Event()
+
+    def stream():
+        for index in range(5):
+            yield StreamFrame(index, index / 25, np.zeros((1, 1, 3), np.uint8))
+            if index == 0:
+                time.sleep(0.2)
+        all_read.set()
+        raise DecodeError("broken off")
+
+    frames = _newest(stream())
+    assert next(frames).frame_index == 0
+    all_read.wait(5)
+    assert next(frames).frame_index == 4
+    with pytest.raises(DecodeError, match="broken off"):
+        next(frames)
+
+
+def test_a_stream_that_ended_before_its_reader_leaves_no_thread_behind():
+    taken, ended = threading.Event(), threading.Event()
+    threads = []
+
+    def stream():
+        threads.append(threading.current_thread())
+        for index in range(2):
+            yield StreamFrame(index, index / 25, np.zeros((1, 1, 3), np.uint8))
+            taken.wait(5)
+        ended.set()
+
+    frames = _newest(stream())
+    assert next(frames).frame_index == 0
+    taken.set()
+    ended.wait(5)
+    frames.close()  # with the second frame unread
+    threads[0].join(5)
+    assert not threads[0].is_alive()
