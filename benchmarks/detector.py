@@ -20,8 +20,10 @@ import torch
 from torch.nn import functional
 
 from benchmarks.results import RESULTS, Run, rounded
-from export.detector import CONFIGS, build_detector_graph, export_detector
-from export.precision import PRECISIONS
+from export.detector import CONFIGS
+from export.graphs.checkpoints import build_detector_graph
+from export.onnx.export import export_detector
+from export.onnx.precision import PRECISIONS
 from export.signature import PADDING_MULTIPLE
 from training.detector.model import build_detector
 

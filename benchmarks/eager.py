@@ -9,9 +9,9 @@ from PIL import Image
 from torch.nn import functional
 
 from export.config import PipelineConfig
-from export.detector import build_detector_graph, detector_to_half
-from export.embedder import build_embedder
-from export.precision import to_half
+from export.graphs.checkpoints import build_detector_graph, build_embedder
+from export.onnx.export import detector_to_half
+from export.onnx.precision import to_half
 from export.signature import EMBEDDERS, PADDING_MULTIPLE
 
 DETECTORS = ("graph", "detectron2")

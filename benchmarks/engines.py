@@ -17,7 +17,7 @@ import onnxruntime
 
 from export.config import CUDA_OPTIONS, PipelineConfig
 from export.signature import EMBEDDERS, MODELS
-from export.triton_config import REPOSITORY
+from export.triton.model_config import REPOSITORY
 
 Arrays = dict[str, npt.NDArray[Any]]
 

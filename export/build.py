@@ -24,35 +24,23 @@ import timm
 import torch
 import torchvision
 
-from export import onnx_files, parity
 from export.config import CONFIGS, PipelineConfig
-from export.crop import build_crop
-from export.detector import export_detector
-from export.embedder import export_embedder
-from export.precision import PRECISIONS
-from export.prepare import build_prepare
+from export.graphs.crop import build_crop
+from export.graphs.prepare import build_prepare
+from export.onnx import files as onnx_files
+from export.onnx.export import export_detector, export_embedder
+from export.onnx.precision import PRECISIONS
+from export.parity.check import check_crop, check_detector, check_embedder, check_prepare
+from export.parity.compare import Report
 from export.signature import EMBEDDERS, KINDS, MODELS
-from export.triton_config import REPOSITORY, write_files
+from export.triton.model_config import REPOSITORY, write_files
 from training.detector.config import DetectorConfig
 from training.embedder.model import EmbedderConfig
 
 _ROOT = Path(__file__).parents[1]
 _PACKAGES = (torch, torchvision, timm, onnx, onnxscript, onnxruntime)
-_DETECTOR_SOURCES = (
-    "export/detector.py",
-    "export/detector_graph.py",
-    "export/onnx_files.py",
-    "export/precision.py",
-    "training/detector/backbone.py",
-    "training/detector/config.py",
-    "training/detector/weights.py",
-)
-_EMBEDDER_SOURCES = (
-    "export/embedder.py",
-    "export/onnx_files.py",
-    "export/precision.py",
-    "training/embedder/model.py",
-)
+_SOURCE_FOLDERS = ("export/graphs", "export/onnx", "export/parity", "training/detector", "training/embedder")
+"""The code behind every ONNX file; a change to any of it exports them all again."""
 
 
 @dataclass(frozen=True)
@@ -61,16 +49,13 @@ class Artifact:
 
     model: str
     write: Callable[[Path], None]
-    check: Callable[[Path], parity.Report]
+    check: Callable[[Path], Report]
     inputs: tuple[bytes, ...]  # what it is made from: a checkpoint's files, or the graph itself
-    sources: tuple[str, ...] = ()  # the code it is made by, besides that of the parity check
 
     def stamp(self) -> str:
         """Changes whenever the file has to be made again."""
         versions = [f"{package.__name__} {package.__version__}" for package in _PACKAGES]
-        code = [
-            (_ROOT / source).read_bytes() for source in (*self.sources, "export/parity.py", "export/parity_pictures.py")
-        ]
+        code = [path.read_bytes() for folder in _SOURCE_FOLDERS for path in sorted((_ROOT / folder).glob("*.py"))]
         return _digest([*self.inputs, *code, *(version.encode() for version in versions)])
 
 
@@ -85,7 +70,7 @@ def build(
     """Writes the repository to `output`, its networks in "fp32" or "fp16", and returns its model identity.
 
     Raises ValueError for checkpoints that do not fit themselves or `config`, FileNotFoundError for missing ones,
-    parity.ParityError for a file that computes something else.
+    ParityError for a file that computes something else.
     """
     if (checkpoints is None) == (random_seed is None):
         raise ValueError("either a folder of checkpoints or a random seed")
@@ -111,12 +96,12 @@ def copy_python_models(output: Path) -> None:
 
 def _graphs(config: PipelineConfig) -> Iterator[Artifact]:
     graphs = {f"prepare_{kind}": build_prepare(config, kind) for kind in KINDS} | {"crop": build_crop()}
-    checks = {f"prepare_{kind}": partial(parity.check_prepare, config=config, kind=kind) for kind in KINDS}
+    checks = {f"prepare_{kind}": partial(check_prepare, config=config, kind=kind) for kind in KINDS}
     for model, graph in graphs.items():
         yield Artifact(
             model,
             write=partial(onnx_files.save, graph),
-            check=checks.get(model, parity.check_crop),
+            check=checks.get(model, check_crop),
             inputs=(graph.SerializeToString(deterministic=True),),
         )
 
@@ -134,16 +119,15 @@ def _networks(
             inputs = tuple((checkpoints / f"{model}{suffix}").read_bytes() for suffix in (".pth", ".json"))
             _check_settings(model, checkpoints / f"{model}.json", config)
         if model == "detector":
-            write, check, sources = export_detector, parity.check_detector, _DETECTOR_SOURCES
+            write, check = export_detector, check_detector
         else:
-            write, sources = export_embedder, _EMBEDDER_SOURCES
-            check = partial(parity.check_embedder, sizes=config.crop_sizes)
+            write = export_embedder
+            check = partial(check_embedder, sizes=config.crop_sizes)
         yield Artifact(
             model,
             write=lambda path, write=write, weights=weights: write(output=path, precision=precision, **weights),
             check=partial(check, **weights),
             inputs=(*inputs, precision.encode()),
-            sources=sources,
         )
 
 

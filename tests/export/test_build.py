@@ -14,13 +14,14 @@ from torch.nn import functional
 from torchvision.ops import box_iou
 
 import livematch
-from export import parity
 from export.build import Artifact, _bring_up_to_date, _check_settings, build, main
 from export.config import PipelineConfig, demo, production
-from export.detector import build_detector_graph
-from export.embedder import build_embedder
+from export.graphs.checkpoints import build_detector_graph, build_embedder
+from export.parity import reference
+from export.parity.check import check_signature
+from export.parity.compare import ParityError, Report
 from export.signature import EMBEDDERS, MODELS
-from export.triton_config import REPOSITORY, stale_files
+from export.triton.model_config import REPOSITORY, stale_files
 from livematch.local.local_server import LocalServer
 from training.detector.recipe import Recipe, stage1, stage2, stage3
 from training.detector.recipe import demo as demo_recipe
@@ -44,7 +45,7 @@ def test_repository_is_complete(built: tuple[Path, str]) -> None:
     for model, signature in MODELS.items():
         assert (folder / model / "config.pbtxt").exists()
         if signature.kind in ("graph", "network"):
-            parity.check_signature(folder / model / "1" / "model.onnx", model)
+            check_signature(folder / model / "1" / "model.onnx", model)
     assert identity.startswith("demo-") and len(identity) == len("demo-") + 12
     assert identity in (folder / "crop_and_embed" / "config.pbtxt").read_text()
     assert stale_files(CONFIG, folder) == ["crop_and_embed/config.pbtxt"]  # it has the identity
@@ -84,11 +85,11 @@ def test_a_file_that_fails_its_check_replaces_nothing(tmp_path: Path) -> None:
     for name, file in files.items():
         file.write_text(f"good {name}")
 
-    def check(path: Path) -> parity.Report:
-        raise parity.ParityError(f"{path}: {path.read_text()}")
+    def check(path: Path) -> Report:
+        raise ParityError(f"{path}: {path.read_text()}")
 
     artifact = Artifact("detector", write=partial(Path.write_text, data="a wrong graph"), check=check, inputs=())
-    with pytest.raises(parity.ParityError, match="a wrong graph"):
+    with pytest.raises(ParityError, match="a wrong graph"):
         _bring_up_to_date(artifact, files["model.onnx"])
     assert all(file.read_text() == f"good {name}" for name, file in files.items())
 
@@ -170,7 +171,7 @@ def test_served_answers_are_pytorchs(built: tuple[Path, str]) -> None:
         assert client.model_identity == identity
         found = client.recognize_image(image)
 
-    prepared = parity.prepare(image[None], CONFIG, "image")
+    prepared = reference.prepare(image[None], CONFIG, "image")
     detector = build_detector_graph(None, config=CONFIG.detector, random_seed=SEED)
     with torch.inference_mode():
         boxes, scores, _ = detector(torch.from_numpy(prepared["pixels"]), torch.from_numpy(prepared["image_size"]))
@@ -190,7 +191,7 @@ def test_served_answers_are_pytorchs(built: tuple[Path, str]) -> None:
         pixel_box = box.astype(np.int32)
         width, height = pixel_box[2] - pixel_box[0], pixel_box[3] - pixel_box[1]
         size = np.array(list(CONFIG.templates.values())[nearest_template(width, height)])
-        crops = parity.crop(image[None], pixel_box[None], size).astype(np.float32)
+        crops = reference.crop(image[None], pixel_box[None], size).astype(np.float32)
         parts = []
         for embedder in embedders:
             pixels = (crops - np.float32(embedder.config.mean)) / np.float32(embedder.config.std)

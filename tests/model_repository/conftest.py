@@ -10,10 +10,10 @@ import tritonclient.grpc as triton
 
 from export.build import copy_python_models
 from export.config import PipelineConfig, demo
-from export.crop import build_crop
-from export.prepare import build_prepare
+from export.graphs.crop import build_crop
+from export.graphs.prepare import build_prepare
 from export.signature import EMBEDDERS, KINDS, MODELS
-from export.triton_config import REPOSITORY, write_files
+from export.triton.model_config import REPOSITORY, write_files
 from livematch.local.local_server import LocalServer
 from tests.model_repository import handmade
 

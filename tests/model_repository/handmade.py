@@ -10,7 +10,7 @@ import onnx
 from onnxscript import FLOAT, INT32, UINT8, script
 from onnxscript import opset18 as op
 
-from export.prepare import bind
+from export.graphs.prepare import bind
 from export.signature import EMBEDDING_SIZE
 
 NUM_WEAK = 5

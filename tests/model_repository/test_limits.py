@@ -22,7 +22,7 @@ from tritonclient.utils import InferenceServerException
 import livematch
 from export.config import PipelineConfig
 from export.signature import PRIORITIES
-from export.triton_config import write_files
+from export.triton.model_config import write_files
 from livematch.local.local_server import LocalServer
 from tests.model_repository import handmade
 

@@ -16,7 +16,7 @@ import onnx
 import pytest
 
 from export.config import demo
-from export.prepare import build_prepare
+from export.graphs.prepare import build_prepare
 from livematch import read_image
 from livematch.local.local_server import LocalServer
 from tests.model_repository import handmade

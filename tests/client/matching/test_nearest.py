@@ -99,7 +99,8 @@ def large_and_small(tmp_path_factory) -> tuple[str, str]:
 def test_memory_stays_within_the_limit(large_and_small, order):
     """The process alone takes 120 MB, or 160 with pandas, which pyarrow imports; the large side does not fit."""
     code = (
-        "import sys; from pathlib import Path; from livematch import open_features; from livematch.matching import nearest;"
+        "import sys; from pathlib import Path;"
+        "from livematch import open_features; from livematch.matching import nearest;"
         "q, g = (open_features([path]) for path in sys.argv[1:]);"
         "nearest.nearest(q, g, memory_bytes=nearest.memory_left(240 << 20));"
         "print(Path('/proc/self/status').read_text().split('VmHWM:')[1].split()[0])"

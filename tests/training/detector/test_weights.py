@@ -9,7 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from export.detector_graph import DetectorGraph
+from export.graphs.detector import DetectorGraph
 from training.detector.backbone import VoVNet
 from training.detector.config import DEMO, PRODUCTION
 from training.detector.weights import IMAGENET_HEAD, load_backbone, load_checkpoint, load_weights

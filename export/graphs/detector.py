@@ -1,0 +1,297 @@
+"""The detector as plain PyTorch with static, batched shapes: the graph that is exported.
+
+It holds the weights under detectron2's names and does what `training.detector.model` does at test time, box for box
+(Ren et al., Faster R-CNN; Lin et al., Feature Pyramid Networks), but never with a shape that depends on the data:
+what detectron2 filters out is masked here. Shape letters:
+
+    B images    L pyramid levels    A anchors per place    N anchors of one level    K pre_nms_top_k
+    P post_nms_top_k    D max_detections    C fpn_channels
+
+Boxes are x0 y0 x1 y1 in pixels of the padded image; sizes are (height, width). The weights of the backbone and of the
+hidden layers may be float16 (see `export.onnx.precision`), all arithmetic on logits and boxes is float32.
+"""
+
+import math
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torchvision.ops import nms, roi_align
+
+from training.detector.backbone import VoVNet
+from training.detector.config import LEVELS, DetectorConfig
+
+LOWEST = -1e30
+"""Stands for the logit of a box that is not there; no network writes it."""
+
+MAX_LOG_SCALE = math.log(1000 / 16)
+"""detectron2's limit on predicted log width and height, so that exp cannot overflow."""
+
+
+class DetectorGraph(nn.Module):
+    """The whole detector behind its input resizing; load a detectron2 state dict into it, then call eval()."""
+
+    def __init__(self, config: DetectorConfig) -> None:
+        super().__init__()
+        if not config.max_detections <= config.post_nms_top_k <= len(LEVELS) * config.pre_nms_top_k:
+            raise ValueError(
+                f"max_detections {config.max_detections} <= post_nms_top_k {config.post_nms_top_k} <= "
+                f"{len(LEVELS)} levels x pre_nms_top_k {config.pre_nms_top_k} does not hold"
+            )
+        self.config = config
+        self.backbone = Pyramid(config)
+        self.proposal_generator = ProposalGenerator(config)
+        self.roi_heads = RoiHeads(config)
+
+    def forward(self, pixels: Tensor, image_size: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Detects garments.
+
+        Args:
+            pixels: float32 [B, 3, H, W] BGR, mean subtracted, zeros past each image; H and W multiples of 32.
+            image_size: float32 [B, 2], each image's own (height, width) within H, W.
+
+        Returns:
+            boxes: float32 [B, D, 4] within image_size, zero past the count.
+            scores: float32 [B, D], falling, zero past the count.
+            num_detections: int32 [B, 1].
+        """
+        levels = self.backbone(pixels)
+        proposals, is_proposal = self.proposal_generator(levels, image_size)
+        return self.roi_heads(levels[:-1], proposals, is_proposal, image_size)
+
+
+class Pyramid(nn.Module):
+    """VoVNet and its feature pyramid."""
+
+    def __init__(self, config: DetectorConfig) -> None:
+        super().__init__()
+        self.bottom_up = VoVNet(config.backbone, config.norm)
+        for level, channels in zip(LEVELS, self.bottom_up.channels, strict=False):
+            self.add_module(f"fpn_lateral{level}", nn.Conv2d(channels, config.fpn_channels, 1))
+            self.add_module(f"fpn_output{level}", nn.Conv2d(config.fpn_channels, config.fpn_channels, 3, padding=1))
+
+    def forward(self, pixels: Tensor) -> list[Tensor]:
+        """Maps [B, 3, H, W] to P2..P6, each [B, C, H/s, W/s] with stride s = 2**level (rounded up for P6)."""
+        bottom_up = self.bottom_up.extract(pixels.to(self.fpn_lateral2.weight.dtype))
+        merged = None
+        outputs = []
+        for level, features in zip(LEVELS[-2::-1], bottom_up[::-1], strict=True):
+            lateral = self.get_submodule(f"fpn_lateral{level}")(features)
+            merged = lateral if merged is None else lateral + F.interpolate(merged, scale_factor=2.0, mode="nearest")
+            outputs.append(self.get_submodule(f"fpn_output{level}")(merged))
+        return [*outputs[::-1], F.max_pool2d(outputs[0], kernel_size=1, stride=2)]
+
+
+class RpnHead(nn.Module):
+    """One hidden layer, then a logit and four deltas per anchor."""
+
+    def __init__(self, channels: int, num_anchors: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
+        self.objectness_logits = nn.Conv2d(channels, num_anchors, 1)
+        self.anchor_deltas = nn.Conv2d(channels, 4 * num_anchors, 1)
+
+    def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
+        """Maps [B, C, h, w] to logits [B, N] and deltas [B, N, 4], N = h·w·A in this order."""
+        hidden = F.relu(self.conv(features)).float()
+        logits = self.objectness_logits(hidden).permute(0, 2, 3, 1).flatten(1)
+        deltas = self.anchor_deltas(hidden).unflatten(1, (-1, 4)).permute(0, 3, 4, 1, 2).flatten(1, 3)
+        return logits, deltas
+
+
+class ProposalGenerator(nn.Module):
+    """The region proposal network: the best K anchors of each level, NMS per level, the best P of what is left."""
+
+    def __init__(self, config: DetectorConfig) -> None:
+        super().__init__()
+        self.rpn_head = RpnHead(config.fpn_channels, len(config.anchor_ratios))
+        self.top_k = config.pre_nms_top_k
+        self.num_proposals = config.post_nms_top_k
+        self.nms_iou = config.rpn_nms_iou
+        self.anchor_offset = config.anchor_offset
+        cells = torch.stack([cell_anchors(size, config.anchor_ratios) for size in config.anchor_sizes_px])
+        self.register_buffer("cells", cells, persistent=False)  # [L, A, 4]
+        # The K boxes of a level are sorted already: their ranks are scores without ties and without negative numbers.
+        self.register_buffer("rank_scores", torch.arange(self.top_k, 0, -1) / self.top_k, persistent=False)
+        # A placeholder has an area: RoiAlign of an empty box is not a number in some runtimes.
+        self.register_buffer("placeholder", torch.tensor([0.0, 0.0, 1.0, 1.0]), persistent=False)
+
+    def forward(self, levels: Sequence[Tensor], image_size: Tensor) -> tuple[Tensor, Tensor]:
+        """Returns proposals [B, P, 4], best first, and bool [B, P]: which are there; the others are placeholders."""
+        candidates = [self._best_of_level(index, features) for index, features in enumerate(levels)]
+        logits, anchors, deltas = (torch.stack(parts, dim=1) for parts in zip(*candidates, strict=True))  # [B, L, K, …]
+        boxes = clip(decode(deltas, anchors), image_size)
+        sides = boxes[..., 2:] - boxes[..., :2]
+        is_box = (logits > LOWEST) & (sides > 0).all(dim=-1)
+
+        scores = torch.where(is_box, self.rank_scores, 0.0)
+        kept = nms_mask(boxes.flatten(0, 1), scores.flatten(0, 1), self.nms_iou).unflatten(0, (-1, len(LEVELS)))
+        logits = torch.where(kept > 0, logits, LOWEST).flatten(1)
+        logits, order = logits.topk(self.num_proposals)
+        is_proposal = logits > LOWEST
+        proposals = take(boxes.flatten(1, 2), order)
+        return torch.where(is_proposal[..., None], proposals, self.placeholder), is_proposal
+
+    def _best_of_level(self, index: int, features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Returns the K highest logits [B, K] (LOWEST where the level has fewer anchors), their anchors and deltas."""
+        logits, deltas = self.rpn_head(features)
+        anchors = grid_anchors(
+            self.cells[index], features.shape[2], features.shape[3], 2 ** LEVELS[index], self.anchor_offset
+        )
+        num_anchors = logits.shape[1]
+        logits, order = F.pad(logits, (0, self.top_k), value=LOWEST).topk(self.top_k)
+        order = order.clamp(max=num_anchors - 1)
+        return logits, anchors[order], take(deltas, order)
+
+
+class BoxHead(nn.Module):
+    """Two fully connected layers on a pooled region."""
+
+    def __init__(self, config: DetectorConfig) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(config.fpn_channels * config.pooled_size**2, config.box_head_dim)
+        self.fc2 = nn.Linear(config.box_head_dim, config.box_head_dim)
+
+    def forward(self, regions: Tensor) -> Tensor:
+        """Maps float32 [n, C, s, s] to float32 [n, box_head_dim]."""
+        hidden = F.relu(self.fc1(regions.flatten(1).to(self.fc1.weight.dtype)))
+        return F.relu(self.fc2(hidden)).float()
+
+
+class BoxPredictor(nn.Module):
+    """Logits of garment and background, and one set of deltas, as there is one class."""
+
+    def __init__(self, config: DetectorConfig) -> None:
+        super().__init__()
+        self.cls_score = nn.Linear(config.box_head_dim, 2)
+        self.bbox_pred = nn.Linear(config.box_head_dim, 4)
+
+
+class RoiHeads(nn.Module):
+    """Classifies and refines the proposals; score threshold, NMS, the best D."""
+
+    def __init__(self, config: DetectorConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.box_head = BoxHead(config)
+        self.box_predictor = BoxPredictor(config)
+        pooled_levels = LEVELS[:-1]
+        # A box belongs to level floor(canonical_level + log2(size / canonical size)): a sum of comparisons.
+        steps = [level - config.canonical_level for level in pooled_levels[1:]]
+        smallest_sizes = [config.canonical_box_size_px * 2.0**step for step in steps]
+        self.register_buffer("smallest_sizes", torch.tensor(smallest_sizes), persistent=False)
+        self.register_buffer("scales", torch.tensor([2.0**-level for level in pooled_levels]), persistent=False)
+        self.register_buffer("box_weights", torch.tensor(config.box_weights), persistent=False)
+
+    def forward(
+        self, levels: Sequence[Tensor], proposals: Tensor, is_proposal: Tensor, image_size: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Takes P2..P5 and what `ProposalGenerator` returns; see `DetectorGraph.forward` for the results."""
+        config = self.config
+        hidden = self.box_head(self._pool(levels, proposals))
+        scores = self.box_predictor.cls_score(hidden).softmax(dim=1)[:, 0].unflatten(0, (-1, config.post_nms_top_k))
+        deltas = self.box_predictor.bbox_pred(hidden).unflatten(0, (-1, config.post_nms_top_k))
+        boxes = clip(decode(deltas / self.box_weights, proposals), image_size)
+
+        scores = torch.where(is_proposal & (scores > config.score_threshold), scores, 0.0)
+        scores = scores * nms_mask(boxes, scores, config.nms_iou)
+        scores, order = scores.topk(config.max_detections)
+        is_detection = scores > 0
+        boxes = take(boxes, order) * is_detection[..., None]
+        return boxes, scores, is_detection.sum(dim=1, keepdim=True).to(torch.int32)
+
+    def _pool(self, levels: Sequence[Tensor], proposals: Tensor) -> Tensor:
+        """Pools [B·P, C, s, s] with one RoiAlign over all levels (see `feature_atlas`)."""
+        level = assign_levels(proposals, self.smallest_sizes)
+        scale = self.scales[level]
+        # Above a level lie its predecessors, each with a row more at either end, and its own extra row.
+        stride = 2 ** LEVELS[0]
+        image_height = levels[0].shape[2] * stride
+        first_row = image_height * 2 * (self.scales[0] - scale) + (2 * level + 1)
+        x0, y0, x1, y1 = (proposals * scale[..., None]).unbind(dim=-1)
+        image = torch.arange(proposals.shape[0]).to(scale.dtype)[:, None].expand_as(scale)
+        regions = torch.stack([image, x0, y0 + first_row, x1, y1 + first_row], dim=-1).flatten(0, 1)
+        pooled_size = self.config.pooled_size
+        atlas = feature_atlas(levels).float()
+        return roi_align(atlas, regions, pooled_size, spatial_scale=1.0, sampling_ratio=0, aligned=True)
+
+
+def assign_levels(boxes: Tensor, smallest_sizes: Tensor) -> Tensor:
+    """Returns int64 [...] for boxes [..., 4]: how many levels after the first begin at or below the size √area."""
+    size = (boxes[..., 2:] - boxes[..., :2]).prod(dim=-1).sqrt()
+    return (size[..., None] >= smallest_sizes).sum(dim=-1)
+
+
+def feature_atlas(levels: Sequence[Tensor]) -> Tensor:
+    """Stacks the levels [B, C, h, w] from top to bottom in one map as wide as the first.
+
+    Each level's edges are repeated outwards, by a row above and below and up to the full width on the right, so that
+    bilinear sampling at its border reads what it would read from the level alone.
+    """
+    width = levels[0].shape[3]
+    return torch.cat([F.pad(level, (0, width - level.shape[3], 1, 1), mode="replicate") for level in levels], dim=2)
+
+
+def cell_anchors(size: float, ratios: Sequence[float]) -> Tensor:
+    """Returns float32 [A, 4]: boxes of area size² about the origin, one per height / width ratio."""
+    widths = [math.sqrt(size**2 / ratio) for ratio in ratios]
+    sides = [(width, ratio * width) for width, ratio in zip(widths, ratios, strict=True)]
+    return torch.tensor([(-width / 2, -height / 2, width / 2, height / 2) for width, height in sides])
+
+
+def grid_anchors(cells: Tensor, height: int, width: int, stride: int, offset: float) -> Tensor:
+    """Puts the cells [A, 4] at every place of a height x width grid; returns [N, 4] in row order.
+
+    `offset` is a share of the stride: 0 centres them on a place's upper left corner, 0.5 on its middle.
+    """
+    x = (torch.arange(width) + offset) * stride
+    y = (torch.arange(height) + offset) * stride
+    x, y = x[None, :].expand(height, width), y[:, None].expand(height, width)
+    return (torch.stack([x, y, x, y], dim=-1)[:, :, None] + cells).flatten(0, 2)
+
+
+def decode(deltas: Tensor, boxes: Tensor) -> Tensor:
+    """Moves the boxes' centres by (dx, dy) of their sides and scales the sides by exp(dw), exp(dh); all [..., 4]."""
+    sides = boxes[..., 2:] - boxes[..., :2]
+    centre = boxes[..., :2] + 0.5 * sides + deltas[..., :2] * sides
+    half = 0.5 * (deltas[..., 2:].clamp(max=MAX_LOG_SCALE).exp() * sides)
+    return torch.cat([centre - half, centre + half], dim=-1)
+
+
+def clip(boxes: Tensor, image_size: Tensor) -> Tensor:
+    """Clips boxes [B, ..., 4] to each image's (height, width) [B, 2]."""
+    limit = image_size.flip(1).repeat(1, 2)
+    while limit.ndim < boxes.ndim:
+        limit = limit.unsqueeze(1)
+    return torch.minimum(boxes.clamp(min=0.0), limit)
+
+
+def take(rows: Tensor, order: Tensor) -> Tensor:
+    """Takes rows [B, n, 4] by order int64 [B, m]; returns [B, m, 4]."""
+    return rows.gather(1, order[..., None].expand(-1, -1, rows.shape[2]))
+
+
+@torch.library.custom_op("livematch::nms_mask", mutates_args=())
+def nms_mask(boxes: Tensor, scores: Tensor, max_iou: float) -> Tensor:
+    """Greedy non-maximum suppression in each of G groups, as a mask, so that no shape depends on the data.
+
+    Args:
+        boxes: float32 [G, K, 4].
+        scores: float32 [G, K]; boxes with score 0 are not there. Of equal scores the first goes first.
+        max_iou: a box goes that overlaps a kept, better one with IoU > max_iou.
+
+    Returns:
+        float32 [G, K]: 1 for the boxes that are kept, 0 for the others.
+    """
+    mask = torch.zeros_like(scores)
+    for group in range(scores.shape[0]):
+        present = scores[group].nonzero()[:, 0]
+        kept = nms(boxes[group, present], scores[group, present], max_iou)
+        mask[group, present[kept]] = 1.0
+    return mask
+
+
+@nms_mask.register_fake
+def _(boxes: Tensor, scores: Tensor, max_iou: float) -> Tensor:
+    return torch.empty_like(scores)

@@ -1,0 +1,167 @@
+"""Hand-calculated cases for the parts of the exported detector, and its behaviour as a whole; no detectron2 needed."""
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torchvision.ops import roi_align
+
+from export.graphs.checkpoints import build_detector_graph
+from export.graphs.detector import (
+    DetectorGraph,
+    RoiHeads,
+    assign_levels,
+    cell_anchors,
+    clip,
+    decode,
+    feature_atlas,
+    grid_anchors,
+    nms_mask,
+)
+from training.detector.config import DEMO
+
+
+def test_cell_anchors() -> None:
+    expected = [[-32, -16, 32, 16], [-math.sqrt(512) * math.sqrt(2)] * 2 + [32] * 2, [-16, -32, 16, 32]]
+    expected[1] = [-math.sqrt(2048) / 2, -math.sqrt(2048) / 2, math.sqrt(2048) / 2, math.sqrt(2048) / 2]
+    torch.testing.assert_close(cell_anchors(math.sqrt(2048), (0.5, 1.0, 2.0)), torch.tensor(expected))
+
+
+def test_anchors_stand_at_each_place_in_row_order() -> None:
+    cells = torch.tensor([[-1.0, -2.0, 1.0, 2.0], [-3.0, -3.0, 3.0, 3.0]])
+    anchors = grid_anchors(cells, height=2, width=3, stride=8, offset=0.5)
+    assert anchors.shape == (12, 4)
+    assert anchors[0].tolist() == [3, 2, 5, 6]
+    assert anchors[1].tolist() == [1, 1, 7, 7]
+    assert anchors[2].tolist() == [11, 2, 13, 6]  # one to the right
+    assert anchors[6].tolist() == [3, 10, 5, 14]  # one down
+    assert torch.equal(grid_anchors(cells, height=2, width=3, stride=8, offset=0.0), anchors - 4)
+
+
+def test_decode() -> None:
+    boxes = torch.tensor([[10.0, 20.0, 30.0, 60.0]]).expand(4, 4)
+    deltas = torch.tensor(
+        [[0.0, 0.0, 0.0, 0.0], [0.5, -0.25, 0.0, 0.0], [0.0, 0.0, math.log(2), math.log(0.5)], [0.0, 0.0, 99.0, 0.0]]
+    )
+    half_width = 20 * 1000 / 16 / 2  # the largest factor is 1000 / 16
+    expected = [[10, 20, 30, 60], [20, 10, 40, 50], [0, 30, 40, 50], [20 - half_width, 20, 20 + half_width, 60]]
+    torch.testing.assert_close(decode(deltas, boxes), torch.tensor(expected, dtype=torch.float32))
+
+
+def test_clip_uses_each_images_own_size() -> None:
+    boxes = torch.tensor([-5.0, -5.0, 500.0, 500.0]).expand(2, 3, 1, 4)
+    clipped = clip(boxes, torch.tensor([[100.0, 200.0], [300.0, 50.0]]))
+    assert clipped.shape == (2, 3, 1, 4)
+    assert clipped[0, 2, 0].tolist() == [0, 0, 200, 100]
+    assert clipped[1, 0, 0].tolist() == [0, 0, 50, 300]
+
+
+def test_nms_mask() -> None:
+    boxes = torch.tensor([[0, 0, 10, 10], [0, 0, 10, 9], [20, 0, 30, 10], [0, 0, 10, 5], [20, 0, 30, 10]])
+    boxes = boxes.float().expand(3, 5, 4)
+    scores = torch.tensor([[0.9, 0.8, 0.7, 0.6, 0.7], [0.5, 0.8, 0.7, 0.6, 0.0], [0.0, 0.0, 0.0, 0.0, 0.0]])
+    expected = [[1, 0, 1, 1, 0], [0, 1, 1, 0, 0], [0, 0, 0, 0, 0]]  # an IoU of exactly 0.5 is no overlap
+    assert nms_mask(boxes, scores, 0.5).tolist() == expected
+
+
+def test_groups_of_nms_do_not_see_each_other() -> None:
+    boxes = torch.tensor([0.0, 0.0, 10.0, 10.0]).expand(2, 2, 4)
+    scores = torch.tensor([[0.9, 0.8], [0.1, 0.2]])
+    assert nms_mask(boxes, scores, 0.5).tolist() == [[1, 0], [0, 1]]
+
+
+def test_boxes_go_to_the_level_of_their_size() -> None:
+    smallest_sizes = RoiHeads(replace(DEMO, canonical_box_size_px=224.0)).smallest_sizes
+    assert smallest_sizes.tolist() == [112, 224, 448]
+    sides = torch.tensor([[1, 1], [111, 111], [112, 112], [56, 224], [223, 223], [224, 224], [448, 448], [2000, 900]])
+    boxes = torch.cat([torch.zeros(8, 2), sides.float()], dim=1)
+    assert assign_levels(boxes, smallest_sizes).tolist() == [0, 0, 1, 1, 1, 2, 3, 3]
+
+
+def test_pooling_from_the_atlas_is_pooling_from_each_level() -> None:
+    torch.manual_seed(0)
+    height, width = 192, 256
+    levels = [torch.randn(2, 48, height // stride, width // stride) for stride in (4, 8, 16, 32)]
+    corners = torch.rand(2, 200, 2, 2) * torch.tensor([width, height]) * 1.2
+    boxes = torch.cat([corners.amin(dim=2), corners.amax(dim=2)], dim=-1)
+    boxes[:, 0] = torch.tensor([0.0, 0.0, width, height])  # the borders are the critical places
+    boxes[:, 1] = torch.tensor([0.0, 0.0, 20.0, 20.0])
+    boxes[:, 2] = torch.tensor([width - 100.0, height - 100.0, width, height])
+    boxes = clip(boxes, torch.tensor([[height, width]] * 2).float())
+
+    heads = RoiHeads(DEMO)
+    pooled = heads._pool(levels, boxes).unflatten(0, (2, 200))
+    level_of_box = assign_levels(boxes, heads.smallest_sizes)
+    assert set(level_of_box.flatten().tolist()) == {0, 1, 2, 3}
+    for index, features in enumerate(levels):
+        expected = roi_align(features, list(boxes), 7, spatial_scale=0.25 / 2**index, sampling_ratio=0, aligned=True)
+        chosen = level_of_box == index
+        torch.testing.assert_close(pooled[chosen], expected.unflatten(0, (2, 200))[chosen], rtol=1e-3, atol=1e-3)
+
+
+def test_atlas_repeats_the_edges() -> None:
+    first, second = torch.arange(8.0).view(1, 1, 2, 4), torch.tensor([[[[8.0, 9.0]]]])
+    assert feature_atlas([first, second])[0, 0].tolist() == [
+        [0, 1, 2, 3],
+        [0, 1, 2, 3],
+        [4, 5, 6, 7],
+        [4, 5, 6, 7],
+        [8, 9, 9, 9],
+        [8, 9, 9, 9],
+        [8, 9, 9, 9],
+    ]
+
+
+def smooth_pixels(batch: int, height: int, width: int) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(height)
+    coarse = torch.rand(batch, 3, height // 16, width // 16, generator=generator) * 255 - 110
+    return F.interpolate(coarse, (height, width), mode="bicubic")
+
+
+@pytest.fixture(scope="module")
+def graph() -> DetectorGraph:
+    return build_detector_graph(None, config=DEMO, random_seed=0)
+
+
+@torch.inference_mode()
+def test_a_batch_is_its_images_one_by_one(graph: DetectorGraph) -> None:
+    pixels = smooth_pixels(3, 160, 192)
+    image_size = torch.tensor([[160.0, 192.0], [150.0, 100.0], [64.0, 180.0]])
+    for i, (height, width) in enumerate(image_size.int().tolist()):
+        pixels[i, :, height:] = 0
+        pixels[i, :, :, width:] = 0
+    together = graph(pixels, image_size)
+    for i in range(3):
+        alone = graph(pixels[i : i + 1], image_size[i : i + 1])
+        assert together[2][i].item() == alone[2].item() > 20
+        torch.testing.assert_close(together[0][i], alone[0][0], rtol=1e-4, atol=1e-2)
+        torch.testing.assert_close(together[1][i], alone[1][0], rtol=1e-4, atol=1e-4)
+
+
+@torch.inference_mode()
+def test_results_are_sorted_inside_the_image_and_zero_past_the_count(graph: DetectorGraph) -> None:
+    boxes, scores, num_detections = graph(smooth_pixels(1, 32, 32), torch.tensor([[20.0, 31.0]]))
+    count = num_detections.item()
+    assert boxes.shape == (1, 100, 4) and scores.shape == (1, 100) and num_detections.shape == (1, 1)
+    assert num_detections.dtype == torch.int32
+    assert 0 < count < 100
+    assert (scores[0, :count] > DEMO.score_threshold).all()
+    assert (scores[0].diff() <= 0).all()
+    assert (boxes >= 0).all() and (boxes[..., 0::2] <= 31).all() and (boxes[..., 1::2] <= 20).all()
+    assert not scores[0, count:].any() and not boxes[0, count:].any()
+
+
+@torch.inference_mode()
+def test_nothing_found_is_all_zero(graph: DetectorGraph) -> None:
+    strict = DetectorGraph(replace(DEMO, score_threshold=1.0)).eval()
+    strict.load_state_dict(graph.state_dict())
+    boxes, scores, num_detections = strict(smooth_pixels(2, 64, 64), torch.tensor([[64.0, 64.0]] * 2))
+    assert num_detections.tolist() == [[0], [0]]
+    assert not boxes.any() and not scores.any()
+
+
+def test_counts_that_do_not_fit_are_refused() -> None:
+    with pytest.raises(ValueError, match="1001"):
+        DetectorGraph(replace(DEMO, post_nms_top_k=1001))

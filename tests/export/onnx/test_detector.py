@@ -1,0 +1,158 @@
+"""The exported file against its PyTorch source, on shapes that were not traced."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torchvision.ops import box_iou
+
+from export.detector import main
+from export.graphs.checkpoints import build_detector_graph
+from export.graphs.detector import DetectorGraph
+from export.onnx.export import export_detector
+from export.parity.__main__ import main as parity_main
+from training.detector.config import DEMO, PRODUCTION
+
+FORBIDDEN = {"NonZero", "Loop", "If", "Scan", "Unique", "Compress", "SequenceAt"}  # shapes only known at run time
+SIZES = (  # of the padded image, then of each image in it
+    ((480, 256), [(455, 256)]),
+    ((256, 480), [(256, 455), (240, 480)]),
+    ((320, 352), [(320, 320), (300, 350), (64, 40)]),
+    ((32, 32), [(20, 31)]),
+)
+
+
+@pytest.fixture(scope="module")
+def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("detector") / "model.onnx"
+    assert main(["--config", "demo", "--random-weights", "0", "--output", str(path)]) == 0
+    return path
+
+
+@pytest.mark.parametrize(("padded", "sizes"), SIZES)
+def test_onnx_runtime_finds_what_pytorch_finds(
+    path: Path, padded: tuple[int, int], sizes: list[tuple[int, int]]
+) -> None:
+    height, width = padded
+    generator = torch.Generator().manual_seed(height)
+    coarse = torch.rand(len(sizes), 3, height // 16, width // 16, generator=generator) * 255 - 110
+    pixels, image_size = F.interpolate(coarse, padded, mode="bicubic"), torch.tensor(sizes, dtype=torch.float32)
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    found = session.run(None, {"pixels": pixels.numpy(), "image_size": image_size.numpy()})
+    with torch.inference_mode():
+        expected = build_detector_graph(None, config=DEMO, random_seed=0)(pixels, image_size)
+
+    assert [value.shape for value in found] == [tuple(value.shape) for value in expected]
+    assert found[2].dtype == np.int32
+    boxes, scores = torch.from_numpy(found[0]), torch.from_numpy(found[1])
+    num_expected = num_matched = 0
+    for i in range(len(sizes)):
+        count = expected[2][i].item()
+        is_same_box = box_iou(expected[0][i, :count], boxes[i]) > 0.99
+        is_same_score = (expected[1][i, :count, None] - scores[i]).abs() < 1e-3
+        num_expected += count
+        num_matched += int((is_same_box & is_same_score).any(dim=1).sum())
+        assert abs(int(found[2][i, 0]) - count) <= 1
+    assert num_expected >= 15 * len(sizes)
+    assert num_matched >= 0.995 * num_expected
+
+
+def test_graph_is_static(path: Path) -> None:
+    model = onnx.load(path)
+    assert not FORBIDDEN & {node.op_type for node in model.graph.node}
+    assert [(opset.domain, opset.version) for opset in model.opset_import] == [("", 18)]
+    (pooling,) = [node for node in model.graph.node if node.op_type == "RoiAlign"]
+    attributes = {attribute.name: onnx.helper.get_attribute_value(attribute) for attribute in pooling.attribute}
+    assert attributes["sampling_ratio"] == 0
+    assert attributes["coordinate_transformation_mode"] == b"half_pixel"
+
+
+def test_weights_are_inside_the_one_file(path: Path) -> None:
+    assert [file.name for file in path.parent.iterdir()] == ["model.onnx"]
+
+
+def test_checkpoint_with_other_keys_or_shapes_is_refused(tmp_path: Path) -> None:
+    checkpoint = tmp_path / "detector.pth"
+    state_dict = build_detector_graph(None, config=DEMO, random_seed=0).state_dict()
+    state_dict["backbone.bottom_up.stem.7.conv.weight"] = state_dict.pop("roi_heads.box_head.fc2.bias")
+    state_dict["roi_heads.box_predictor.cls_score.bias"] = torch.zeros(24)
+    torch.save({"model": state_dict}, checkpoint)
+    DEMO.save(tmp_path / "detector.json")
+    with pytest.raises(ValueError, match=r"detector\.pth.*fc2\.bias.*stem\.7.*cls_score\.bias \(24,\)"):
+        build_detector_graph(checkpoint)
+
+
+def test_checkpoint_gives_the_graph_back(tmp_path: Path) -> None:
+    graph = build_detector_graph(None, config=DEMO, random_seed=1)
+    torch.save({"model": graph.state_dict()}, tmp_path / "detector.pth")
+    DEMO.save(tmp_path / "detector.json")
+    loaded = build_detector_graph(tmp_path / "detector.pth")
+    assert not loaded.training
+    assert all(value.equal(graph.state_dict()[name]) for name, value in loaded.state_dict().items())
+
+
+def test_arguments_that_do_not_fit_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="checkpoint"):
+        export_detector(None, tmp_path / "model.onnx", config=DEMO)
+    with pytest.raises(ValueError, match="checkpoint"):
+        export_detector(None, tmp_path / "model.onnx", random_seed=0)
+
+
+@torch.inference_mode()
+def test_onnx_runtime_gives_a_batch_as_its_images_one_by_one(path: Path) -> None:
+    sizes = np.array([[160, 192], [150, 100], [64, 180]], np.float32)
+    coarse = torch.rand(3, 3, 10, 12, generator=torch.Generator().manual_seed(0)) * 255 - 110
+    pixels = F.interpolate(coarse, (160, 192), mode="bicubic").numpy()
+    for image, (height, width) in zip(pixels, sizes.astype(int), strict=True):
+        image[:, height:] = 0
+        image[:, :, width:] = 0
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    together = session.run(None, {"pixels": pixels, "image_size": sizes})
+    for i in range(3):
+        alone = session.run(None, {"pixels": pixels[i : i + 1], "image_size": sizes[i : i + 1]})
+        assert together[2][i] == alone[2][0] > 20
+        np.testing.assert_allclose(together[0][i], alone[0][0], rtol=1e-4, atol=1e-2)
+        np.testing.assert_allclose(together[1][i], alone[1][0], atol=1e-4)
+
+
+def test_checkpoint_without_json_is_production_with_the_named_backbone(tmp_path: Path) -> None:
+    checkpoint = tmp_path / "model_final.pth"
+    with pytest.raises(ValueError, match=r"model_final\.json is not there"):
+        build_detector_graph(checkpoint)
+    config = replace(PRODUCTION, backbone="ese_vovnet19b_slim")
+    source = {name: torch.zeros(()).expand(value.shape) for name, value in DetectorGraph(config).state_dict().items()}
+    torch.save({"model": source}, checkpoint)
+    graph = build_detector_graph(checkpoint, backbone="ese_vovnet19b_slim", max_proposals=300, max_detections=50)
+    assert graph.config == replace(config, post_nms_top_k=300, max_detections=50)
+    config.save(tmp_path / "model_final.json")
+    with pytest.raises(ValueError, match=r"ese_vovnet99b.*ese_vovnet19b_slim"):
+        build_detector_graph(checkpoint, backbone="ese_vovnet99b")
+
+
+def test_parity_command_reports_each_image(path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    checkpoint = tmp_path / "detector.pth"
+    torch.save({"model": build_detector_graph(None, config=DEMO, random_seed=0).state_dict()}, checkpoint)
+    DEMO.save(tmp_path / "detector.json")
+    pictures = tmp_path / "pictures"
+    pictures.mkdir()
+    noise = np.random.default_rng(0).integers(0, 256, (8, 6, 3), np.uint8)
+    for name, size in (("a.png", (60, 80)), ("b.jpg", (200, 100))):
+        Image.fromarray(noise).resize(size).save(pictures / name)
+    arguments = ["detector", "--onnx", str(path), "--checkpoint", str(checkpoint), "--images", str(pictures)]
+    arguments += ["--config", "demo"]
+    assert parity_main(arguments) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["precision"] == "fp32" and report["matched_share"] >= 0.995
+    assert [image["image"] for image in report["images"]] == ["a.png", "b.jpg"]
+    for image in report["images"]:
+        assert image["num_expected"] > 20
+        assert image["max_score_error"] < 1e-3 and image["max_box_error_px"] < 2
+    assert parity_main([*arguments, "--min-iou", "1"]) == 1  # no overlap is more than the whole
+    assert "not matched" in capsys.readouterr().err

@@ -1,0 +1,133 @@
+"""Half precision files: what is computed in which type, and how far that is from float32."""
+
+from collections import defaultdict
+from pathlib import Path
+
+import onnx
+import pytest
+import torch
+from torch import nn
+
+from export.graphs.checkpoints import build_detector_graph
+from export.onnx.export import export_detector, export_embedder
+from export.onnx.precision import fold_norms, to_half
+from export.parity.check import check_detector, check_embedder, check_signature
+from training.detector import config as detector_config
+from training.embedder import model as embedder_model
+
+ROOT = Path(__file__).parents[3]
+FLOAT_ONLY = {  # and every other operation on logits, boxes and embeddings that the exporter writes in these terms
+    "RoiAlign",
+    "NonMaxSuppression",
+    "Softmax",
+    "TopK",
+    "Exp",
+    "Sqrt",
+    "Pow",
+    "ReduceMean",
+    "ReduceSum",
+    "ReduceL2",
+    "Min",
+    "Div",
+    "Greater",
+    "GreaterOrEqual",
+    "GatherND",
+    "GatherElements",
+    "ScatterND",
+}
+FLOATS = {onnx.TensorProto.FLOAT: "fp32", onnx.TensorProto.FLOAT16: "fp16"}
+
+
+def float_types(path: Path) -> dict[str, list[str]]:
+    """Returns, for each kind of operation, the precision of each of its nodes, by type inference."""
+    model = onnx.shape_inference.infer_shapes(onnx.load(path), strict_mode=True)
+    types = {weight.name: weight.data_type for weight in model.graph.initializer}
+    for value in (*model.graph.value_info, *model.graph.input, *model.graph.output):
+        types[value.name] = value.type.tensor_type.elem_type
+    found = defaultdict(list)
+    for node in model.graph.node:
+        inputs = node.input[:1] if node.op_type == "Resize" else node.input  # its scales are float32 by definition
+        precisions = {FLOATS[types[name]] for name in inputs if types.get(name) in FLOATS}
+        if precisions:
+            assert len(precisions) == 1, f"{node.name} mixes {precisions}"
+            found[node.op_type].append(precisions.pop())
+    return found
+
+
+@pytest.fixture(scope="module")
+def detector(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("detector") / "model.onnx"
+    export_detector(None, path, config=detector_config.DEMO, random_seed=0, precision="fp16")
+    return path
+
+
+@pytest.fixture(scope="module")
+def embedder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("embedder") / "model.onnx"
+    export_embedder(None, path, config=embedder_model.DEMO["b6"], random_seed=3, precision="fp16")
+    return path
+
+
+def test_detector_is_half_with_float_islands(detector: Path) -> None:
+    types = float_types(detector)
+    # ReduceMean is the squeeze of channel attention: over a large map its sum is beyond half.
+    assert {"RoiAlign", "NonMaxSuppression", "Softmax", "TopK", "Exp", "Sqrt", "ReduceMean"} <= types.keys()
+    assert all(set(types[kind]) == {"fp32"} for kind in FLOAT_ONLY & types.keys())
+    levels = len(detector_config.LEVELS)
+    assert types["Conv"].count("fp32") == 2 * levels  # logits and deltas
+    assert types["Conv"].count("fp16") > 30
+    assert types["Gemm"].count("fp16") == types["Gemm"].count("fp32") == 2  # hidden; predicting
+    check_signature(detector, "detector")
+
+
+def test_embedder_is_half_with_float_islands(embedder: Path) -> None:
+    types = float_types(embedder)
+    assert {"ReduceMean", "Pow"} <= types.keys()
+    assert all(set(types[kind]) == {"fp32"} for kind in FLOAT_ONLY & types.keys())
+    assert set(types["Conv"]) == {"fp16"}
+    # TensorRT takes uint8 only where it is cast at once.
+    assert {node.op_type for node in onnx.load(embedder).graph.node if "crops" in node.input} == {"Cast"}
+    check_signature(embedder, "embedder_b6")
+
+
+@pytest.mark.parametrize("network", ["detector", "embedder"])
+def test_files_say_nothing_of_where_they_were_made(network: str, request: pytest.FixtureRequest) -> None:
+    content = request.getfixturevalue(network).read_bytes()
+    assert not [folder for folder in (ROOT, Path(torch.__file__).parent) if str(folder).encode() in content]
+
+
+def test_half_detector_finds_what_float_finds(detector: Path) -> None:
+    report = check_detector(detector, None, config=detector_config.DEMO, random_seed=0)
+    assert report["precision"] == "fp16"
+    assert report["num_detections"] > 200
+
+
+def test_half_embedder_points_where_float_points(embedder: Path) -> None:
+    sizes = ((160, 40), (116, 116), (64, 33), (90, 120))
+    report = check_embedder(embedder, None, sizes=sizes, config=embedder_model.DEMO["b6"], random_seed=3)
+    assert 0.999 < report["min_embedding_cosine"] < 1 + 1e-6
+
+
+@torch.inference_mode()
+def test_folded_norms_are_the_same_function() -> None:
+    graph = build_detector_graph(None, config=detector_config.DEMO, random_seed=1)
+    pixels = torch.randn(1, 3, 64, 96) * 50
+    expected = graph.backbone(pixels)
+    fold_norms(graph.backbone)
+    assert not any(isinstance(module, nn.BatchNorm2d) for module in graph.modules())
+    for found, level in zip(graph.backbone(pixels), expected, strict=True):
+        torch.testing.assert_close(found, level, rtol=1e-4, atol=1e-4)
+
+
+def test_weights_beyond_float16_are_refused() -> None:
+    convolution = nn.Sequential(nn.Conv2d(1, 1, 1))
+    nn.init.constant_(convolution[0].weight, 1e5)
+    with pytest.raises(ValueError, match=r"0\.weight reaches 1e\+05"):
+        to_half(convolution)
+
+
+def test_other_precisions_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="int8"):
+        export_detector(None, tmp_path / "m.onnx", config=detector_config.DEMO, random_seed=0, precision="int8")
+    with pytest.raises(ValueError, match="int8"):
+        export_embedder(None, tmp_path / "m.onnx", config=embedder_model.DEMO["b6"], random_seed=0, precision="int8")
