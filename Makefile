@@ -34,11 +34,11 @@ check: .venv/.installed
 bench: FEW = $(if $(filter production,$(CONFIG)),--pictures 8 --window-s 10)
 bench: .venv/.installed
 	$(RUN) -m benchmarks.baseline --config $(CONFIG) $(if $(FEW),--clips 1 --frames 4 --rounds 2)
-	$(RUN) -m benchmarks.embedding --config $(CONFIG) $(if $(FEW),--clips 4 --frames 4 --rounds 1)
+	$(RUN) -m benchmarks.concurrency --config $(CONFIG) $(if $(FEW),--clips 4 --frames 4 --rounds 1)
 	$(RUN) -m benchmarks.throughput --config $(CONFIG) $(FEW) $(if $(FEW),--concurrency 1 4)
 	$(RUN) -m benchmarks.latency --config $(CONFIG) $(FEW) $(if $(FEW),--peak-concurrency 4 --load 0.5 --duration-s 240)
 	$(RUN) -m benchmarks.models --config $(CONFIG) $(FEW) $(if $(FEW),--concurrency 4 --rounds 1)
-	$(RUN) -m benchmarks.matching
+	$(RUN) -m benchmarks.search
 	-$(RUN) -m benchmarks.perf_analyzer --config $(CONFIG) $(or $(FEW),--window-s 2) $(if $(FEW),--rounds 1)
 	$(RUN) -m benchmarks.report --results build/benchmarks
 

@@ -30,10 +30,10 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from benchmarks.eager import DETECTORS, EagerNetworks, Pixels
-from benchmarks.resources import read_usage
-from benchmarks.results import Run, digest_models, rounded
-from benchmarks.workload import (
+from benchmarks.harness.eager import DETECTORS, EagerNetworks, Pixels
+from benchmarks.harness.resources import read_usage
+from benchmarks.harness.results import Record, digest_models, rounded
+from benchmarks.harness.workload import (
     add_server_arguments,
     checkpoints_of,
     default_output,
@@ -155,7 +155,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     torch.set_num_threads(options.threads)
     clips = list_clips(prepare_world(options.world), options.clips)
     repository, config = prepare_repository(options, read_clips(clips, frames))
-    run = Run("baseline", options, argv)
+    run = Record("baseline", options, argv)
     networks = EagerNetworks(
         config, checkpoints=checkpoints_of(options), detector=options.detector, device=options.device
     )

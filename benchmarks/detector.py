@@ -19,7 +19,7 @@ import onnxruntime
 import torch
 from torch.nn import functional
 
-from benchmarks.results import RESULTS, Run, rounded
+from benchmarks.harness.results import RESULTS, Record, rounded
 from export.detector import CONFIGS
 from export.graphs.checkpoints import build_detector_graph
 from export.onnx.export import export_detector
@@ -54,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)), help="of both sides")
     parser.add_argument("--output", type=Path, metavar="FILE", help="default: build/benchmarks/CONFIG_detector.json")
     arguments = parser.parse_args(argv)
-    run = Run("detector", arguments, argv)
+    run = Record("detector", arguments, argv)
 
     config, seed = CONFIGS[arguments.config], arguments.seed
     torch.set_num_threads(arguments.threads)

@@ -25,8 +25,8 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks.machine import query_gpus
-from benchmarks.results import RESULTS
+from benchmarks.harness.machine import query_gpus
+from benchmarks.harness.results import RESULTS
 
 ENVIRONMENT = Path("build/gpu-venv")
 ROOT = Path(__file__).parents[1]

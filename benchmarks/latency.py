@@ -15,10 +15,10 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.load import describe_latency, open_loop
-from benchmarks.results import rounded
-from benchmarks.throughput import Bench, measure, run_on_bench
-from benchmarks.workload import add_server_address, add_workload_arguments
+from benchmarks.harness.bench import Bench, measure, run_on_bench
+from benchmarks.harness.load import describe_latency, open_loop
+from benchmarks.harness.results import rounded
+from benchmarks.harness.workload import add_server_address, add_workload_arguments
 
 
 def main(argv: Sequence[str] | None = None) -> int:

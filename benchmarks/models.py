@@ -5,7 +5,7 @@
 Every model is given the tensors it gets for the same pictures in the pipeline, one call at a time with all processors.
 Rounds interleave the engines, eager PyTorch with the same weights, a matrix product and a memory copy (the measured
 rates), so that a change in the machine's load meets all of them. The floating-point work and the bytes of a model are
-counted (`benchmarks.work`); their bound is the time these would take at the measured rates.
+counted (`benchmarks.harness.roofline`); their bound is the time these would take at the measured rates.
 
 For the pipeline the bound is what its engines reach alone: as many workers as the processors carry take the pictures
 from engine to engine in this process, each with the threads it is served with, and only the time in engines counts. The
@@ -24,13 +24,13 @@ from typing import Any
 
 import torch
 
-from benchmarks.eager import EagerNetworks
-from benchmarks.engines import Call, Engines
-from benchmarks.rates import measure_gpu_rates, measure_rates
-from benchmarks.results import rounded
-from benchmarks.throughput import Bench, measure, run_on_bench
-from benchmarks.work import Rates, bound_s, count_products
-from benchmarks.workload import Picture, add_workload_arguments, checkpoints_of
+from benchmarks.harness.bench import Bench, measure, run_on_bench
+from benchmarks.harness.eager import EagerNetworks
+from benchmarks.harness.engines import Call, Engines
+from benchmarks.harness.rates import measure_gpu_rates, measure_rates
+from benchmarks.harness.results import rounded
+from benchmarks.harness.roofline import Rates, bound_s, count_products
+from benchmarks.harness.workload import Picture, add_workload_arguments, checkpoints_of
 from export.config import CONFIGS, PipelineConfig
 from export.signature import MODELS
 

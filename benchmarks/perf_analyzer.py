@@ -25,11 +25,11 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.engines import Arrays, Engines
-from benchmarks.load import NUM_STABLE_WINDOWS
-from benchmarks.results import RESULTS, rounded
-from benchmarks.throughput import Bench, measure, run_on_bench
-from benchmarks.workload import add_workload_arguments
+from benchmarks.harness.bench import Bench, measure, run_on_bench
+from benchmarks.harness.engines import Arrays, Engines
+from benchmarks.harness.load import NUM_STABLE_WINDOWS
+from benchmarks.harness.results import RESULTS, rounded
+from benchmarks.harness.workload import add_workload_arguments
 from export.config import CONFIGS
 
 PACKAGE = "tritonclient==2.51.0"

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from benchmarks.baseline import agreement, cut, iou, read_frame, run_baseline
-from benchmarks.eager import EagerNetworks
+from benchmarks.harness.eager import EagerNetworks
 from export.config import demo
 from livematch import Client, Features, LocalServer, read_frames
 from training.embedder.templates import ASPECT_RATIOS

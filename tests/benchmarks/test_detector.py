@@ -5,7 +5,7 @@ import pytest
 pytest.importorskip("detectron2", reason="detectron2 is not installed")
 
 from benchmarks.detector import interleaved, main
-from benchmarks.results import read_results
+from benchmarks.harness.results import read_results
 
 pytestmark = pytest.mark.detectron2
 

@@ -7,8 +7,8 @@ import onnxruntime
 import pytest
 
 from benchmarks import gpu
-from benchmarks.machine import query_gpus
-from benchmarks.workload import WORLD_ITEMS
+from benchmarks.harness.machine import query_gpus
+from benchmarks.harness.workload import WORLD_ITEMS
 
 has_gpu = bool(query_gpus(("name",)))
 

@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.results import read_results
+from benchmarks.harness.results import read_results
 from benchmarks.throughput import main
 from livematch import Client, LocalServer
 

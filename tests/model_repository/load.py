@@ -10,8 +10,8 @@ import numpy as np
 import tritonclient.grpc as triton
 
 import livematch
-from benchmarks.resources import process_tree
-from benchmarks.stage_times import Stages, crops_per_call, read_stages, subtract_stages
+from benchmarks.harness.resources import process_tree
+from benchmarks.harness.stage_times import Stages, crops_per_call, read_stages, subtract_stages
 from livematch.types import Recognition
 
 MAX_COSINE_DIFFERENCE = 1e-4

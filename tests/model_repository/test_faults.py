@@ -18,7 +18,7 @@ import pytest
 import tritonclient.http as triton_http
 
 import livematch
-from benchmarks.resources import process_tree
+from benchmarks.harness.resources import process_tree
 from livematch.cli.main import EXIT_ERROR, EXIT_INTERRUPTED
 from tests.model_repository import handmade
 from tests.model_repository.load import ask_at_once, ask_one_by_one

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from training.json_config import JsonConfig
+from training.checkpoint import JsonConfig
 
 LEVELS = (2, 3, 4, 5, 6)
 """The pyramid levels P2..P6 of the proposals; level l has stride 2**l. Boxes are pooled from all but the last."""

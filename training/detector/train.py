@@ -21,14 +21,14 @@ from detectron2.utils.events import EventStorage
 from torch import nn
 from torch.utils.data import DataLoader
 
+from training.checkpoint import save_whole
+from training.detector.average_precision import evaluate
 from training.detector.data import Batches
-from training.detector.evaluate import evaluate
 from training.detector.progress import Progress
 from training.detector.recipe import STAGES, Recipe, demo
-from training.detector.run import Run
 from training.detector.survey import read_data
+from training.detector.trainer import DetectorTrainer
 from training.detector.weights import load_backbone, load_checkpoint, load_weights
-from training.run import save_whole
 from training.wab.dataset import Picture, add_bad_pictures_option, digest
 
 
@@ -136,7 +136,7 @@ def train(
     Raises FloatingPointError when a loss or a gradient is no longer finite, ValueError if what is to be resumed is
     another run or `output` is not the same folder for all processes.
     """
-    run = Run(recipe, seed=seed, amp=amp, data=digest(pictures))
+    run = DetectorTrainer(recipe, seed=seed, amp=amp, data=digest(pictures))
     last = output / "last.pt"
     saved_progress = run.load(last) if resume and last.exists() else None
     starts = comm.all_gather(run.iteration)

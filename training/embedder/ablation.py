@@ -28,7 +28,7 @@ from training.embedder.crops import Crop, prepare_crops
 from training.embedder.evaluate import both_ways, embed_crops, fuse
 from training.embedder.recipe import Recipe, demo
 from training.embedder.templates import ASPECT_RATIOS
-from training.embedder.train import Run
+from training.embedder.train import EmbedderTrainer
 
 TRAINING_SEED, TEST_SEED = 201, 202
 SQUARE = ASPECT_RATIOS.index(1.0)
@@ -90,7 +90,7 @@ class Training:
     def run(self) -> None:
         """Trains and writes the embeddings of the test crops."""
         torch.set_num_threads(1)
-        run = Run(self.recipe, crops_of(self.variant, self.output / "training", self.output / "cache"))
+        run = EmbedderTrainer(self.recipe, crops_of(self.variant, self.output / "training", self.output / "cache"))
         for _ in range(self.recipe.num_epochs):
             run.train_epoch(0)
         crops = crops_of(self.variant, self.output / "test", self.output / "cache")
@@ -171,7 +171,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     trainings = plan(size, worlds, output)
     missing = sorted({t for t in trainings.values() if not t.result.exists()}, key=lambda t: str(t.result))
     with ProcessPoolExecutor(arguments.jobs, multiprocessing.get_context("spawn")) as pool:
-        for job in tqdm([pool.submit(training.run) for training in missing], desc="training", unit="network"):
+        for job in tqdm([pool.submit(training.checkpoint) for training in missing], desc="training", unit="network"):
             job.result()
     rows = measure(trainings, size, crops)
     result = {

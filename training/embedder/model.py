@@ -8,8 +8,7 @@ import timm
 import torch
 from torch import nn
 
-from training.json_config import JsonConfig
-from training.run import save_whole
+from training.checkpoint import JsonConfig, save_whole
 
 IMAGENET_MEAN = (123.675, 116.28, 103.53)
 IMAGENET_STD = (58.395, 57.12, 57.375)

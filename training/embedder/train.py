@@ -23,19 +23,19 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 
+from training.checkpoint import check_gradients, check_identity, save_whole
 from training.embedder import distributed
 from training.embedder.augment import augmentation
 from training.embedder.crops import AspectBatches, Crop, CropDataset, digest, prepare_crops
 from training.embedder.losses import ArcFace, CrossBatchMemory
 from training.embedder.model import Embedder, save_embedder
 from training.embedder.recipe import RECIPES, Recipe
-from training.run import check_gradients, check_identity, save_whole
 from training.wab.dataset import add_bad_pictures_option
 
 CPU = torch.device("cpu")
 
 
-class Run:
+class EmbedderTrainer:
     """A training run: networks, optimizer, schedule and where it stands."""
 
     def __init__(
@@ -208,7 +208,7 @@ def train(arguments: argparse.Namespace, resume: Path, checkpoint: Path, device:
             arguments.data, cache, max_side=recipe.max_crop_side, max_bad_pictures=arguments.max_bad_pictures
         )
     pretrained = arguments.pretrained == "timm" or (Path(arguments.pretrained) if arguments.pretrained else False)
-    run = Run(recipe, crops, pretrained=pretrained, device=device)
+    run = EmbedderTrainer(recipe, crops, pretrained=pretrained, device=device)
     if resume.exists():
         run.load(resume)
     distributed.check_agreement(run.epoch, f"the epoch that {resume} ends at")

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import tritonclient.grpc as triton
 
-from benchmarks.resources import process_tree
+from benchmarks.harness.resources import process_tree
 from livematch.errors import LocalServerError
 from livematch.local.local_server import LocalServer
 from livematch.local.process import is_running

@@ -20,9 +20,9 @@ from training.detector.config import DEMO
 from training.detector.model import build_detector
 from training.detector.progress import read_log
 from training.detector.recipe import STAGES, Recipe, demo
-from training.detector.run import Run
 from training.detector.survey import read_data
 from training.detector.train import main, train
+from training.detector.trainer import DetectorTrainer
 from training.detector.weights import load_checkpoint, load_weights
 from training.wab.dataset import Annotation, Picture
 
@@ -152,7 +152,7 @@ def test_two_processes_train_as_one_would_and_one_of_them_writes(tmp_path: Path)
     launch(train, 2, dist_url="auto", args=(pictures[:4], pictures[4:], recipe, tmp_path / "two"))
     (one,), (two,) = curve(tmp_path / "one"), curve(tmp_path / "two")
     assert two == pytest.approx(one, rel=0.005, abs=1e-4)
-    start = Run(recipe).model.state_dict()
+    start = DetectorTrainer(recipe).model.state_dict()
     steps = []
     for name in ("one", "two"):
         weights = torch.load(tmp_path / name / "detector.pth", weights_only=True)["model"]

@@ -10,7 +10,7 @@ from training.embedder.augment import FILL, Cutout, LocalContrast, augmentation
 from training.embedder.crops import FRAMES, AspectBatches, Crop, number_identities, prepare_crops, read_crop
 from training.embedder.evaluate import both_ways, embed_crops
 from training.embedder.recipe import demo
-from training.embedder.train import Run, main, warmup_cosine
+from training.embedder.train import EmbedderTrainer, main, warmup_cosine
 
 
 @pytest.fixture(scope="module")
@@ -20,8 +20,8 @@ def crops(tmp_path_factory: pytest.TempPathFactory) -> list[Crop]:
     return prepare_crops([folder / "world"], folder / "cache", max_side=240)
 
 
-def small_run(crops: list[Crop]) -> Run:
-    return Run(replace(demo("b6"), batch_size=4, num_epochs=3, memory_size=8), crops)
+def small_run(crops: list[Crop]) -> EmbedderTrainer:
+    return EmbedderTrainer(replace(demo("b6"), batch_size=4, num_epochs=3, memory_size=8), crops)
 
 
 def test_crops_are_of_garments_with_an_instance(crops: list[Crop]) -> None:
@@ -109,7 +109,7 @@ def test_schedule() -> None:
 
 
 def test_each_restart_begins_at_half_the_rate(crops: list[Crop]) -> None:
-    run = Run(replace(demo("b5a"), batch_size=4, num_epochs=2, num_restarts=2, restart_epochs=1), crops)
+    run = EmbedderTrainer(replace(demo("b5a"), batch_size=4, num_epochs=2, num_restarts=2, restart_epochs=1), crops)
     steps = len(run.batches)
     factors = [run._factor(step) for step in range(4 * steps)]
     assert run.recipe.total_epochs == 4
@@ -135,7 +135,7 @@ def test_only_the_same_run_is_resumed(crops: list[Crop], tmp_path: Path) -> None
     path = tmp_path / "resume.pth"
     small_run(crops).save(path)
     with pytest.raises(ValueError, match=r"resume\.pth is of another run.*: batch_size 4, here 2; seed 3, here 7$"):
-        Run(replace(small_run(crops).recipe, batch_size=2, seed=7), crops).load(path)
+        EmbedderTrainer(replace(small_run(crops).recipe, batch_size=2, seed=7), crops).load(path)
     renumbered = [replace(crop, instance_id=crop.instance_id + 1) for crop in crops]
     for others in (crops[1:], crops[::-1], renumbered):
         with pytest.raises(ValueError, match=r"resume\.pth is of another run.*: crops '"):
@@ -159,7 +159,7 @@ def test_loss_that_is_not_finite_stops_the_run(crops: list[Crop]) -> None:
 
 
 def test_training_lowers_the_loss_and_embeddings_are_unit_vectors(crops: list[Crop]) -> None:
-    run = Run(replace(demo("b5a"), batch_size=4, num_epochs=30), crops)
+    run = EmbedderTrainer(replace(demo("b5a"), batch_size=4, num_epochs=30), crops)
     losses = [run.train_epoch(0)["arcface"] for _ in range(30)]
     assert losses[-1] < 0.7 * losses[0]
     embeddings = embed_crops(run.model.eval(), crops)
@@ -176,7 +176,7 @@ def test_overfits_32_identities(tmp_path: Path) -> None:
     numbers = number_identities(crops)
     crops = [crop for crop in crops if numbers[crop.identity] < 32]
     recipe = replace(demo("b5a"), num_epochs=40, num_restarts=0, batch_size=8, heavy_augmentation=False)
-    run = Run(recipe, crops)
+    run = EmbedderTrainer(recipe, crops)
     for _ in range(recipe.num_epochs):
         run.train_epoch(0)
     for metrics in both_ways(embed_crops(run.model.eval(), crops), crops).values():

@@ -1,0 +1,229 @@
+"""Load on a server: a fixed number of requests in flight (closed loop), or arrivals at random times (open loop).
+
+A closed loop measures throughput: a new request starts when one ends, so a slow server is asked less. An open loop
+measures latency as users meet it: requests come when they come (Poisson), and each one's latency counts from the moment
+it was due, whether or not a thread was free to send it then.
+"""
+
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+
+import numpy as np
+
+from benchmarks.harness.results import rounded
+from livematch.errors import LivematchError
+
+NUM_STABLE_WINDOWS = 3
+STABLE_WITHIN = 0.1
+"""perf_analyzer's rule: three windows in a row whose throughput and latency are within 10 % of their mean.
+A load of which a request failed is never stable."""
+
+PERCENTILES = (50, 90, 95, 99)
+
+T = TypeVar("T")
+Send = Callable[[int], int]
+"""Sends the picture of that index and returns its number of boxes; raises LivematchError."""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One request. Times are seconds since the load began."""
+
+    picture: int
+    due_s: float  # when it should have been sent
+    end_s: float
+    num_boxes: int
+    error: str = ""
+
+    @property
+    def latency_ms(self) -> float:
+        return (self.end_s - self.due_s) * 1e3
+
+
+@dataclass(frozen=True)
+class Window(Generic[T]):
+    """Samples that ended in a stretch of time, and what was observed at its two edges."""
+
+    duration_s: float
+    samples: list[Sample]
+    before: T
+    after: T
+
+    @property
+    def answered(self) -> list[Sample]:
+        return [sample for sample in self.samples if not sample.error]
+
+    @property
+    def rate(self) -> float:
+        """Answers per second."""
+        return len(self.answered) / self.duration_s
+
+
+def closed_loop(
+    send: Send,
+    order: np.ndarray,
+    *,
+    concurrency: int,
+    window_s: float,
+    max_windows: int,
+    observe: Callable[[], T],
+) -> tuple[Window[T], bool]:
+    """Keeps `concurrency` requests in flight, pictures in the given order over and over.
+
+    A window lasts `window_s`, and on until its answers make whole passes over the pictures: windows differ by what the
+    server does, not by which pictures fell into them (but for those in flight at the edges, which may change places).
+    After `window_s` that do not count, windows go on until three in a row are stable or `max_windows` are over.
+
+    Returns:
+        The last three windows as one (all, if there are fewer), and whether they are stable.
+    """
+    loop = _Loop(send, lambda position: (int(order[position % len(order)]), None))
+    windows: list[Window[T]] = []
+    with loop.running(concurrency):
+        edge_s, _ = loop.end_window(window_s)
+        before = observe()
+        while len(windows) < max_windows:
+            next_edge_s, samples = loop.end_window(window_s, num_pictures=len(order))
+            after = observe()
+            windows.append(Window(next_edge_s - edge_s, samples, before, after))
+            edge_s, before = next_edge_s, after
+            if is_stable(windows[-NUM_STABLE_WINDOWS:]):
+                break
+    counted = windows[-NUM_STABLE_WINDOWS:]
+    samples = [sample for window in counted for sample in window.samples]
+    duration_s = sum(window.duration_s for window in counted)
+    return Window(duration_s, samples, counted[0].before, counted[-1].after), is_stable(counted)
+
+
+def is_stable(windows: list[Window[T]]) -> bool:
+    """See STABLE_WITHIN."""
+    if len(windows) < NUM_STABLE_WINDOWS:
+        return False
+    if any(not window.answered or len(window.answered) < len(window.samples) for window in windows):
+        return False
+    rates = [window.rate for window in windows]
+    latencies = [np.mean([sample.latency_ms for sample in window.answered]) for window in windows]
+    return all(abs(value / np.mean(values) - 1) <= STABLE_WITHIN for values in (rates, latencies) for value in values)
+
+
+def open_loop(
+    send: Send, order: np.ndarray, *, rate: float, duration_s: float, num_threads: int, rng: np.random.Generator
+) -> tuple[list[Sample], bool]:
+    """Requests at Poisson arrivals of `rate` per second for `duration_s`.
+
+    Their number is fixed (Poisson arrivals of a known number are uniform in time), so that the rate is what it says.
+
+    Returns:
+        All samples in order of arrival, and whether the server kept up: nothing failed, and the median latency of the
+        last third of the arrivals is at most twice that of the first third.
+    """
+    due_s = np.sort(rng.uniform(0, duration_s, size=max(6, round(rate * duration_s))))
+    loop = _Loop(send, lambda position: (int(order[position % len(order)]), due_s[position]), len(due_s))
+    with loop.running(num_threads):
+        loop.finish()
+    samples = sorted(loop.samples, key=lambda sample: sample.due_s)
+    third = len(samples) // 3
+    first, last = (np.median([sample.latency_ms for sample in part]) for part in (samples[:third], samples[-third:]))
+    return samples, bool(last <= 2 * first) and not any(sample.error for sample in samples)
+
+
+class _Loop:
+    """Threads that send one picture after another; `task` gives the picture of a position and when it is due.
+
+    What `send` raises besides LivematchError ends all of them, and is raised again where the loop is waited for.
+    """
+
+    def __init__(self, send: Send, task: Callable[[int], tuple[int, float | None]], num_tasks: int | None = None):
+        self._send = send
+        self._task = task
+        self._num_tasks = num_tasks
+        self._position = 0
+        self._lock = threading.Condition()
+        self._stopped = threading.Event()
+        self._threads: list[threading.Thread] = []
+        self._start_s = 0.0
+        self._error: Exception | None = None
+        self.samples: list[Sample] = []
+
+    def running(self, num_threads: int) -> "_Loop":
+        self._start_s = time.perf_counter()
+        self._threads = [threading.Thread(target=self._work, daemon=True) for _ in range(num_threads)]
+        return self
+
+    def __enter__(self) -> None:
+        for thread in self._threads:
+            thread.start()
+
+    def __exit__(self, *_: object) -> None:
+        self._stopped.set()
+        self.finish()
+
+    def finish(self) -> None:
+        for thread in self._threads:
+            thread.join()
+        self._check()
+
+    def now_s(self) -> float:
+        return time.perf_counter() - self._start_s
+
+    def end_window(self, duration_s: float, num_pictures: int = 1) -> tuple[float, list[Sample]]:
+        """Waits at least so long and for a multiple of so many samples; hands out the time and the samples."""
+        time.sleep(duration_s)
+        with self._lock:
+            num_samples = max(1, -(-len(self.samples) // num_pictures)) * num_pictures
+            self._lock.wait_for(lambda: self._error or len(self.samples) >= num_samples)
+            self._check()
+            samples, self.samples = self.samples[:num_samples], self.samples[num_samples:]
+            return self.now_s(), samples
+
+    def _check(self) -> None:
+        if self._error is not None:
+            raise self._error
+
+    def _work(self) -> None:
+        try:
+            self._send_all()
+        except Exception as error:
+            with self._lock:
+                self._error = error
+                self._stopped.set()
+                self._lock.notify()
+
+    def _send_all(self) -> None:
+        while not self._stopped.is_set():
+            with self._lock:
+                position = self._position
+                self._position += 1
+            if self._num_tasks is not None and position >= self._num_tasks:
+                return
+            picture, due_s = self._task(position)
+            if due_s is None:
+                due_s = self.now_s()
+            elif self._stopped.wait(max(0.0, due_s - self.now_s())):
+                return
+            try:
+                num_boxes, error = self._send(picture), ""
+            except LivematchError as refusal:
+                num_boxes, error = 0, f"{type(refusal).__name__}: {refusal}"
+            sample = Sample(picture, due_s, self.now_s(), num_boxes, error)
+            with self._lock:
+                self.samples.append(sample)
+                self._lock.notify()
+
+
+def describe_latency(samples: list[Sample]) -> dict[str, Any]:
+    """JSON: counts, mean, percentiles (of samples that occurred, not interpolated) and the maximum, in milliseconds."""
+    latencies = np.array([sample.latency_ms for sample in samples if not sample.error])
+    errors = sorted({sample.error for sample in samples if sample.error})
+    figures: dict[str, Any] = {"num_answered": len(latencies), "num_failures": len(samples) - len(latencies)}
+    if errors:
+        figures["errors"] = errors[:3]
+    if len(latencies):
+        figures["mean_ms"] = rounded(latencies.mean())
+        for percent in PERCENTILES:
+            figures[f"p{percent}_ms"] = rounded(np.percentile(latencies, percent, method="inverted_cdf"))
+        figures["max_ms"] = rounded(latencies.max())
+    return figures

@@ -1,0 +1,95 @@
+"""What each model of a server has done between two moments, from Triton's own statistics."""
+
+from dataclasses import dataclass, fields
+from typing import Any
+
+import tritonclient.grpc as triton
+
+from benchmarks.harness.results import rounded
+from export.signature import EMBEDDERS
+
+
+@dataclass(frozen=True)
+class StageTimes:
+    """Totals of one model. A request has a batch of rows (images or crops); a call of the backend may serve several.
+
+    `crop_and_embed` computes by calling `crop` and the embedders, so its compute time holds all of theirs.
+    """
+
+    num_requests: float
+    num_failures: float
+    num_calls: float
+    num_rows: float
+    num_cache_hits: float
+    total_ms: float
+    queue_ms: float
+    input_ms: float
+    compute_ms: float
+    output_ms: float
+
+    def __sub__(self, earlier: "StageTimes") -> "StageTimes":
+        return StageTimes(*(getattr(self, field.name) - getattr(earlier, field.name) for field in fields(self)))
+
+
+Stages = dict[str, StageTimes]
+
+
+def read_stages(client: triton.InferenceServerClient) -> Stages:
+    """What every model has done since it was loaded."""
+    stages = {}
+    for model in client.get_inference_statistics().model_stats:
+        times = model.inference_stats
+        parts = (times.success, times.queue, times.compute_input, times.compute_infer, times.compute_output)
+        stages[model.name] = StageTimes(
+            times.success.count,
+            times.fail.count,
+            model.execution_count,
+            model.inference_count,
+            times.cache_hit.count,
+            *(part.ns / 1e6 for part in parts),
+        )
+    return stages
+
+
+def subtract_stages(later: Stages, earlier: Stages) -> Stages:
+    """What was done in between, by the models that did something."""
+    deltas = {model: later[model] - earlier[model] for model in later}
+    return {model: delta for model, delta in deltas.items() if delta.num_requests or delta.num_failures}
+
+
+def computing_ms(stages: Stages, kind: str) -> float:
+    """Computing time of the ensemble's three steps, of all requests together."""
+    steps = (f"prepare_{kind}", "detector", "crop_and_embed")
+    return sum(stages[step].compute_ms for step in steps if step in stages)
+
+
+def overhead(stages: Stages, kind: str) -> float:
+    """The share of a request's time in which no step of the ensemble computes: queues, copies, Triton itself.
+
+    It says so only while one request is in flight: more of them wait for each other.
+    """
+    return 1 - computing_ms(stages, kind) / stages[f"recognize_{kind}"].total_ms
+
+
+def crops_per_call(stages: Stages) -> float:
+    """How many crops one call of an embedder held, on average; 0 if there was none."""
+    embedder = stages.get(EMBEDDERS[0])
+    return embedder.num_rows / embedder.num_calls if embedder else 0.0
+
+
+def describe_stages(stages: Stages, num_pictures: float) -> dict[str, dict[str, Any]]:
+    """JSON per model: counts, and milliseconds per picture that went through the ensemble."""
+    return {
+        model: {
+            "num_requests": int(stage.num_requests),
+            "num_failures": int(stage.num_failures),
+            "num_cache_hits": int(stage.num_cache_hits),
+            "calls_per_picture": rounded(stage.num_calls / num_pictures),
+            "rows_per_call": rounded(stage.num_rows / max(stage.num_calls, 1)),
+            **{
+                f"{part}_ms": rounded(getattr(stage, f"{part}_ms") / num_pictures)
+                for part in ("total", "queue", "input", "compute", "output")
+            },
+        }
+        for model, stage in stages.items()
+    }

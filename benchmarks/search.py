@@ -1,0 +1,126 @@
+"""How near matching comes to the machine's plain matrix product, and the memory it takes.
+
+    python -m benchmarks.search --queries 4000 --gallery 50000
+
+Makes up features files of unit vectors, then, in turns, matches them from disk and multiplies matrices of the same
+size in memory, all queries with 2,048 rows at a time. Leaves a results file and prints its figures as one line of
+JSON: both rates in GFLOP/s (medians over the rounds), their ratio in each round, and the peak memory of a process that
+only matches.
+"""
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from benchmarks.harness.results import RESULTS, Record, rounded
+from livematch import open_features
+from livematch.features.table import features_schema
+from livematch.matching.nearest import nearest
+
+EMBEDDING_SIZE = 2048
+CHUNK_ROWS = 4096
+GEMM_ROWS = 2048
+NUM_ROUNDS = 3
+
+_MATCH_ALONE = """
+import sys
+from pathlib import Path
+from livematch import open_features
+from livematch.matching.nearest import memory_left, nearest
+nearest(*(open_features([path]) for path in sys.argv[1:3]), memory_bytes=memory_left(int(sys.argv[3])))
+print(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0])
+"""
+
+
+def write_features(path: Path, num_rows: int, seed: int) -> None:
+    """A features file of `num_rows` random unit vectors, two boxes a picture."""
+    rng = np.random.default_rng(seed)
+    schema = features_schema(EMBEDDING_SIZE)
+    with pq.ParquetWriter(path, schema, use_dictionary=["source", "name"]) as writer:
+        for start in range(0, num_rows, CHUNK_ROWS):
+            rows = range(start, min(start + CHUNK_ROWS, num_rows))
+            embeddings = rng.standard_normal((len(rows), EMBEDDING_SIZE), np.float32)
+            embeddings /= np.linalg.norm(embeddings, axis=1, keepdims=True)
+            boxes = np.array([(row % 2, 0, 2, 2) for row in rows], np.float32)
+            columns = [
+                pa.array([f"{row // 8:06}" for row in rows]),
+                pa.array([str(row // 2 % 4) for row in rows]),
+                pa.array([-1] * len(rows), pa.int32()),
+                pa.FixedSizeListArray.from_arrays(pa.array(boxes.ravel()), 4),
+                pa.array(rng.random(len(rows), np.float32)),
+                pa.FixedSizeListArray.from_arrays(pa.array(embeddings.ravel()), EMBEDDING_SIZE),
+            ]
+            writer.write_table(pa.Table.from_arrays(columns, schema=schema))
+
+
+def measure(num_queries: int, num_rows: int, memory_bytes: int) -> dict[str, Any]:
+    """Match and multiply in turns; see the module."""
+    num_flop = 2 * num_queries * num_rows * EMBEDDING_SIZE
+    with tempfile.TemporaryDirectory(prefix="livematch-matching-") as folder:
+        paths = [Path(folder) / name for name in ("queries.parquet", "gallery.parquet")]
+        for seed, (path, num) in enumerate(zip(paths, (num_queries, num_rows), strict=True)):
+            write_features(path, num, seed)
+        match_s, gemm_s = [], []
+        for _ in range(NUM_ROUNDS):
+            gemm_s.append(_gemm_s(num_queries, num_rows))
+            start_s = time.perf_counter()
+            queries, gallery = (open_features([path]) for path in paths)
+            nearest(queries, gallery, memory_bytes=memory_bytes)
+            match_s.append(time.perf_counter() - start_s)
+        command = [sys.executable, "-c", _MATCH_ALONE, *map(str, paths), str(memory_bytes)]
+        peak_kib = int(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+    ratios = [rounded(gemm / match, 3) for gemm, match in zip(gemm_s, match_s, strict=True)]
+    gemm, match = (num_flop / statistics.median(times) / 1e9 for times in (gemm_s, match_s))
+    return {
+        "num_queries": num_queries,
+        "num_gallery": num_rows,
+        "match_s": round(statistics.median(match_s), 2),
+        "match_gflops": round(match, 1),
+        "gemm_gflops": round(gemm, 1),
+        "ratio": rounded(statistics.median(ratios), 3),
+        "ratios": ratios,
+        "memory_mib": memory_bytes >> 20,
+        "peak_memory_mib": peak_kib >> 10,
+    }
+
+
+def _gemm_s(num_queries: int, num_rows: int) -> float:
+    """Seconds for the plain product of all queries with the gallery, GEMM_ROWS of it at a time."""
+    rng = np.random.default_rng(2)
+    queries = rng.standard_normal((num_queries, EMBEDDING_SIZE), np.float32)
+    rows = rng.standard_normal((GEMM_ROWS, EMBEDDING_SIZE), np.float32)
+    products = np.empty((num_queries, GEMM_ROWS), np.float32)
+    start_s = time.perf_counter()
+    for start in range(0, num_rows, GEMM_ROWS):
+        num = min(GEMM_ROWS, num_rows - start)
+        np.matmul(queries, rows[:num].T, out=products[:, :num])
+    return time.perf_counter() - start_s
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description="Compare matching with a plain matrix product.")
+    parser.add_argument("--queries", type=int, default=4000, metavar="N", help="default: %(default)s")
+    parser.add_argument("--gallery", type=int, default=50000, metavar="N", help="default: %(default)s")
+    parser.add_argument("--memory-mib", type=int, default=1024, metavar="N", help="default: %(default)s")
+    parser.add_argument("--output", type=Path, default=RESULTS / "search.json", metavar="FILE")
+    options = parser.parse_args(argv)
+    run = Record("search", options, argv)
+    figures = measure(options.queries, options.gallery, options.memory_mib << 20)
+    run.write(figures, options.output)
+    print(json.dumps(figures))
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
