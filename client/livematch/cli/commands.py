@@ -1,0 +1,32 @@
+"""Exit codes and error handling that all commands share: `livematch` and every `python -m` of this project."""
+
+import sys
+from collections.abc import Callable
+
+from livematch.errors import LivematchError
+
+EXIT_ERROR = 2
+"""Nothing more could be done; one line on stderr says why."""
+
+EXIT_FAILURES = 3
+"""Done, but some sources failed, or a check found something."""
+
+EXIT_INTERRUPTED = 130
+
+
+def run_command(name: str, command: Callable[[], int]) -> int:
+    """Run `command` and return its exit code; a user's mistake becomes one line on stderr.
+
+    Args:
+        name: printed before the message, such as "livematch" or "export.build".
+        command: returns its exit code, and raises LivematchError, ValueError or OSError for what the user can mend,
+            such as a wrong argument, a missing file or a full disk.
+    """
+    try:
+        return command()
+    except (LivematchError, ValueError, OSError) as error:
+        print(f"{name}: {error}", file=sys.stderr)
+        return EXIT_ERROR
+    except KeyboardInterrupt:
+        print(f"{name}: interrupted", file=sys.stderr)
+        return EXIT_INTERRUPTED
