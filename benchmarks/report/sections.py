@@ -185,7 +185,8 @@ def _search(figures: Figures) -> list[str | Table]:
 SECTIONS: dict[str, tuple[str, Callable[[Figures], list[str | Table]]]] = {
     "baseline": (
         "The pipeline against the baseline: eager PyTorch in float32, one image at a time, seeking and "
-        "decoding the frame again for every box and network, JSON files in between. Same weights, same clips, interleaved.",
+        "decoding the frame again for every box and network, JSON files in between. Same weights, same clips, "
+        "interleaved.",
         _baseline,
     ),
     "concurrency": (

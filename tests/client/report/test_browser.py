@@ -50,7 +50,7 @@ def test_cards_and_histogram_with_truth(show, part):
         *(("", "S1"), ("", "S2"), ("", "S3")),
         (" missed", "wrong item"),
     ]
-    # The garment is not yet there in frame 40 of 000021.
+    # The garment does not appear yet in frame 40 of 000021.
     assert [dom.count(f'<rect class="{kind}" x="') for kind in ("found", "truth")] == [4, 3]
     assert '<svg viewBox="0 0 64 96"' in dom
     assert '<rect class="found" x="10" y="20" width="30" height="60">' in dom
