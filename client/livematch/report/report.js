@@ -31,10 +31,10 @@ function showHistogram() {
   const right = 1.05 * measured.reduce((largest, match) => Math.max(largest, match.distance), limit) || 1;
   const kindOf = match => match.level === null ? "matches" : match.level > 0 ? "right" : "wrong";
   const bins = Array.from({ length: numBins }, () => ({ matches: 0, right: 0, wrong: 0 }));
-  for (const match of measured)
-    bins[Math.min(Math.floor(match.distance / right * numBins), numBins - 1)][kindOf(match)] += 1;
+  for (const match of measured) // trunc, since another tool's rounding may give slightly negative distances
+    bins[Math.min(Math.trunc(match.distance / right * numBins), numBins - 1)][kindOf(match)] += 1;
   const highest = Math.max(...bins.map(bin => bin.matches + bin.right + bin.wrong));
-  $("histogram-caption").textContent = `Distances of ${measured.length} matches; the highest bar is ${highest}`;
+  $("histogram-caption").textContent = `Distances of ${measured.length} matches; the highest bar counts ${highest}`;
   drawHistogram($("histogram").querySelector("svg"), bins, highest, right);
   $("histogram").hidden = false;
 }

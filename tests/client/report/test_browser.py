@@ -58,7 +58,7 @@ def test_cards_and_histogram_with_truth(show, part):
     assert [bar[0] for bar in bars] == ["right", "wrong"]
     assert float(bars[0][1]) < float(bars[1][1])
     assert bars[0][2:] == bars[1][2:] == ("18", "72")
-    assert "Distances of 2 matches; the highest bar is 1" in dom
+    assert "Distances of 2 matches; the highest bar counts 1" in dom
 
 
 def test_without_truth_and_distances_neither_levels_nor_a_histogram_are_shown(show):
@@ -72,7 +72,7 @@ def test_without_truth_and_distances_neither_levels_nor_a_histogram_are_shown(sh
 
 @pytest.mark.parametrize("limit", [0.0, 4.5, math.inf])
 def test_a_limit_outside_the_distances_is_marked_at_an_end(show, limit):
-    dom = show(distances={"000013": 0.0, "000021": min(limit, 4.0)}, limit=limit)
+    dom = show(distances={"000013": -1e-7, "000021": min(limit, 4.0)}, limit=limit)
     assert f">limit {limit:g}</text>" in dom
     assert dom.count("<text") == (22 if limit else 2)  # 0.0, 0.2, ... 4.0 and the limit
     (x,) = re.findall(r'class="limit" x1="(.*?)%"', dom)
