@@ -48,20 +48,20 @@ def world(tmp_path_factory):
     )
 
 
-RULE = MatchOptions(quantile=0.6, limit=4, num_pairs=3)
+OPTIONS = MatchOptions(quantile=0.6, limit=4, num_pairs=3)
 
 
 def test_matches_are_those_of_the_features_files(world, tmp_path):
     queries, gallery = world
-    expected = match(queries, gallery, RULE)
+    expected = match(queries, gallery, OPTIONS)
     assert len(expected) > 5
     with MilvusGallery(f"milvus:{tmp_path / 'g.db'}") as milvus:
         milvus.load(gallery)
-        assert milvus.match(queries, RULE) == expected
+        assert match(queries, milvus, OPTIONS) == expected
         milvus.load(gallery)  # replaces all of it
-        assert milvus.match(queries, RULE) == expected
+        assert match(queries, milvus, OPTIONS) == expected
     with MilvusGallery(f"milvus:{tmp_path / 'g.db'}") as milvus:
-        assert milvus.match(queries, RULE) == expected
+        assert match(queries, milvus, OPTIONS) == expected
 
 
 def test_a_gallery_grows_from_one_process_to_the_next(world, tmp_path):
@@ -72,8 +72,8 @@ def test_a_gallery_grows_from_one_process_to_the_next(world, tmp_path):
         command = ["load", "--gallery", f"milvus:{tmp_path / 'g.db'}", "--features", tmp_path / name]
         subprocess.run([sys.executable, "-m", "livematch.cli", *map(str, command)], check=True)
     with MilvusGallery(f"milvus:{tmp_path / 'g.db'}") as milvus:
-        found = milvus.match(queries, RULE)
-    assert found == match(queries, open_features([tmp_path / "first", tmp_path / "second"]), RULE)
+        found = match(queries, milvus, OPTIONS)
+    assert found == match(queries, open_features([tmp_path / "first", tmp_path / "second"]), OPTIONS)
 
 
 def test_clips_are_replaced_and_deleted(world, tmp_path):
@@ -85,17 +85,17 @@ def test_clips_are_replaced_and_deleted(world, tmp_path):
         milvus.load(half)
         milvus.load(other)
         pq.write_table(pa.concat_tables([pq.read_table(tmp_path / name) for name in ("rest", "other")]), tmp_path / "f")
-        expected = match(queries, open_features([tmp_path / "half"]), RULE)
-        replaced = milvus.match(queries, RULE)
+        expected = match(queries, open_features([tmp_path / "half"]), OPTIONS)
+        replaced = match(queries, milvus, OPTIONS)
         assert [(m.video_id, m.item_id, m.distance) for m in replaced] != [
             (m.video_id, m.item_id, m.distance) for m in expected
         ]
         milvus.delete([*dict.fromkeys(other.sources), "unknown"])
-        kept = milvus.match(queries, RULE)
+        kept = match(queries, milvus, OPTIONS)
         assert {m.video_id for m in kept} <= set(rest.sources)
-        assert [m.distance for m in kept] == [m.distance for m in match(queries, rest, RULE)]
+        assert [m.distance for m in kept] == [m.distance for m in match(queries, rest, OPTIONS)]
         milvus.delete(rest.sources)
-        assert milvus.match(queries, RULE) == []
+        assert match(queries, milvus, OPTIONS) == []
 
 
 def test_other_models_are_refused(world, tmp_path):
@@ -103,9 +103,9 @@ def test_other_models_are_refused(world, tmp_path):
     other = write(tmp_path / "other", ["v"], np.ones((1, SIZE)), identity="n")
     with MilvusGallery(f"milvus:{tmp_path / 'g.db'}") as milvus:
         with pytest.raises(FeaturesError, match="holds no gallery"):
-            milvus.match(queries)
+            match(queries, milvus)
         milvus.load(gallery)
-        for refused in (lambda: milvus.load(other), lambda: milvus.match(other)):
+        for refused in (lambda: milvus.load(other), lambda: match(other, milvus)):
             with pytest.raises(FeaturesError, match=r"other by n .*g\.db by m"):
                 refused()
 
@@ -118,7 +118,7 @@ def test_an_address_that_is_none_is_refused():
 def test_a_gallery_that_is_not_there_is_named_and_not_made(world, tmp_path, capsys):
     address = f"milvus:{tmp_path / 'typo.db'}"
     options = ("--gallery", address)
-    match_options = ("--queries", str(world[0].paths[0]), "-o", str(tmp_path / "result.json"))
+    match_options = ("--queries", world[0].origin, "-o", str(tmp_path / "result.json"))
     for command in (("delete", *options, "--sources", "v"), ("match", *options, *match_options)):
         assert main(command) == 2
         assert "typo.db: holds no gallery; make one with `livematch load`" in capsys.readouterr().err
@@ -128,7 +128,7 @@ def test_a_gallery_that_is_not_there_is_named_and_not_made(world, tmp_path, caps
 
 
 def test_commands(world, tmp_path, capsys):
-    queries, gallery = (str(features.paths[0]) for features in world)
+    queries, gallery = (features.origin for features in world)
     address = f"milvus:{tmp_path / 'g.db'}"
     assert main(["load", "--gallery", address, "--features", gallery]) == 0
     for name, given in (("milvus", address), ("parquet", gallery)):

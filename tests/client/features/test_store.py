@@ -151,8 +151,12 @@ def test_a_run_that_ends_while_another_begins_is_seen_by_it(tmp_path, monkeypatc
     path = tmp_path / "f.parquet"
     first = open_store(path)
     first.append(("a", "0"), [(-1, recognition(1))])
-    # The second run makes the folder before it opens any file in it.
-    monkeypatch.setattr(Path, "mkdir", lambda *args, **options: first.finish())
+
+    def finish_first(*args, **options):
+        monkeypatch.undo()
+        first.finish()
+
+    monkeypatch.setattr(Path, "mkdir", finish_first)  # the second run creates the folder before it opens a file
     with open_store(path) as second:
         assert second.finished == {("a", "0")}
 

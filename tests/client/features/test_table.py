@@ -4,7 +4,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from livematch import Features, FeaturesError, read_features
-from livematch.features.table import IDENTITY_KEY
+from livematch.features.parquet import IDENTITY_KEY
 
 
 def columns(num_rows: int = 5, size: int = 6) -> dict[str, np.ndarray | list]:

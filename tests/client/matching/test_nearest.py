@@ -81,7 +81,7 @@ def test_a_block_without_direction_is_named(tmp_path):
 
 def test_too_little_memory_is_refused():
     some = features(np.ones((1, 2048)))
-    with pytest.raises(InputError, match=r"1 MiB of memory are too little for matching: it takes \d+ MiB"):
+    with pytest.raises(InputError, match=r"matching needs at least \d+ MiB of memory, got 1 MiB"):
         nearest(some, some, memory_bytes=1 << 20)
 
 

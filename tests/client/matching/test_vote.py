@@ -157,25 +157,12 @@ def test_missing_identity_is_a_warning(caplog):
         {"quantile": 1.5},
         {"vote_share": -0.1},
         {"limit": float("nan")},
-        {"assignment": "best"},
         {"num_pairs": 0},
     ],
 )
 def test_options_out_of_range_are_refused(option):
     with pytest.raises(InputError, match=next(iter(option))):
         MatchOptions(**option)
-
-
-def test_joint_assignment_gives_a_contested_clip_to_whom_it_helps_most():
-    gallery = features([("v", "", 80, 0.9, unit(0)), ("w", "", 80, 0.9, unit(1))])
-    # Both items are nearest to v. "a" has an equal number of votes for w, "b" has no other clip.
-    a = [("a", str(k), -1, 0.9, at_distance(d, axis)) for k, (d, axis) in enumerate([(0.1, 0), (0.2, 1), (0.9, 0)])]
-    b = [("b", str(k), -1, 0.9, at_distance(d, 0)) for k, d in enumerate([0.15, 0.9])]
-    rule = {"quantile": 0.75}
-    nearest = match(features([*a, *b]), gallery, MatchOptions(**rule))
-    joint = match(features([*a, *b]), gallery, MatchOptions(assignment="joint", **rule))
-    assert [(m.video_id, m.item_id) for m in nearest] == [("v", "a")]
-    assert [(m.video_id, m.item_id) for m in joint] == [("v", "b"), ("w", "a")]
 
 
 def test_more_pairs_are_other_votes_for_the_same_frame():
