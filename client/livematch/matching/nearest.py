@@ -1,6 +1,6 @@
 """Find exact nearest neighbours at the speed of a matrix product, in a given amount of memory.
 
-A float32 matrix product only selects candidates, whose cosines are then computed in float64. So the result depends
+A float32 matrix product only selects candidates, whose distances are then computed in float64. So the result depends
 neither on the BLAS library and its threads nor on how the rows are divided into tiles.
 """
 
@@ -15,9 +15,9 @@ from livematch.errors import InputError
 from livematch.features.table import Block, Features
 
 DECIMALS = 12
-"""Cosines and distances are rounded to this many decimals, so that equal ones compare equal.
+"""Distances are rounded to this many decimals, so that mathematically equal ones compare equal.
 
-Without it, the last bit of a float64 decides between two rows that have the same direction but different lengths.
+Without rounding, the last bit of a float64 would decide between rows of the same direction but different lengths.
 """
 DEFAULT_MEMORY_BYTES = 2 << 30
 
@@ -50,7 +50,7 @@ def nearest(
         FeaturesError: a features file is damaged.
     """
     hits = np.zeros(len(queries), np.intp)
-    cosines = np.full(len(queries), -np.inf)
+    distances = np.full(len(queries), np.inf)
     num_held, num_rows = _plan_memory(memory_bytes, queries.embedding_size)
     for held in queries.blocks(num_held):
         largest = np.full(len(held.lengths), -np.inf, np.float32)
@@ -60,8 +60,8 @@ def nearest(
                 part = slice(start, start + _TILE_QUERIES)
                 tile = Block(held.start + start, held.embeddings[part], held.lengths[part])
                 pairs = _candidates(tile, directions, largest[part])
-                _keep_nearest(tile, block, *pairs, hits[tile.rows], cosines[tile.rows])
-    return hits, np.clip(2 - 2 * cosines, 0, 4).round(DECIMALS)
+                _keep_nearest(tile, block, *pairs, hits[tile.rows], distances[tile.rows])
+    return hits, distances
 
 
 def memory_left(limit_bytes: int) -> int:
@@ -108,34 +108,35 @@ def _keep_nearest(
     query_indices: _Indices,
     gallery_indices: _Indices,
     hits: _Indices,
-    cosines: npt.NDArray[np.float64],
+    distances: npt.NDArray[np.float64],
 ) -> None:
-    """Update `hits` and `cosines` of the queries where a pair is nearer than what they hold.
+    """Update `hits` and `distances` of the queries that have a pair nearer than all rows before.
 
     Args:
         query_indices, gallery_indices: the pairs, in order of query, then row.
-        hits, cosines: of all `queries`; rows before this block win ties.
+        hits, distances: of all `queries`. Rows of earlier blocks win ties.
     """
-    exact = _exact_cosines(queries, gallery, query_indices, gallery_indices)
-    order = np.lexsort((-exact, query_indices))  # stable, so the first of equally near rows stays in front
-    improved, first = np.unique(query_indices[order], return_index=True)
+    exact = _exact_distances(queries, gallery, query_indices, gallery_indices)
+    order = np.lexsort((exact, query_indices))  # stable, so the first of equally near rows stays in front
+    candidates, first = np.unique(query_indices[order], return_index=True)
     best = order[first]
-    is_nearer = exact[best] > cosines[improved]
-    hits[improved[is_nearer]] = gallery.start + gallery_indices[best[is_nearer]]
-    cosines[improved[is_nearer]] = exact[best[is_nearer]]
+    is_nearer = exact[best] < distances[candidates]
+    hits[candidates[is_nearer]] = gallery.start + gallery_indices[best[is_nearer]]
+    distances[candidates[is_nearer]] = exact[best[is_nearer]]
 
 
-def _exact_cosines(
+def _exact_distances(
     queries: Block, gallery: Block, query_indices: _Indices, gallery_indices: _Indices
 ) -> npt.NDArray[np.float64]:
-    """Return the cosine of each pair, computed in float64 and rounded to DECIMALS."""
+    """Return the squared distance 2 - 2·cos of each pair, computed in float64 and rounded to DECIMALS."""
     products = np.empty(len(query_indices))
     for start in range(0, len(query_indices), _REFINED_PAIRS):
         pairs = slice(start, start + _REFINED_PAIRS)
         factors = queries.embeddings[query_indices[pairs]].astype(np.float64)
         factors *= gallery.embeddings[gallery_indices[pairs]]
         products[pairs] = factors.sum(axis=1)
-    return np.round(products / (queries.lengths[query_indices] * gallery.lengths[gallery_indices]), DECIMALS)
+    cosines = products / (queries.lengths[query_indices] * gallery.lengths[gallery_indices])
+    return np.clip(2 - 2 * cosines, 0, 4).round(DECIMALS)
 
 
 def _plan_memory(memory_bytes: int, embedding_size: int) -> tuple[int, int]:

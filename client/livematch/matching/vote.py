@@ -5,7 +5,6 @@ comes first in its features.
 """
 
 import logging
-import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -143,11 +142,14 @@ def _vote(
     nearest_item: dict[int, tuple[float, npt.NDArray[np.intp]]] = {}  # clip: distance and queries of its nearest item
     for rows in np.split(np.argsort(items, kind="stable"), np.cumsum(np.bincount(items))[:-1]):
         contenders = [rows[voters] for voters in contending_queries(clips[rows], distances[rows], options)]
-        if contenders:
-            distance, voters = min(((_mean(distances[v]), v) for v in contenders), key=lambda contender: contender[0])
-            clip = int(clips[voters[0]])
-            if clip not in nearest_item or distance < nearest_item[clip][0]:
-                nearest_item[clip] = distance, voters
+        if not contenders:
+            continue
+        # Rounded, because the last bit of a mean depends on the order in which its terms are added.
+        means = [round(float(distances[voters].mean()), DECIMALS) for voters in contenders]
+        distance, voters = min(zip(means, contenders, strict=True), key=lambda contender: contender[0])
+        clip = int(clips[voters[0]])
+        if clip not in nearest_item or distance < nearest_item[clip][0]:
+            nearest_item[clip] = distance, voters
     return [
         _to_match(queries, gallery, voters, hits, distance, options.num_pairs)
         for _, (distance, voters) in sorted(nearest_item.items(), key=lambda entry: entry[0])
@@ -167,7 +169,9 @@ def contending_queries(
     Returns:
         For each remaining clip, in order, the indices of the kept queries that voted for it.
     """
-    kept = np.flatnonzero(distances < np.round(np.quantile(distances, options.quantile), DECIMALS))
+    # Rounded, or a query that lies exactly at the quantile may be just below it: 25 * 0.28 is 7.000000000000001.
+    threshold = np.round(np.quantile(distances, options.quantile), DECIMALS)
+    kept = np.flatnonzero(distances < threshold)
     min_votes = round(options.vote_share * len(kept))
     voters_by_clip = [kept[clips[kept] == clip] for clip in np.unique(clips[kept])]
     return [voters for voters in voters_by_clip if len(voters) >= min_votes]
@@ -201,7 +205,3 @@ def _to_match(
 def _box(features: Features, row: int) -> Box:
     x0, y0, x1, y1 = features.boxes[row].tolist()
     return x0, y0, x1, y1
-
-
-def _mean(distances: npt.NDArray[np.float64]) -> float:
-    return round(math.fsum(distances) / len(distances), DECIMALS)

@@ -1,4 +1,4 @@
-"""A Milvus gallery in a file of its own, without any server."""
+"""Tests of Milvus galleries in files, without a server."""
 
 import json
 import subprocess
@@ -36,7 +36,7 @@ def write(path, sources, embeddings, identity="m", names=None):
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):
-    """Queries and a gallery with many exact repeats and near ones, of unit length and others."""
+    """Queries and a gallery in which many embeddings are equal or nearly equal."""
     folder = tmp_path_factory.mktemp("world")
     rng = np.random.default_rng(3)
     few = rng.normal(size=(20, SIZE))
@@ -58,13 +58,13 @@ def test_matches_are_those_of_the_features_files(world, tmp_path):
     with MilvusGallery(f"milvus:{tmp_path / 'g.db'}") as milvus:
         milvus.load(gallery)
         assert match(queries, milvus, OPTIONS) == expected
-        milvus.load(gallery)  # replaces all of it
+        milvus.load(gallery)  # replaces all rows
         assert match(queries, milvus, OPTIONS) == expected
     with MilvusGallery(f"milvus:{tmp_path / 'g.db'}") as milvus:
         assert match(queries, milvus, OPTIONS) == expected
 
 
-def test_a_gallery_grows_from_one_process_to_the_next(world, tmp_path):
+def test_several_processes_load_one_gallery(world, tmp_path):
     queries, gallery = world
     embeddings = next(gallery.blocks(400)).embeddings
     for name, rows in (("first", slice(0, 200)), ("second", slice(200, 400))):
@@ -98,7 +98,7 @@ def test_clips_are_replaced_and_deleted(world, tmp_path):
         assert match(queries, milvus, OPTIONS) == []
 
 
-def test_other_models_are_refused(world, tmp_path):
+def test_features_of_different_models_are_refused(world, tmp_path):
     queries, gallery = world
     other = write(tmp_path / "other", ["v"], np.ones((1, SIZE)), identity="n")
     with MilvusGallery(f"milvus:{tmp_path / 'g.db'}") as milvus:
@@ -110,12 +110,12 @@ def test_other_models_are_refused(world, tmp_path):
                 refused()
 
 
-def test_an_address_that_is_none_is_refused():
+def test_a_malformed_address_is_refused():
     with pytest.raises(InputError, match=r"FILE\.db or milvus:URI, got milvus:gallery"):
         MilvusGallery("milvus:gallery")
 
 
-def test_a_gallery_that_is_not_there_is_named_and_not_made(world, tmp_path, capsys):
+def test_a_missing_gallery_is_named_and_not_created(world, tmp_path, capsys):
     address = f"milvus:{tmp_path / 'typo.db'}"
     options = ("--gallery", address)
     match_options = ("--queries", world[0].origin, "-o", str(tmp_path / "result.json"))
@@ -127,7 +127,7 @@ def test_a_gallery_that_is_not_there_is_named_and_not_made(world, tmp_path, caps
         empty.delete(["v"])
 
 
-def test_commands(world, tmp_path, capsys):
+def test_the_commands_load_match_and_delete(world, tmp_path, capsys):
     queries, gallery = (features.origin for features in world)
     address = f"milvus:{tmp_path / 'g.db'}"
     assert main(["load", "--gallery", address, "--features", gallery]) == 0
@@ -143,7 +143,7 @@ def test_commands(world, tmp_path, capsys):
     assert json.loads(capsys.readouterr().out.splitlines()[-1]) == {"num_matches": 0}
 
 
-def test_without_pymilvus_one_line_says_so(tmp_path):
+def test_a_missing_pymilvus_is_reported_in_one_line(tmp_path):
     code = (
         "import sys; sys.modules['pymilvus'] = None; from livematch.cli import main;"
         f"sys.exit(main(['delete', '--gallery', 'milvus:{tmp_path}/g.db', '--sources', 'v']))"
