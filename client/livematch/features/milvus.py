@@ -118,8 +118,8 @@ class MilvusGallery:
     def candidates(self, queries: Features) -> Features:
         """Return the rows that may be nearest to one of `queries`, in the order in which they were loaded.
 
-        These are, for each query, the nearest row and those that float32 cannot tell from it, 64 at most. They are in
-        memory with their embeddings, so this takes about as much memory as the embeddings of `queries`.
+        For each query, these are the nearest row and the rows whose distance float32 cannot tell from it, at most 64.
+        Their embeddings are in memory; unless many rows are equally near, they take no more of it than `queries` would.
 
         Raises:
             FeaturesError: `queries` have embeddings of another model or size than the gallery's, or the gallery does

@@ -34,12 +34,12 @@ class Block:
 
     @property
     def rows(self) -> slice:
-        """The rows' place in the table."""
+        """Slice of the table that the block covers."""
         return slice(self.start, self.start + len(self.lengths))
 
 
 class Features:
-    """A table of n boxes. Where matching has to break a tie, the earlier row wins.
+    """A table with one row for each of n boxes; where matching has to break a tie, the first row wins.
 
     >>> features = read_features("images.parquet")
     >>> features.sources[0], features.names[0], features.boxes[0].tolist()
@@ -125,7 +125,7 @@ class Features:
             yield Block(start, embeddings, self._lengths(start, embeddings))
             start += len(embeddings)
 
-    def describe_row(self, row: int) -> str:
+    def _describe_row(self, row: int) -> str:
         """Return the row's number, source, and image or frame, as in "row 3 (000013, frame 80)"."""
         return f"row {row} ({self.sources[row]}, {self.names[row] or f'frame {self.frame_indices[row]}'})"
 
@@ -140,7 +140,7 @@ class Features:
         squares = np.einsum("ij,ij->i", embeddings, embeddings, dtype=np.float64, casting="unsafe")
         for is_bad, reason in ((~np.isfinite(squares), "has NaN or infinity"), (squares == 0, "is zero")):
             if is_bad.any():
-                row = self.describe_row(start + int(is_bad.argmax()))
+                row = self._describe_row(start + int(is_bad.argmax()))
                 raise FeaturesError(f"{self.origin}: embedding of {row} {reason}")
         lengths: npt.NDArray[np.float64] = np.sqrt(squares)
         return lengths
@@ -148,7 +148,7 @@ class Features:
     def _refuse_not_finite(self) -> None:
         for column, is_bad in (("box", ~np.isfinite(self.boxes).all(axis=1)), ("score", ~np.isfinite(self.scores))):
             if is_bad.any():
-                row = self.describe_row(int(is_bad.argmax()))
+                row = self._describe_row(int(is_bad.argmax()))
                 raise FeaturesError(f"{self.origin}: {column} of {row} has NaN or infinity")
 
     def _refuse_repeats(self) -> None:
@@ -162,7 +162,7 @@ class Features:
         if is_repeat.any():
             repeats = np.flatnonzero(is_repeat)
             last = repeats[order[repeats + 1].argmin()]
-            raise FeaturesError(f"{self.origin}: {self.describe_row(int(order[last + 1]))} repeats row {order[last]}")
+            raise FeaturesError(f"{self.origin}: {self._describe_row(int(order[last + 1]))} repeats row {order[last]}")
 
 
 def open_features(paths: Sequence[str | Path]) -> Features:
@@ -208,14 +208,14 @@ def read_features(path: str | Path) -> Features:
 
 
 def check_comparable(features: Features, origin: str, model_identity: str | None, embedding_size: int) -> None:
-    """Check that embeddings of two origins can be compared; an unknown model counts as the same one.
+    """Check that the embeddings of `features` can be compared with others; a model that is unknown passes.
 
     Args:
-        origin: names the second origin in the error message.
-        model_identity, embedding_size: those of the second origin.
+        origin: names the others in the error message, e.g. their file.
+        model_identity, embedding_size: those of the others.
 
     Raises:
-        FeaturesError: they are of different models or sizes; the message names both.
+        FeaturesError: models or sizes differ; the message names both sides.
     """
     sides = (
         (features.origin, features.model_identity, features.embedding_size),

@@ -24,7 +24,7 @@ DEFAULT_MEMORY_BYTES = 2 << 30
 _TILE_QUERIES = 1024  # per matrix product; with _BLOCK_ROWS, 8 MB of products, which stay in the cache
 _BLOCK_ROWS = 2048  # of the gallery
 _MIN_BLOCK_ROWS = 64
-_NUM_BLOCKS_BESIDE = 8  # memory for reading, scaling and comparing a block of the gallery, in blocks of its size
+_NUM_WORK_BLOCKS = 8  # memory for reading, scaling and comparing a block of the gallery, in multiples of its size
 _RESERVED_BYTES = 48 << 20  # for Arrow's reader and its memory pool, whatever the tiles
 _REFINED_PAIRS = 512  # per float64 step, 16 MB for 2048-d embeddings
 
@@ -143,10 +143,10 @@ def _plan_memory(memory_bytes: int, embedding_size: int) -> tuple[int, int]:
     """Return how many queries to hold, and how many gallery rows to read at once."""
     row_bytes = 4 * max(embedding_size, 1)
     num_free = (memory_bytes - _RESERVED_BYTES) // row_bytes
-    num_rows = min(_BLOCK_ROWS, num_free // (2 * _NUM_BLOCKS_BESIDE))
+    num_rows = min(_BLOCK_ROWS, num_free // (2 * _NUM_WORK_BLOCKS))
     if num_rows < _MIN_BLOCK_ROWS:
-        needed_bytes = _RESERVED_BYTES + 2 * _NUM_BLOCKS_BESIDE * _MIN_BLOCK_ROWS * row_bytes
+        needed_bytes = _RESERVED_BYTES + 2 * _NUM_WORK_BLOCKS * _MIN_BLOCK_ROWS * row_bytes
         raise InputError(
             f"matching needs at least {-(-needed_bytes >> 20)} MiB of memory, got {memory_bytes >> 20} MiB"
         )
-    return num_free - _NUM_BLOCKS_BESIDE * num_rows, num_rows
+    return num_free - _NUM_WORK_BLOCKS * num_rows, num_rows

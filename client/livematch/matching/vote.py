@@ -74,23 +74,25 @@ def match(
     *,
     memory_bytes: int = DEFAULT_MEMORY_BYTES,
 ) -> list[Match]:
-    """Match items to clips.
+    """Decide which clip shows which item.
 
     Let d be the squared distance 2 - 2·cos from a query to its nearest gallery box. For each item:
 
     (a) Each query votes for the clip of its nearest gallery box.
-    (b) Queries with d below the `quantile` of the item's d are kept. The quantile is interpolated linearly; the
-        comparison is strict, so a single query is never kept.
-    (c) If K queries are kept, clips with fewer than round(vote_share·K) of their votes drop out (a half is rounded to
-        the even number).
-    (d) Of the remaining clips, the item takes the one whose kept queries have the smallest mean d; this mean is the
-        distance of the match.
-    (e) Of these queries, the one with the highest score gives the image and the item's box.
-    (f) Of the gallery boxes nearest to these queries, the one with the highest score gives the frame and its box.
+    (b) Queries whose d is below the `quantile` of the item's values of d are kept. The quantile is interpolated
+        linearly; the comparison is strict, so an item with a single query keeps none.
+    (c) If K queries are kept, clips with fewer than round(vote_share·K) of their votes drop out. A half is rounded to
+        the even number.
+    (d) Of the remaining clips, the item chooses the one whose voters have the smallest mean d. This mean is the
+        distance of the match, and these voters decide the rest:
+    (e) The voter with the highest score gives the image and the item's box.
+    (f) Of the gallery boxes nearest to the voters, the one with the highest score gives the frame and the clip's box.
 
-    If several items take the same clip, the one with the smallest distance gets it. Matches whose distance is not below
-    `limit` are dropped. With `num_pairs` above 1, a match has more pairs of boxes: from the other queries of (e) whose
-    nearest box is in the frame of (f), in descending order of score.
+    If several items choose the same clip, the one with the smallest distance gets it. Matches whose distance is not
+    below `limit` are dropped. With `num_pairs` above 1, a match also has the pairs of the other voters whose nearest
+    box is in the frame of (f), in descending order of score.
+
+    In this example, d is 0.0099, 0.5134 and 0.2111. Only the first is below the quantile, 0.1226, so one vote decides:
 
     >>> gallery = Features(
     ...     sources=["clip", "clip"], names=["", ""], frame_indices=[80, 100],
@@ -119,9 +121,11 @@ def match(
         InputError: `memory_bytes` is too small.
         UnavailableError: the Milvus cluster does not respond.
     """
+    if not len(queries):
+        return []
     if isinstance(gallery, MilvusGallery):
         gallery = gallery.candidates(queries)
-    if not len(queries) or not len(gallery):
+    if not len(gallery):
         return []
     check_comparable(queries, gallery.origin, gallery.model_identity, gallery.embedding_size)
     if not queries.model_identity or not gallery.model_identity:

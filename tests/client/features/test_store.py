@@ -22,7 +22,7 @@ def open_store(path, model_identity="demo-1", selection="images") -> FeaturesSto
 def test_round_trip(tmp_path):
     path = tmp_path / "new" / "f.parquet"
     image, first, second = recognition(2), recognition(1, 1), recognition(3, 2)
-    with open_store(path) as store:
+    with open_store(str(path)) as store:
         store.append(("000013", "0"), [(-1, image)])
         store.append(("000013", "1"), [(-1, recognition(0))])
         store.append(("000021", ""), [(80, first), (100, recognition(0)), (120, second)])

@@ -3,7 +3,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from livematch import Features, FeaturesError, read_features
+from livematch import Features, FeaturesError, open_features, read_features
 from livematch.features.parquet import IDENTITY_KEY
 
 
@@ -47,10 +47,10 @@ def test_files_of_other_tools(tmp_path, types, row_group_size):
     values = columns()
     extended = table(values, **types).append_column("note", pa.array(["x"] * 5))
     pq.write_table(extended, tmp_path / "f.parquet", row_group_size=row_group_size)
-    found = read_features(tmp_path / "f.parquet")
-    for name, expected in values.items():
-        assert np.array_equal(getattr(found, name), expected), name
-    assert (len(found), found.embedding_size, found.model_identity) == (5, 6, None)
+    for found in (read_features(tmp_path / "f.parquet"), open_features([str(tmp_path / "f.parquet")])):
+        for name, expected in values.items():
+            assert np.array_equal(getattr(found, name), expected), name
+        assert (len(found), found.embedding_size, found.model_identity) == (5, 6, None)
 
 
 def test_identity_and_empty_names(tmp_path):
