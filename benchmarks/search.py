@@ -25,7 +25,7 @@ import pyarrow.parquet as pq
 
 from benchmarks.harness.results import RESULTS, Record, rounded
 from livematch import open_features
-from livematch.features.table import features_schema
+from livematch.features.parquet import features_schema
 from livematch.matching.nearest import nearest
 
 EMBEDDING_SIZE = 2048

@@ -25,7 +25,8 @@ if TYPE_CHECKING:
     from livematch.evaluation.ground_truth import GroundTruth, read_ground_truth
     from livematch.evaluation.results import read_result, write_result
     from livematch.evaluation.scores import Score, evaluate
-    from livematch.features.table import Features, StoredFeatures, open_features, read_features
+    from livematch.features.milvus import MilvusGallery
+    from livematch.features.table import Features, open_features, read_features
     from livematch.local.local_server import LocalServer
     from livematch.matching.vote import Match, MatchOptions, match
     from livematch.media.images import read_image
@@ -50,9 +51,9 @@ _MODULE_OF = {
     "Recognition": "types",
     "RequestError": "errors",
     "MatchOptions": "matching.vote",
+    "MilvusGallery": "features.milvus",
     "Score": "evaluation.scores",
     "LocalServerError": "errors",
-    "StoredFeatures": "features.table",
     "Tls": "serving.connection",
     "GroundTruth": "evaluation.ground_truth",
     "UnavailableError": "errors",
@@ -81,10 +82,10 @@ __all__ = [
     "LocalServerError",
     "Match",
     "MatchOptions",
+    "MilvusGallery",
     "Recognition",
     "RequestError",
     "Score",
-    "StoredFeatures",
     "Tls",
     "UnavailableError",
     "evaluate",

@@ -174,10 +174,6 @@ def _add_matching_options(parser: argparse.ArgumentParser) -> None:
         "--limit", type=float, default=1.12, help="distance a match must be below (default: %(default)s)"
     )
     parser.add_argument(
-        "--assignment", choices=("nearest", "joint"), default="nearest",
-        help="each item takes its nearest clip, or all are assigned together (default: %(default)s)",
-    )  # fmt: skip
-    parser.add_argument(
         "--pairs",
         type=_positive,
         default=1,

@@ -267,7 +267,6 @@ def _match_options(options: argparse.Namespace) -> "MatchOptions":
         quantile=options.quantile,
         vote_share=options.vote_share,
         limit=options.limit,
-        assignment=options.assignment,
         num_pairs=options.pairs,
     )
 
@@ -282,8 +281,8 @@ def _matches(
 
     if len(gallery) == 1 and str(gallery[0]).startswith(PREFIX):
         with MilvusGallery(str(gallery[0]), must_exist=True) as collection:
-            return collection.match(open_features(queries), rule)
-    features = open_features(queries), open_features(list(map(Path, gallery)))
+            return match(open_features(queries), collection, rule)
+    features = open_features(queries), open_features(gallery)
     return match(*features, rule, memory_bytes=memory_left(memory_bytes))
 
 

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from livematch.errors import InputError
-from livematch.features.table import Features, Origin, check_comparable
+from livematch.features.table import Features, check_comparable
 from livematch.matching.vote import MatchOptions
 from livematch.media.streams import StreamFrame, read_stream
 from livematch.serving.client import Client
@@ -63,7 +63,7 @@ class Window:
         if not 0 < limit < math.inf:
             raise InputError(f"the limit must be a positive number, got {limit}")
         self._products = products
-        self._directions = products.embeddings / products.lengths[:, np.newaxis].astype(np.float32)
+        self._directions = products.embeddings / np.linalg.norm(products.embeddings, axis=1, keepdims=True)
         self._limit = limit
         self._frames: deque[list[_Sighting]] = deque(maxlen=num_frames)
 
@@ -128,7 +128,7 @@ def watch(
         DecodeError: the video cannot be opened, or breaks off.
         InputError: `every` or `num_frames` is below 1, or `limit` is not a positive number.
     """
-    check_comparable(products, Origin("the server", client.model_identity, EMBEDDING_SIZE))
+    check_comparable(products, "the server", client.model_identity, EMBEDDING_SIZE)
     window = Window(products, num_frames=num_frames, limit=limit)
     frames = read_stream(video, every)
     for frame in _newest(frames) if "://" in video else frames:

@@ -298,7 +298,7 @@ def test_matching_options_are_checked_before_anything_is_embedded(part, tmp_path
     assert sum(loopback_server.num_requests.values()) == 0
 
 
-def test_shards_joint_assignment_and_pairs(part, tmp_path, loopback_server, capsys):
+def test_shards_and_pairs(part, tmp_path, loopback_server, capsys):
     server = ("--server", loopback_server.url)
     for kind, folder in (("images", part / "image"), ("videos", part / "video")):
         for index in range(2):
@@ -307,7 +307,7 @@ def test_shards_joint_assignment_and_pairs(part, tmp_path, loopback_server, caps
             assert run_command(capsys, *command)[0] == 0
     files = [[tmp_path / f"{kind}{index}" for index in range(2)] for kind in ("images", "videos")]
     command = ("match", "--queries", *files[0], "--gallery", *files[1], "-o", tmp_path / "result.json")
-    options = ("--assignment", "joint", "--pairs", "3", "--quantile", "0.9", "--memory", "16G")
+    options = ("--pairs", "3", "--quantile", "0.9", "--memory", "16G")
     code, summary, _ = run_command(capsys, *command, *options)
     assert (code, summary) == (0, {"num_matches": 3})
     result = json.loads((tmp_path / "result.json").read_text())
