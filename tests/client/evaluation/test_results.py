@@ -8,7 +8,7 @@ from livematch.evaluation.results import (
     BoxPair,
     read_distances,
     to_result,
-    truncated,
+    truncate_box,
     write_json,
     write_matches,
 )
@@ -46,7 +46,7 @@ def test_result_is_the_dataset_s_own_format(tmp_path):
     ],
 )
 def test_boxes_are_truncated_and_keep_a_pixel(box, expected):
-    assert truncated(box) == expected
+    assert truncate_box(box) == expected
 
 
 def test_several_pairs_per_clip_are_read(tmp_path):
