@@ -58,6 +58,10 @@ class Score:
         """Return the content of score.json."""
         return asdict(self)
 
+    def summary(self) -> dict[str, Any]:
+        """Return the content of score.json without the levels, which have one entry per answer."""
+        return {name: value for name, value in self.to_json().items() if name != "levels"}
+
 
 def evaluate(result: Mapping[str, Answer], truth: GroundTruth) -> Score:
     """Score the answers of a result against the annotations of the same videos and items.

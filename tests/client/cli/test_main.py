@@ -65,12 +65,14 @@ def test_run_with_truth(part, tmp_path, loopback_server, capsys):
     assert read_failures(tmp_path / "failures.parquet") == []
 
 
-def test_run_without_truth_makes_no_score(part, tmp_path, loopback_server, capsys):
+def test_run_without_truth_writes_a_report_and_no_score(part, tmp_path, loopback_server, capsys):
     code, summary, _ = run_command(capsys, *run_options(part, tmp_path, loopback_server))
     assert code == 0
     assert "score" not in summary
     assert not (tmp_path / "score.json").exists()
-    assert not (tmp_path / "report.html").exists()
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert all(video_id in page for video_id in ("000013", "000021", "000034"))
+    assert "data:image/jpeg;base64," in page
 
 
 def test_run_with_damaged_sources(tmp_path, drawing, loopback_server, capsys):
@@ -212,7 +214,7 @@ def test_a_server_that_dies_is_one_line(part, tmp_path, loopback_server, capsys)
     options = run_options(part, tmp_path, loopback_server, "--concurrency", "1", "--max-tries", "2")
     code, summary, stderr = run_command(capsys, *options)
     assert (code, summary) == (2, {})
-    assert "3 sources are stored, the same command goes on from there" in error_lines(stderr)[-1]
+    assert "3 sources are stored, the next run resumes there" in error_lines(stderr)[-1]
     assert "Traceback" not in stderr
     loopback_server.faults_from = None
     code, summary, _ = run_command(capsys, *run_options(part, tmp_path, loopback_server))
