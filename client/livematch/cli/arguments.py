@@ -65,12 +65,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     run = _command(commands, "run", "embed, match and report in one command, and evaluate if --truth is given")
     run.add_argument("--images", type=Path, metavar="DIR", required=True, help="folder of <item_id>/<k>.jpg")
     run.add_argument("--videos", type=Path, metavar="DIR", required=True, help="folder of <video_id>.mp4")
-    run.add_argument(
-        "--truth",
-        type=Path,
-        metavar="DIR",
-        help="folder of image_annotation/ and video_annotation/, to score the result",
-    )
+    run.add_argument("--truth", type=Path, metavar="DIR", help="annotations as for `evaluate`, to score the result")
     run.add_argument("-o", "--output", type=Path, required=True, help="folder to write to")
     _add_embedding_options(run)
     _add_matching_options(run)
