@@ -225,10 +225,8 @@ def _store(
                 _log.warning("%s", failure.reason)
                 failures.append(failure)
             except UnavailableError as error:
-                num_stored = len(store.finished)
-                raise UnavailableError(
-                    f"{error}; {num_stored} sources are stored, the next run resumes there"
-                ) from error
+                progress_so_far = f"{len(store.finished)} sources are stored, the next run resumes there"
+                raise UnavailableError(f"{error}; {progress_so_far}") from error
             progress.update()
     return failures
 
@@ -251,10 +249,14 @@ def _recognize_in_order(
     submitted: deque[tuple[Source, Future[Recognitions]]] = deque()
     connected = client.copy()
     executor = ThreadPoolExecutor(concurrency, thread_name_prefix="livematch")
+
+    def work(source: Source) -> Recognitions:
+        return list(recognize(connected, source))
+
     try:
         while True:
             for source in islice(remaining, concurrency * _SUBMITTED_PER_THREAD - len(submitted)):
-                submitted.append((source, executor.submit(lambda s: list(recognize(connected, s)), source)))
+                submitted.append((source, executor.submit(work, source)))
             if not submitted:
                 return
             yield submitted.popleft()
