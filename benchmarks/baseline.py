@@ -27,7 +27,6 @@ from typing import Any
 
 import cv2
 import numpy as np
-import numpy.typing as npt
 import torch
 
 from benchmarks.harness.eager import DETECTORS, EagerNetworks, Pixels
@@ -47,6 +46,7 @@ from benchmarks.harness.workload import (
 from export.config import PipelineConfig
 from export.signature import EMBEDDERS
 from livematch import Client, Features, LocalServer, read_features
+from livematch.evaluation.scores import iou
 from livematch.pipeline.embed import EmbedOptions, embed_videos
 
 MIN_IOU = 0.9  # of a box of the baseline and the same box of the pipeline, which decodes with other rounding
@@ -120,22 +120,15 @@ def agreement(rows: Sequence[dict[str, Any]], features: Features) -> dict[str, A
     sources = np.array(features.sources)
     for row in rows:
         candidates = np.flatnonzero((sources == Path(row["clip"]).stem) & (features.frame_indices == row["frame"]))
-        overlaps = iou(np.array(row["box"]), features.boxes[candidates])
-        if len(overlaps) and overlaps.max() >= MIN_IOU:
-            cosines.append(float(np.dot(features.embeddings[candidates[overlaps.argmax()]], row["embedding"])))
+        overlaps = [iou(row["box"], box) for box in features.boxes[candidates].tolist()]
+        if overlaps and max(overlaps) >= MIN_IOU:
+            cosines.append(float(np.dot(features.embeddings[candidates[np.argmax(overlaps)]], row["embedding"])))
     return {
         "num_baseline_boxes": len(rows),
         "num_pipeline_boxes": len(features.boxes),
         "num_same_boxes": len(cosines),
         "min_cosine": rounded(min(cosines), 6) if cosines else None,
     }
-
-
-def iou(box: npt.NDArray[np.float64], others: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
-    """Of a box [4] with others [n,4], as [n]."""
-    sides = np.minimum(box[2:], others[:, 2:]) - np.maximum(box[:2], others[:, :2])
-    shared = np.clip(sides, 0, None).prod(axis=1)
-    return shared / ((box[2:] - box[:2]).prod() + (others[:, 2:] - others[:, :2]).prod(axis=1) - shared)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

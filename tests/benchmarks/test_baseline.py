@@ -3,16 +3,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks.baseline import agreement, cut, iou, read_frame, run_baseline
+from benchmarks.baseline import agreement, cut, read_frame, run_baseline
 from benchmarks.harness.eager import EagerNetworks
 from export.config import demo
 from livematch import Client, Features, LocalServer, read_frames
 from training.embedder.templates import ASPECT_RATIOS
-
-
-def test_overlap_by_hand() -> None:
-    others = np.array([[0, 0, 10, 10], [5, 0, 15, 10], [20, 20, 30, 30]], np.float32)
-    assert iou(np.array([0.0, 0.0, 10.0, 10.0]), others) == pytest.approx([1.0, 50 / 150, 0.0])
 
 
 def test_crops_have_the_template_of_their_ratio() -> None:
