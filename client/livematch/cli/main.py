@@ -201,7 +201,7 @@ def _connected(options: argparse.Namespace) -> Iterator["Client"]:
     """A client of the servers at --server, or of one started on --repository for as long as this lasts."""
     from livematch.local.local_server import LocalServer
     from livematch.serving.client import Client
-    from livematch.serving.connection import Tls
+    from livematch.serving.settings import Tls
 
     settings: dict[str, Any] = {
         "max_tries": options.max_tries,

@@ -24,9 +24,14 @@ def read_image(path: Path) -> Pixels:
     try:
         with Image.open(path) as image:
             image.load()
-            return np.asarray(_rgb(ImageOps.exif_transpose(image)))
+            return to_pixels(image)
     except Exception as error:  # Pillow's decoders raise a dozen unrelated types on damaged files
         raise DecodeError(f"{path}: not a readable image: {describe_error(error)}") from error
+
+
+def to_pixels(image: Image.Image) -> Pixels:
+    """Convert a PIL image of any mode to upright RGB pixels, as `read_image` does."""
+    return np.asarray(_rgb(ImageOps.exif_transpose(image)))
 
 
 def check_file(path: Path) -> None:
