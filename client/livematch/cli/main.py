@@ -68,7 +68,7 @@ def _serve(options: argparse.Namespace) -> dict[str, Any]:
         extra_args=options.triton_options,
     )
     has_ended = threading.Event()
-    server.call_on_death(has_ended.set)
+    server.on_exit(has_ended.set)
     with server:
         addresses = {"url": server.url, "http_url": server.http_url, "metrics_url": server.metrics_url}
         print(json.dumps(addresses), flush=True)
@@ -215,7 +215,7 @@ def _connected(options: argparse.Namespace) -> Iterator["Client"]:
             yield client
         return
     with LocalServer(options.repository) as server, Client(server.url, **settings, shared_memory=True) as client:
-        server.call_on_death(client.close)  # so that nobody waits for it to come back
+        server.on_exit(client.close)  # so that nobody waits for it to come back
         try:
             yield client
         except UnavailableError as error:
