@@ -94,13 +94,17 @@ class Settings:
 
 def check_count(name: str, value: object) -> None:
     """Raise InputError unless `value` is a whole number of at least 1."""
-    if not isinstance(value, Integral) or int(value) < 1:
-        raise InputError(f"{name} must be a whole number of at least 1, got {value!r}")
+    if not isinstance(value, Integral):
+        raise InputError(f"{name} must be a whole number, got {value!r}")
+    if int(value) < 1:
+        raise InputError(f"{name} must be at least 1, got {value!r}")
 
 
 def _check_number(name: str, value: object, minimum: float, maximum: float) -> None:
-    if not isinstance(value, Real) or not minimum <= float(value) <= maximum:  # NaN is in no range
-        raise InputError(f"{name} must be a number from {minimum:g} to {maximum:g}, got {value!r}")
+    if not isinstance(value, Real):
+        raise InputError(f"{name} must be a number, got {value!r}")
+    if not minimum <= float(value) <= maximum:  # NaN is in no range
+        raise InputError(f"{name} must be from {minimum:g} to {maximum:g}, got {value!r}")
 
 
 def _check_address(address: object) -> None:

@@ -281,7 +281,7 @@ def test_closing_the_generator_ends_its_requests_only(loopback_server, images):
 
 @pytest.mark.parametrize("concurrency", [0, 1.5, "4"])
 def test_concurrency_must_be_a_count(loopback_server, images, concurrency):
-    with quick_client(loopback_server) as client, pytest.raises(InputError, match="concurrency must be a whole number"):
+    with quick_client(loopback_server) as client, pytest.raises(InputError, match=r"concurrency must be .*, got"):
         client.recognize_images(images, concurrency=concurrency)
 
 
