@@ -81,7 +81,7 @@ class LocalServer:
         self._requested_ports = {"HTTP": http_port, "gRPC": grpc_port, "metrics": metrics_port}
         self._ports: dict[str, int] = {}
         self._process: Process | None = None
-        self._log_path = Path()
+        self._current_log = Path()
         self._shared_memory_prefix = f"livematch-server-{secrets.token_hex(8)}"
         self._exit_callbacks: list[Callable[[], None]] = []
         self._resources = contextlib.ExitStack()
@@ -117,9 +117,9 @@ class LocalServer:
         with contextlib.ExitStack() as resources:
             folder = Path(resources.enter_context(tempfile.TemporaryDirectory(prefix="livematch-server-")))
             environment = prepare_environment(folder)
-            self._log_path = self._open_log()
+            self._current_log = self._open_log()
             self._process = Process(
-                self._command(folder / "backends"), environment, self._log_path, self._run_exit_callbacks
+                self._command(folder / "backends"), environment, self._current_log, self._run_exit_callbacks
             )
             resources.callback(self._end_process)
             self._await_ready()
@@ -163,7 +163,7 @@ class LocalServer:
     def _open_log(self) -> Path:
         if self.log_path is not None:
             self.log_path.parent.mkdir(parents=True, exist_ok=True)
-            if self._log_path != self.log_path:  # after a restart, the log is continued
+            if self._current_log != self.log_path:  # after a restart, the log is continued
                 self.log_path.write_bytes(b"")
             return self.log_path
         descriptor, name = tempfile.mkstemp(prefix="livematch-server-", suffix=".log")
@@ -202,7 +202,7 @@ class LocalServer:
 
     def _discard_log(self) -> None:
         if self._running().exit_reason is None:
-            self._log_path.unlink()
+            self._current_log.unlink()
 
     def _run_exit_callbacks(self) -> None:
         for callback in self._exit_callbacks:
@@ -212,7 +212,7 @@ class LocalServer:
         deadline = time.monotonic() + self.startup_timeout_s
         while not _is_ready(self.host, self._ports["HTTP"]):
             self.check()
-            if has_failed(self._log_path):  # the process may stay: after a failed warm-up, Triton waits forever
+            if has_failed(self._current_log):  # the process may stay: after a failed warm-up, Triton waits forever
                 raise LocalServerError(f"tritonserver cannot serve its models: {self._describe_errors()}")
             if time.monotonic() > deadline:
                 raise LocalServerError(
@@ -221,7 +221,7 @@ class LocalServer:
             time.sleep(_POLL_INTERVAL_S)
 
     def _describe_errors(self) -> str:
-        return f"{summarize_errors(self._log_path)} (log: {self._log_path})"
+        return f"{summarize_errors(self._current_log)} (log: {self._current_log})"
 
     def _end_process(self) -> None:
         process = self._running()

@@ -111,7 +111,7 @@ class Client:
         """Yield the recognition of each image in order, with several requests in flight.
 
         At most `concurrency` images and results are held at once. An error, also one of the iterable itself, is raised
-        at its position, after the results before it. Closing the generator cancels the requests in flight.
+        at its position, after the results before it. Closing the generator ends the requests in flight.
 
         >>> for path, recognition in zip(paths, client.recognize_images(paths)):
         ...     print(path, recognition)
