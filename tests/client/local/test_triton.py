@@ -71,7 +71,7 @@ def test_run(triton_server, part, tmp_path, capsys):
     assert (out / "report.html").stat().st_size > 1000
 
 
-def test_a_image_the_server_refuses_does_not_end_the_connection(client):
+def test_an_image_the_server_refuses_does_not_end_the_connection(client):
     with pytest.raises(RequestError):
         client.recognize_image(np.zeros((1, 20000, 3), np.uint8))
     assert client.recognize_image(np.zeros((64, 64, 3), np.uint8)).boxes.shape[1] == 4
