@@ -16,7 +16,7 @@ def connect(options: argparse.Namespace) -> Iterator["Client"]:
     """Context manager: yield a client of the servers at `--server`, or of one that is started on `--repository`."""
     from livematch.local.local_server import LocalServer
     from livematch.serving.client import Client
-    from livematch.serving.connection import Tls
+    from livematch.serving.settings import Tls
 
     settings: dict[str, Any] = {
         "max_tries": options.max_tries,
@@ -30,7 +30,7 @@ def connect(options: argparse.Namespace) -> Iterator["Client"]:
             yield client
         return
     with LocalServer(options.repository) as server, Client(server.url, **settings, shared_memory=True) as client:
-        server.call_on_death(client.close)  # otherwise the client would wait for the server to come back
+        server.on_exit(client.close)  # otherwise the client would wait for the server to come back
         try:
             yield client
         except UnavailableError as error:

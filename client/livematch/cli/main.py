@@ -61,7 +61,7 @@ def _serve(options: argparse.Namespace) -> NoReturn:
         extra_args=options.triton_options,
     )
     has_ended = threading.Event()
-    server.call_on_death(has_ended.set)
+    server.on_exit(has_ended.set)
     with server:
         addresses = {"url": server.url, "http_url": server.http_url, "metrics_url": server.metrics_url}
         print(json.dumps(addresses), flush=True)

@@ -20,7 +20,7 @@ from livematch.cli import main
 from livematch.media.streams import StreamFrame, read_stream
 from livematch.pipeline.embed import embed_images
 from livematch.pipeline.watch import Window, _newest, watch
-from livematch.serving.client import PRIORITIES
+from livematch.serving.settings import PRIORITIES
 
 
 def unit(axis: int, size: int = 4) -> list[float]:
