@@ -22,8 +22,8 @@ from torch.nn import functional
 from benchmarks.harness.results import RESULTS, Record, rounded
 from export.detector import CONFIGS
 from export.graphs.checkpoints import build_detector_graph
+from export.graphs.precision import PRECISIONS
 from export.onnx.export import export_detector
-from export.onnx.precision import PRECISIONS
 from export.signature import PADDING_MULTIPLE
 from training.detector.model import build_detector
 

@@ -18,7 +18,7 @@ from benchmarks.harness.engines import Engines
 from benchmarks.harness.results import RESULTS
 from export.build import build
 from export.config import CONFIGS, PipelineConfig
-from export.onnx.precision import PRECISIONS
+from export.graphs.precision import PRECISIONS
 from livematch import Client, read_frames, read_image
 from livematch.media.sources import list_images, list_videos
 from livematch.media.videos import DEFAULT_FRAMES

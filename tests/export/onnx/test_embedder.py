@@ -9,7 +9,7 @@ from timm.layers import Conv2dSame
 
 from export.embedder import main
 from export.graphs.checkpoints import build_embedder
-from export.graphs.embedder import ParityPaddedConv, ServedEmbedder
+from export.graphs.embedder import EmbedderGraph, ParityPaddedConv
 from export.onnx.export import export_embedder
 from export.parity.__main__ import main as parity_main
 from export.parity.check import check_embedder, check_signature, run_onnx
@@ -43,10 +43,10 @@ def test_parity_padding_refuses_other_convolutions() -> None:
         ParityPaddedConv(Conv2dSame(3, 4, 3, stride=1))
 
 
-def test_served_embedder_leaves_the_original_alone() -> None:
+def test_graph_leaves_the_original_embedder_unchanged() -> None:
     embedder = build_embedder(None, config=DEMO["b5a"], random_seed=0)
     before = {name: type(module) for name, module in embedder.named_modules()}
-    ServedEmbedder(embedder)
+    EmbedderGraph(embedder)
     assert {name: type(module) for name, module in embedder.named_modules()} == before
     assert Conv2dSame in before.values()
 
