@@ -26,8 +26,8 @@ from benchmarks.harness.options import add_number, new_parser
 from benchmarks.harness.results import RESULTS, Record, rounded
 from export.detector import CONFIGS
 from export.graphs.checkpoints import build_detector_graph
+from export.graphs.precision import PRECISIONS
 from export.onnx.export import export_detector
-from export.onnx.precision import PRECISIONS
 from export.signature import PADDING_MULTIPLE
 from livematch.cli.commands import run_command
 

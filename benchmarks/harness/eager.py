@@ -11,8 +11,7 @@ from torch.nn import functional
 
 from export.config import PipelineConfig
 from export.graphs.checkpoints import build_detector_graph, build_embedder
-from export.onnx.export import detector_to_half
-from export.onnx.precision import to_half
+from export.graphs.precision import set_precision, to_half
 from export.signature import EMBEDDERS, PADDING_MULTIPLE
 from livematch.errors import LivematchError
 from livematch.types import Pixels
@@ -63,7 +62,7 @@ class EagerNetworks:
             self.detector.load_state_dict(graph.state_dict(), strict=True)
         self.detector = self.detector.eval().to(self.device)
         if is_half:
-            detector_to_half(self.detector)
+            set_precision(self.detector, "fp16")
         self.embedders = {}
         for position, model in enumerate(EMBEDDERS, start=1):
             if checkpoints is None:

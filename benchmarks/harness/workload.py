@@ -13,7 +13,7 @@ from benchmarks.harness.options import add_number
 from benchmarks.harness.results import RESULTS
 from export.build import build
 from export.config import CONFIGS, PipelineConfig
-from export.onnx.precision import PRECISIONS
+from export.graphs.precision import PRECISIONS
 from training.demo.world import render_world
 
 DEMO_CHECKPOINTS = Path("training/demo/checkpoints")
