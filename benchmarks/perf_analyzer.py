@@ -38,7 +38,7 @@ from benchmarks.harness.results import RESULTS, rounded
 from benchmarks.harness.server import ServerUnderTest, measure_closed_loop, run_on_server
 from benchmarks.harness.workload import add_workload_arguments, repository_path
 from export.config import CONFIGS
-from export.parity.runners import Arrays
+from export.parity.compare import Arrays
 from livematch.cli.commands import run_command
 from livematch.errors import LivematchError
 

@@ -15,8 +15,10 @@ import numpy.typing as npt
 import onnxruntime
 
 from export.config import PipelineConfig
-from export.parity.runners import Arrays, Runner, UnavailableError, open_runner
+from export.parity.compare import Arrays
+from export.parity.runners import Runner, open_runner
 from export.signature import EMBEDDERS, MODELS
+from export.tensorrt.build import EngineError
 from export.triton.model_config import REPOSITORY
 from livematch.errors import LivematchError
 from livematch.types import Pixels
@@ -55,7 +57,7 @@ class Engines:
             if signature.kind == "network" and device == "cuda":
                 try:
                     self._runners[model] = open_runner("onnxruntime-cuda", repository, model, config)
-                except UnavailableError as error:
+                except EngineError as error:
                     raise LivematchError(f"{model} cannot run on the GPU: {error}") from error
             elif signature.kind in ("graph", "network"):
                 threads = config.serving_of(model).num_threads if num_threads is None else num_threads
