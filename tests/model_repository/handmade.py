@@ -27,7 +27,7 @@ def unit_boxes() -> np.ndarray:
 
 
 def make_image(num_detections: int, height: int = 320, width: int = 240, seed: int = 0) -> np.ndarray:
-    """Return uint8 [1, H, W, 3]: coloured blocks of 16 pixels; the first one's blue value is the number of detections."""
+    """Return uint8 [1, H, W, 3]: blocks of 16 pixels; the blue value of the first is the number of detections."""
     blocks = np.random.default_rng(seed).integers(0, 256, (height // 16 + 1, width // 16 + 1, 3), np.uint8)
     blocks[0, 0, 2] = num_detections
     return blocks.repeat(16, axis=0).repeat(16, axis=1)[None, :height, :width]
