@@ -1,4 +1,4 @@
-"""The demo's model repository, a server on it and a small world, each made once for all tests that ask for it."""
+"""The demo's model repository, a server for it and a small world, each created once for all tests that use it."""
 
 import os
 from collections.abc import Iterator
@@ -10,13 +10,13 @@ from livematch.local.local_server import LocalServer
 
 ROOT = Path(__file__).parents[1]
 
-# On Intel's processors MKL else sums in an order that depends on where an array lies, and no two trainings are equal.
+# Otherwise MKL, on Intel processors, sums in an order that depends on memory alignment, and no two trainings are equal.
 os.environ.setdefault("MKL_CBWR", "COMPATIBLE")
 
 
 @pytest.fixture(scope="session")
 def demo_repository() -> Path:
-    """The committed checkpoints, exported; kept in build/ between runs, made again when its sources change."""
+    """The committed checkpoints, exported; kept in build/ between runs and rebuilt when the sources change."""
     from export.build import build
     from export.config import demo
 
@@ -33,7 +33,7 @@ def triton_server(demo_repository: Path, tmp_path_factory: pytest.TempPathFactor
 
 @pytest.fixture(scope="session")
 def demo_world(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Six items, that is two families of lookalikes, of a seed that nothing was tuned on."""
+    """Six items, which are two families of lookalikes, from a seed that nothing was tuned on."""
     from training.demo.world import render_world
 
     path = tmp_path_factory.mktemp("demo") / "world"

@@ -1,7 +1,9 @@
-"""The demo repository with random weights: built, kept, rebuilt, and served."""
+"""The demo repository with random weights: built, kept, rebuilt and served."""
 
 import importlib.metadata
 import shutil
+import subprocess
+import sys
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -14,7 +16,7 @@ from torch.nn import functional
 from torchvision.ops import box_iou
 
 import livematch
-from export.build import Artifact, _bring_up_to_date, _check_settings, build, main
+from export.build import Artifact, _bring_up_to_date, _check_settings, build, main, source_files
 from export.config import PipelineConfig, demo, production
 from export.graphs.checkpoints import build_detector_graph, build_embedder
 from export.parity import reference
@@ -31,7 +33,7 @@ from training.embedder.templates import nearest_template
 
 ROOT = Path(__file__).parents[2]
 SEED = 5
-CONFIG = replace(demo(), image=replace(demo().image, min_score=0.79))  # untrained networks are seldom surer
+CONFIG = replace(demo(), image=replace(demo().image, min_score=0.79))  # untrained networks seldom score higher
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +53,7 @@ def test_repository_is_complete(built: tuple[Path, str]) -> None:
     assert stale_files(CONFIG, folder) == ["crop_and_embed/config.pbtxt"]  # it has the identity
 
 
-def test_files_say_nothing_of_where_they_were_made(built: tuple[Path, str]) -> None:
+def test_files_do_not_contain_the_paths_of_this_machine(built: tuple[Path, str]) -> None:
     files = list(built[0].glob("*/1/model.onnx"))
     assert len(files) == 8
     for content in (path.read_bytes() for path in files):
@@ -95,7 +97,7 @@ def test_a_file_that_fails_its_check_replaces_nothing(tmp_path: Path) -> None:
 
 
 def test_onnxruntime_may_come_from_another_distribution(monkeypatch: pytest.MonkeyPatch) -> None:
-    """With onnxruntime-gpu there is a module onnxruntime, and no distribution of that name."""
+    """onnxruntime-gpu installs a module onnxruntime, but no distribution of that name."""
     find = importlib.metadata.Distribution.from_name
 
     def from_name(name: str) -> importlib.metadata.Distribution:
@@ -126,10 +128,47 @@ def test_identity_depends_on_templates_and_code_but_not_on_scheduling(
     assert build(CONFIG, copy, random_seed=SEED) != identity
 
 
-def test_command_line_wants_checkpoints_that_exist(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_missing_checkpoint_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["--config", "demo", "--checkpoints", str(tmp_path / "none"), "--output", str(tmp_path / "out")]
-    assert main(arguments) == 1
-    assert "detector.pth" in capsys.readouterr().err
+    assert main(arguments) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("export.build: ") and "detector.pth" in line
+
+
+def test_exceeded_limit_is_exit_code_3(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("export.parity.check.MAX_PIXELS_DIFFERENCE", -1)
+    assert main(["--config", "demo", "--random-weights", "0", "--output", str(tmp_path)]) == 3
+    assert "largest difference of pixels is" in capsys.readouterr().err
+    assert not list(tmp_path.rglob("*.onnx*"))
+
+
+def test_stamp_covers_all_code_that_exports_and_checks() -> None:
+    """Every project module that the exporters and checks import, however indirectly, is a source; see `_SOURCES`."""
+    program = (
+        "import sys, export.onnx.export, export.graphs.prepare, export.graphs.crop, export.parity.check\n"
+        "files = [module.__file__ for name, module in sys.modules.items() if name.startswith(('export.', 'training.'))]"
+        "\nprint(*filter(None, files), sep='\\n')"
+    )
+    printed = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, check=True, capture_output=True, text=True
+    ).stdout
+    imported = {Path(line) for line in printed.splitlines() if Path(line).stat().st_size}
+    assert ROOT / "export" / "graphs" / "detector.py" in imported
+    # The values of the config that a file depends on are among its artifact's inputs.
+    assert imported - set(source_files()) == {ROOT / "export" / "config.py"}
+
+
+def test_a_new_file_in_a_subfolder_changes_the_stamp(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("export.build._ROOT", tmp_path)
+    for path in ("export/signature.py", "training/checkpoint.py", "export/graphs/deep/layers.py"):
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / path).write_text("old")
+    artifact = Artifact("crop", write=lambda _: None, check=lambda _: {}, inputs=())
+    before = artifact.stamp()
+    (tmp_path / "export/graphs/deep/layers.py").write_text("new")
+    assert artifact.stamp() != before
 
 
 def test_checkpoints_of_another_pipeline_are_refused(tmp_path: Path) -> None:
@@ -149,7 +188,7 @@ def test_checkpoints_of_another_pipeline_are_refused(tmp_path: Path) -> None:
     [(production(), "", (stage1(), stage2(), stage3())), (demo(), "demo-", (demo_recipe(),))],
     ids=["production", "demo"],
 )
-def test_checkpoints_of_our_trainings_fit(
+def test_checkpoints_of_our_recipes_are_accepted(
     config: PipelineConfig, prefix: str, detectors: tuple[Recipe, ...], tmp_path: Path
 ) -> None:
     for recipe in detectors:
@@ -161,8 +200,8 @@ def test_checkpoints_of_our_trainings_fit(
 
 
 @pytest.mark.triton
-def test_served_answers_are_pytorchs(built: tuple[Path, str]) -> None:
-    """The whole ensemble against the same networks in PyTorch, joined by this test's own few lines."""
+def test_served_responses_match_pytorch(built: tuple[Path, str]) -> None:
+    """The whole ensemble matches the same networks in PyTorch, combined by a few lines of this test."""
     pytest.importorskip("pytriton", reason="needs nvidia-pytriton")
     folder, identity = built
     blocks = np.random.default_rng(2).integers(0, 256, (9, 6, 3), np.uint8)

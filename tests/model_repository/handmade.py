@@ -1,6 +1,6 @@
-"""A detector and embedders written by hand, so that every answer of the pipeline can be worked out.
+"""A detector and embedders written by hand, so that tests can calculate every response of the pipeline.
 
-Detector: the blue value of the image's first pixel is the number of detections that count. Detection i has the box
+Detector: the blue value of the image's first pixel is the number of valid detections. Detection i has the box
 unit_boxes()[i] times the image's size and the score 0.999 - i / 10000. NUM_WEAK more follow that score WEAK_SCORE.
 Embedder k: mean red, green, blue, height, width, 100 · (k + 1), then zeros; at unit length.
 """
@@ -18,7 +18,7 @@ WEAK_SCORE = 0.6
 
 
 def unit_boxes() -> np.ndarray:
-    """FP32 [100, 4] in 0..1; the first is the middle, the next are wide, high, and less than a pixel."""
+    """FP32 [100, 4] in 0..1; the first is in the middle, the next are wide, high and smaller than a pixel."""
     random = np.random.default_rng(7)
     start = random.uniform(0, 0.6, (100, 2))
     boxes = np.concatenate([start, start + random.uniform(0.1, 0.4, (100, 2))], axis=1).astype(np.float32)
@@ -27,7 +27,7 @@ def unit_boxes() -> np.ndarray:
 
 
 def make_image(num_detections: int, height: int = 320, width: int = 240, seed: int = 0) -> np.ndarray:
-    """uint8 [1, H, W, 3]: coloured blocks of 16 pixels; the blue of the first says how many detections there are."""
+    """Return uint8 [1, H, W, 3]: blocks of 16 pixels; the blue value of the first is the number of detections."""
     blocks = np.random.default_rng(seed).integers(0, 256, (height // 16 + 1, width // 16 + 1, 3), np.uint8)
     blocks[0, 0, 2] = num_detections
     return blocks.repeat(16, axis=0).repeat(16, axis=1)[None, :height, :width]
@@ -71,7 +71,7 @@ def _detector(
 
 
 def build_slow_detector(blue_mean: float) -> onnx.ModelProto:
-    """The same answers after six products of matrices that depend on the picture: 0.1 to 0.3 s."""
+    """Return a detector with the same outputs that first multiplies matrices six times, for 0.1 to 0.3 s."""
     model = build_detector(blue_mean)
     nodes = [
         onnx.helper.make_node("ReduceMin", ["image_size"], ["side"], keepdims=0),
@@ -102,7 +102,10 @@ def _embedder(crops: UINT8["n", "h", "w", 3], tail: FLOAT[1, 507]) -> FLOAT["n",
 
 
 def build_failing_embedder(*, on_black: bool) -> onnx.ModelProto:
-    """Fails at a node named "out of order", on every call or only on crops that are not black (as warm-up's are)."""
+    """Return an embedder that fails at a node "out of order": on every call, or only on crops that are not black.
+
+    The warm-up sends black crops.
+    """
     model = build_embedder(0)
     make_node = onnx.helper.make_node
     sabotage = [
@@ -118,7 +121,7 @@ def build_failing_embedder(*, on_black: bool) -> onnx.ModelProto:
 
 
 def _put_before(model: onnx.ModelProto, nodes: list[onnx.NodeProto], old: str, new: str) -> None:
-    """Runs `nodes` first; what was fed `old` is fed their output `new`."""
+    """Run `nodes` first, and feed their output `new` to every node that read `old`."""
     for node in model.graph.node:
         node.input[:] = [new if name == old else name for name in node.input]
     for node in reversed(nodes):

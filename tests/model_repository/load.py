@@ -1,4 +1,4 @@
-"""Many clients at once, and what a server's processes hold meanwhile."""
+"""Load from many clients at once, and the memory that a server's processes hold."""
 
 import itertools
 import time
@@ -17,22 +17,22 @@ from livematch.types import Recognition
 MAX_COSINE_DIFFERENCE = 1e-4
 
 
-def ask_one_by_one(url: str, pictures: Sequence[np.ndarray]) -> list[Recognition]:
+def ask_one_by_one(url: str, images: Sequence[np.ndarray]) -> list[Recognition]:
     with livematch.Client(url) as client:
-        return [client.recognize_image(picture) for picture in pictures]
+        return [client.recognize_image(image) for image in images]
 
 
 def ask_at_once(
-    url: str, pictures: Sequence[np.ndarray], expected: Sequence[Recognition], *, num_requests: int, num_clients: int
+    url: str, images: Sequence[np.ndarray], expected: Sequence[Recognition], *, num_requests: int, num_clients: int
 ) -> float:
-    """Requests per second. Raises AssertionError if an answer differs from the expected one of its picture."""
+    """Return the requests per second; raise AssertionError if a response differs from the expected one."""
     numbers = iter(range(num_requests))
-    pick = itertools.cycle(range(len(pictures)))
+    pick = itertools.cycle(range(len(images)))
 
     def work(client: livematch.Client) -> int:
         num_answers = 0
         for _, index in zip(numbers, pick, strict=False):  # both are shared by all threads
-            assert_equal(client.recognize_image(pictures[index]), expected[index])
+            assert_equal(client.recognize_image(images[index]), expected[index])
             num_answers += 1
         return num_answers
 
@@ -47,19 +47,19 @@ def ask_at_once(
     return num_requests / elapsed_s
 
 
-def ask_for_largest_batches(url: str, pictures: Sequence[np.ndarray], *, num_instances: int) -> None:
-    """Sends the last picture of each size as a batch of eight, to all instances at once."""
+def ask_for_largest_batches(url: str, images: Sequence[np.ndarray], *, num_instances: int) -> None:
+    """Send the last image of each size as a batch of eight, to all instances at once."""
 
-    def send(picture: np.ndarray) -> None:
-        batch = np.stack([picture] * 8)
+    def send(image: np.ndarray) -> None:
+        batch = np.stack([image] * 8)
         tensor = triton.InferInput("image", batch.shape, "UINT8")
         tensor.set_data_from_numpy(batch)
         with triton.InferenceServerClient(url) as client:
             client.infer("recognize_image", [tensor], client_timeout=600)
 
-    for picture in {picture.shape: picture for picture in pictures}.values():
+    for image in {image.shape: image for image in images}.values():
         with ThreadPoolExecutor(num_instances) as pool:
-            list(pool.map(send, [picture] * num_instances))
+            list(pool.map(send, [image] * num_instances))
 
 
 def assert_equal(found: Recognition, expected: Recognition) -> None:
@@ -70,7 +70,7 @@ def assert_equal(found: Recognition, expected: Recognition) -> None:
 
 
 class EmbedderCalls:
-    """How many crops one call of an embedder held, on average, since this object was made."""
+    """Measures how many crops a call of an embedder has, on average since this object was created."""
 
     def __init__(self, url: str) -> None:
         self._url = url
@@ -85,7 +85,7 @@ class EmbedderCalls:
 
 
 def memory_bytes(pid: int) -> int:
-    """Of a process and its descendants: anonymous and shared memory, each page counted once; no program text."""
+    """Return the anonymous and shared memory of a process and its descendants, each page counted once."""
     return sum(map(_data_bytes, process_tree(pid)))
 
 

@@ -1,4 +1,4 @@
-"""Requests that no server should answer, each with what its refusal has to say; sent over gRPC or HTTP."""
+"""Requests that a server must refuse, each with the expected message; sent over gRPC or HTTP."""
 
 import http.client
 import json
@@ -36,12 +36,12 @@ class Malformed:
 
 
 def malformed_requests(seed: int) -> Iterator[Malformed]:
-    """Endlessly, of all kinds in turn."""
+    """Yield requests without end, cycling through all kinds."""
     rng = random.Random(seed)
     while True:
         height, width = rng.randint(1, 300), rng.randint(1, 300)
         pixels = np.random.default_rng(rng.getrandbits(32)).integers(0, 256, (1, height, width, 3), np.uint8)
-        picture = Input.of("image", pixels)
+        valid = Input.of("image", pixels)
         size = pixels.nbytes
 
         def image(shape: tuple[int, ...], num_bytes: int | None = None) -> tuple[Input, ...]:
@@ -69,8 +69,8 @@ def malformed_requests(seed: int) -> Iterator[Malformed]:
         yield Malformed("negative", image((1, -height, width, 3), size), "byte size mismatch|Unable to parse 'shape'")
         yield Malformed("other input", (Input.of("picture", pixels),), "unexpected inference input 'picture'")
         yield Malformed("no input", (), "missing required input.*image")
-        yield Malformed("other model", (picture,), "recognise.*not found", model="recognise")
-        yield Malformed("other output", (picture,), "unexpected inference output 'vectors'", output="vectors")
+        yield Malformed("other model", (valid,), "recognise.*not found", model="recognise")
+        yield Malformed("other output", (valid,), "unexpected inference output 'vectors'", output="vectors")
         yield Malformed(
             "NaN box", detections(rng, box=(1, 2, np.nan, 4)), "crop_and_embed: boxes.*nan", "crop_and_embed"
         )
@@ -97,7 +97,7 @@ def detections(
     scale: float = 1,
     num_rows: int = 100,
 ) -> tuple[Input, ...]:
-    """Inputs of crop_and_embed for a picture with three boxes, the last of which is `box` with `score`."""
+    """Return inputs of crop_and_embed for an image with three boxes, the last of which is `box` with `score`."""
     boxes = np.zeros((1, num_rows, 4), np.float32)
     boxes[0, :3] = [(1, 2, 3, 4), (5, 6, 20, 30), box]
     scores = np.zeros((1, num_rows), np.float32)
@@ -114,7 +114,7 @@ def detections(
 
 
 def send(request: Malformed, protocol: str, url: str) -> str:
-    """The refusal's text. Raises AssertionError if there was an answer instead."""
+    """Return the message of the refusal; raise AssertionError if the request was answered."""
     return _send_grpc(request, url) if protocol == GRPC else _send_http(request, url)
 
 

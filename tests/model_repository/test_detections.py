@@ -18,7 +18,7 @@ def test_select_scales_each_axis_by_its_own_factor_and_clips(detections: ModuleT
     assert kept.dtype == kept_scores.dtype == np.float32
 
 
-def test_select_wants_more_than_the_minimum_score(detections: ModuleType) -> None:
+def test_select_requires_more_than_the_minimum_score(detections: ModuleType) -> None:
     minimum = np.float32(0.9)
     scores = np.array([np.nextafter(minimum, np.float32(1)), minimum, 0.5], np.float32)
     boxes = np.tile(np.float32([1, 1, 9, 9]), (3, 1))
@@ -42,7 +42,7 @@ def test_select_wants_more_than_the_minimum_score(detections: ModuleType) -> Non
         ({"image": IMAGE[:0]}, r"image has no pixels: \[0, 300, 3\]"),
     ],
 )
-def test_select_refuses_what_no_detector_says(detections: ModuleType, changes: dict, message: str) -> None:
+def test_select_refuses_invalid_detections(detections: ModuleType, changes: dict, message: str) -> None:
     inputs = {"boxes": [1, 2, 3, 4], "scores": 0.99, "num_detections": 1, "scale": [1, 1], "image": IMAGE} | changes
     boxes, scores = np.float32([inputs["boxes"]]), np.float32([inputs["scores"]])
     scale = np.array(inputs["scale"], np.float32)
@@ -50,7 +50,7 @@ def test_select_refuses_what_no_detector_says(detections: ModuleType, changes: d
         detections.select(boxes, scores, inputs["num_detections"], scale, np.float32(0.9), inputs["image"])
 
 
-def test_select_does_not_look_at_boxes_of_low_score(detections: ModuleType) -> None:
+def test_select_does_not_check_boxes_with_low_scores(detections: ModuleType) -> None:
     boxes = np.float32([[1, 2, 3, 4], [9, 9, 1, 1]])
     kept, _ = detections.select(boxes, np.float32([0.99, 0.1]), 2, np.ones(2, np.float32), 0.9, IMAGE)
     assert kept.tolist() == [[1, 2, 3, 4]]

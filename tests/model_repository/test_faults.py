@@ -1,4 +1,4 @@
-"""What a server does when one of its processes ends, or when it is stopped, with requests in flight."""
+"""A server with requests in flight, when one of its processes ends or it is stopped."""
 
 import json
 import os
@@ -44,7 +44,7 @@ def command_of(pid: int) -> list[str]:
 
 
 class Serving:
-    """`livematch serve` in a process of its own."""
+    """`livematch serve` in its own process."""
 
     def __init__(self, repository: Path, log_path: Path) -> None:
         pytest.importorskip("pytriton", reason="needs nvidia-pytriton")
@@ -57,7 +57,7 @@ class Serving:
         self.log_path = log_path
 
     def stubs(self) -> dict[str, int]:
-        """Process of each model instance by its name, e.g. "crop_and_embed_0_0"."""
+        """Return the process of each model instance, by name such as "crop_and_embed_0_0"."""
         found = {}
         for pid in process_tree(self.process.pid):
             words = command_of(pid)
@@ -75,15 +75,15 @@ def serving(handmade_repository: Path, tmp_path: Path) -> Iterator[Serving]:
 
 
 @pytest.fixture(scope="module")
-def pictures() -> list[np.ndarray]:
+def images() -> list[np.ndarray]:
     return [handmade.make_image(count, 120 + 30 * count, 160, seed=count)[0] for count in range(6)]
 
 
-def test_the_end_of_a_models_process_costs_time_only(serving: Serving, pictures: list[np.ndarray]) -> None:
-    expected = ask_one_by_one(serving.url, pictures)
+def test_clients_survive_the_end_of_a_models_process(serving: Serving, images: list[np.ndarray]) -> None:
+    expected = ask_one_by_one(serving.url, images)
     stubs = serving.stubs()
     with ThreadPoolExecutor(1) as pool:
-        load = pool.submit(ask_at_once, serving.url, pictures, expected, num_requests=60, num_clients=NUM_CLIENTS)
+        load = pool.submit(ask_at_once, serving.url, images, expected, num_requests=60, num_clients=NUM_CLIENTS)
         time.sleep(0.2)
         os.kill(stubs["crop_and_embed_0_0"], signal.SIGKILL)
         load.result()
@@ -91,28 +91,28 @@ def test_the_end_of_a_models_process_costs_time_only(serving: Serving, pictures:
 
 
 def test_a_request_that_kills_a_models_process_is_refused_and_the_server_recovers(
-    serving: Serving, pictures: list[np.ndarray]
+    serving: Serving, images: list[np.ndarray]
 ) -> None:
-    """The product of these sides is 0 modulo 2 ** 64, which this Triton takes for the size of an empty picture."""
+    """The product of these sides is 0 modulo 2 ** 64, which this Triton treats as an empty image."""
     overflow = Malformed("overflow", (Input("image", "UINT8", (1, 2**32, 2**32, 3), b""),), "prepare_image")
-    # Triton says the first, or is ended before it can.
+    # The first is Triton's message; the others follow if it was ended before.
     assert re.search(
         "'prepare_image_0_0' is not healthy|Stream removed|Socket closed", send(overflow, GRPC, serving.url)
     )
     with livematch.Client(serving.url) as client:
-        assert [len(client.recognize_image(picture)) for picture in pictures] == [0, 1, 2, 3, 4, 5]
+        assert [len(client.recognize_image(image)) for image in images] == [0, 1, 2, 3, 4, 5]
 
 
 def test_a_stopped_server_answers_what_is_in_flight_and_leaves_nothing(serving: Serving) -> None:
-    """Over gRPC this Triton (24.10) refuses the remaining steps of an ensemble, at once and as an outage."""
-    picture = handmade.make_image(3, 900, 700)
+    """Over gRPC, this Triton (24.10) refuses the remaining steps of an ensemble at once, with UNAVAILABLE."""
+    image = handmade.make_image(3, 900, 700)
     processes = process_tree(serving.process.pid)
     is_stopping = threading.Event()
 
     def ask_http() -> set[str]:
         with triton_http.InferenceServerClient(serving.http_url, network_timeout=60) as client:
-            tensor = triton_http.InferInput("image", picture.shape, "UINT8")
-            tensor.set_data_from_numpy(picture)
+            tensor = triton_http.InferInput("image", image.shape, "UINT8")
+            tensor.set_data_from_numpy(image)
             while not is_stopping.is_set():
                 assert client.infer("recognize_image", [tensor]).as_numpy("num_detections").tolist() == [[3]]
         return {"answered"}
@@ -121,7 +121,7 @@ def test_a_stopped_server_answers_what_is_in_flight_and_leaves_nothing(serving: 
         with livematch.Client(serving.url, max_tries=1) as client:
             while not is_stopping.is_set():
                 try:
-                    assert len(client.recognize_image(picture[0])) == 3
+                    assert len(client.recognize_image(image[0])) == 3
                 except livematch.UnavailableError:
                     return {"unavailable"}
         return {"answered"}

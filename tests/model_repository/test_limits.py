@@ -1,6 +1,6 @@
-"""Every limit of the generated configs, tripped on a real server whose queues are small.
+"""Every limit of the generated configs, exceeded on a real server with small queues.
 
-The limits on an image itself (dtype, rank, channels, sides, images per request) are tripped in test_recognize.py.
+The limits on an image itself (dtype, rank, channels, sides, images per request) are exceeded in test_recognize.py.
 """
 
 import re
@@ -51,16 +51,16 @@ def server(slow_repository: Path) -> Iterator[LocalServer]:
 
 
 def limited(config: PipelineConfig, repository: Path, **settings: int) -> Path:
-    """The repository, after its detector got these settings."""
+    """Write these settings of the detector to the repository, and return it."""
     detector = replace(config.serving["detector"], **settings)
     write_files(replace(config, serving=config.serving | {"detector": detector}), repository)
     return repository
 
 
-def ask(client: triton.InferenceServerClient, picture: np.ndarray, **options: int) -> str:
-    """Returns "answered", or the refusal."""
-    tensor = triton.InferInput("image", picture.shape, "UINT8")
-    tensor.set_data_from_numpy(picture)
+def ask(client: triton.InferenceServerClient, image: np.ndarray, **options: int) -> str:
+    """Return "answered", or the refusal."""
+    tensor = triton.InferInput("image", image.shape, "UINT8")
+    tensor.set_data_from_numpy(image)
     try:
         client.infer("recognize_image", [tensor], client_timeout=120, **options)
     except InferenceServerException as error:
@@ -68,8 +68,8 @@ def ask(client: triton.InferenceServerClient, picture: np.ndarray, **options: in
     return "answered"
 
 
-def picture(number: int) -> np.ndarray:
-    """[1, H, W, 3], of another size for each number, so that no two of them share the detector's batch."""
+def image(number: int) -> np.ndarray:
+    """Return [1, H, W, 3] of a size that differs by number, so that no two images share a batch of the detector."""
     return np.zeros((1, 40, 40 + 8 * number, 3), np.uint8)
 
 
@@ -81,16 +81,16 @@ def num_waiting(server: LocalServer, model: str) -> int:
 
 def test_a_full_queue_refuses_at_once_and_the_rest_is_answered(server: LocalServer) -> None:
     with triton.InferenceServerClient(server.url) as client, ThreadPoolExecutor(NUM_AT_ONCE) as pool:
-        answers = list(pool.map(lambda number: ask(client, picture(number)), range(NUM_AT_ONCE)))
+        answers = list(pool.map(lambda number: ask(client, image(number)), range(NUM_AT_ONCE)))
     refusals = [answer for answer in answers if answer != "answered"]
     assert 0 < len(refusals) <= NUM_AT_ONCE - MAX_QUEUE_SIZE
     message = r"StatusCode.UNAVAILABLE: in ensemble 'recognize_image', .*Exceeds maximum queue size"
     assert all(re.fullmatch(message, refusal) for refusal in refusals), refusals
 
 
-def test_the_client_comes_back_to_a_full_queue(server: LocalServer, caplog: pytest.LogCaptureFixture) -> None:
+def test_the_client_retries_after_a_full_queue(server: LocalServer, caplog: pytest.LogCaptureFixture) -> None:
     with livematch.Client(server.url, first_pause_s=0.1) as client, ThreadPoolExecutor(NUM_AT_ONCE) as pool:
-        found = list(pool.map(client.recognize_image, (picture(number)[0] for number in range(NUM_AT_ONCE))))
+        found = list(pool.map(client.recognize_image, (image(number)[0] for number in range(NUM_AT_ONCE))))
     assert len(found) == NUM_AT_ONCE
     assert "trying again: in ensemble 'recognize_image', " in caplog.text
 
@@ -99,19 +99,19 @@ def test_a_request_that_waited_too_long_is_refused(
     config: PipelineConfig, slow_repository: Path, server: LocalServer, tmp_path: Path
 ) -> None:
     with triton.InferenceServerClient(server.url) as client:
-        # A request may set itself a shorter time, in microseconds, and the ensemble passes it on.
-        assert "Request timeout expired" in ask(client, picture(0), timeout=1)
-        assert ask(client, picture(0), timeout=60_000_000) == "answered"
+        # A request may set a shorter timeout, in microseconds, which the ensemble passes on.
+        assert "Request timeout expired" in ask(client, image(0), timeout=1)
+        assert ask(client, image(0), timeout=60_000_000) == "answered"
     repository = limited(config, shutil.copytree(slow_repository, tmp_path / "repository"), queue_timeout_us=1)
     with LocalServer(repository) as hasty, triton.InferenceServerClient(hasty.url) as client:
-        assert "Request timeout expired" in ask(client, picture(0))
+        assert "Request timeout expired" in ask(client, image(0))
 
 
 def test_live_requests_overtake_batch_requests(server: LocalServer) -> None:
     finished: list[str] = []
 
     def work(client: triton.InferenceServerClient, name: str, number: int) -> None:
-        if ask(client, picture(number), priority=PRIORITIES[name]) == "answered":
+        if ask(client, image(number), priority=PRIORITIES[name]) == "answered":
             finished.append(name)
 
     with triton.InferenceServerClient(server.url) as client:

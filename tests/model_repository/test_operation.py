@@ -1,4 +1,4 @@
-"""A server that wants a key, encrypts, and writes traces; and pictures handed over in shared memory."""
+"""A server that requires a key, encrypts and writes traces; and images passed in shared memory."""
 
 import http.client
 import json
@@ -24,12 +24,12 @@ from tests.model_repository.load import assert_equal
 pytestmark = pytest.mark.triton
 
 KEY = "open sesame"
-PICTURE = handmade.make_image(3)[0]
+IMAGE = handmade.make_image(3)[0]
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """cert.pem and key.pem of 127.0.0.1, signed by itself."""
+    """A folder with cert.pem and key.pem for 127.0.0.1, self-signed."""
     if shutil.which("openssl") is None:
         pytest.skip("needs openssl")
     folder = tmp_path_factory.mktemp("operation")
@@ -55,7 +55,7 @@ def tls(folder: Path) -> Tls:
 
 def test_a_client_with_key_and_certificate_is_served(server: LocalServer, tls: Tls) -> None:
     with livematch.Client(server.url, access_key=KEY, tls=tls, shared_memory=True) as client:
-        assert len(client.recognize_image(PICTURE)) == 3
+        assert len(client.recognize_image(IMAGE)) == 3
 
 
 @pytest.mark.parametrize("key", [None, "guess"])
@@ -71,7 +71,7 @@ def test_a_client_that_does_not_encrypt_is_not_served(server: LocalServer) -> No
         livematch.Client(server.url, access_key=KEY, max_tries=1)
 
 
-def test_http_wants_the_key_for_all_but_health(server: LocalServer) -> None:
+def test_http_requires_the_key_except_for_health(server: LocalServer) -> None:
     def status(path: str, headers: dict[str, str]) -> int:
         connection = http.client.HTTPConnection(server.http_url, timeout=30)
         try:
@@ -96,7 +96,7 @@ def test_one_request_is_traced_through_all_its_models(server: LocalServer, tls: 
         settings = {"trace_level": ["TIMESTAMPS"], "trace_rate": "1", "trace_count": "1", "log_frequency": "1"}
         client.update_trace_settings("recognize_image", settings, headers=headers)
         with livematch.Client(server.url, access_key=KEY, tls=tls) as asker:
-            asker.recognize_image(PICTURE)
+            asker.recognize_image(IMAGE)
     deadline = time.monotonic() + 20
     while not (trace := read_trace(folder)).endswith("]") and time.monotonic() < deadline:  # still being written
         time.sleep(0.05)
@@ -112,7 +112,7 @@ def test_models_cannot_be_loaded_or_unloaded(handmade_server: LocalServer) -> No
         client.unload_model("detector")
 
 
-def test_an_opened_up_server_closes_what_would_change_it(handmade_repository: Path) -> None:
+def test_a_server_on_all_interfaces_closes_the_endpoints_that_change_it(handmade_repository: Path) -> None:
     server = LocalServer(handmade_repository, host="0.0.0.0")
     restriction = [option for option in server._restrictions() if "grpc" in option]
     assert len(restriction) == 1
@@ -123,16 +123,16 @@ def test_an_opened_up_server_closes_what_would_change_it(handmade_repository: Pa
 
 
 def test_shared_memory_gives_the_same_answers_and_leaves_nothing(handmade_server: LocalServer) -> None:
-    pictures = [handmade.make_image(count, 64 * (1 + count), 200, count)[0] for count in (0, 3, 9, 2, 25)]
+    images = [handmade.make_image(count, 64 * (1 + count), 200, count)[0] for count in (0, 3, 9, 2, 25)]
     with (
         livematch.Client(handmade_server.url) as plain,
         livematch.Client(handmade_server.url, shared_memory=True) as shared,
     ):
-        for picture in pictures:
-            assert_equal(shared.recognize_image(picture), plain.recognize_image(picture))
+        for image in images:
+            assert_equal(shared.recognize_image(image), plain.recognize_image(image))
         with pytest.raises(livematch.RequestError, match="image sides"):
             shared.recognize_image(np.zeros((1, 8193, 3), np.uint8))
-        assert len(shared.recognize_image(PICTURE)) == 3
+        assert len(shared.recognize_image(IMAGE)) == 3
         with triton.InferenceServerClient(handmade_server.url) as client:
             assert len(client.get_system_shared_memory_status().regions) == 1
     with triton.InferenceServerClient(handmade_server.url) as client:
@@ -142,10 +142,10 @@ def test_shared_memory_gives_the_same_answers_and_leaves_nothing(handmade_server
 
 def test_regions_that_a_server_does_not_know_are_made_again(handmade_server: LocalServer) -> None:
     with livematch.Client(handmade_server.url, shared_memory=True, first_pause_s=0.05) as client:
-        assert len(client.recognize_image(PICTURE)) == 3
+        assert len(client.recognize_image(IMAGE)) == 3
         with triton.InferenceServerClient(handmade_server.url) as other:
             other.unregister_system_shared_memory()  # all of them, as after a restart
-        assert len(client.recognize_image(PICTURE)) == 3
+        assert len(client.recognize_image(IMAGE)) == 3
 
 
 def test_a_server_that_cannot_open_a_region_is_named(

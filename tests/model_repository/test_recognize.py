@@ -1,4 +1,4 @@
-"""The ensembles on a real server, with the networks of handmade.py: every number of an answer is worked out here."""
+"""The ensembles on a real server with the networks of handmade.py; the tests calculate every number they expect."""
 
 import random
 import shutil
@@ -24,7 +24,7 @@ pytestmark = pytest.mark.triton
 
 
 def expected_embedding(image: np.ndarray, box: np.ndarray, config: PipelineConfig) -> np.ndarray:
-    """2048 numbers for a box x0 y0 x1 y1, by cv2 and handmade.py's definition of the embedders."""
+    """Return [2048] for a box x0 y0 x1 y1, from cv2 and handmade.py's definition of the embedders."""
     height, width = image.shape[1:3]
     x0, y0 = min(int(box[0]), width - 1), min(int(box[1]), height - 1)
     x1, y1 = max(int(box[2]), x0 + 1), max(int(box[3]), y0 + 1)
@@ -41,7 +41,7 @@ def expected_embedding(image: np.ndarray, box: np.ndarray, config: PipelineConfi
 def check(
     answer: dict[str, np.ndarray], row: int, image: np.ndarray, num_detections: int, config: PipelineConfig
 ) -> None:
-    """Compares row `row` of an answer with what `image` has to give."""
+    """Compare row `row` of a response with the values expected for `image`."""
     height, width = image.shape[1:3]
     boxes = handmade.unit_boxes()[:num_detections] * [width, height, width, height]
     assert answer["num_detections"][row].tolist() == [num_detections]
@@ -151,7 +151,7 @@ def test_a_refused_image_leaves_its_neighbours_alone(infer: Infer, config: Pipel
 
 
 def test_a_broken_detectors_boxes_are_named_and_spare_their_neighbours(handmade_server: LocalServer) -> None:
-    """Straight to crop_and_embed, which collects these requests into batches."""
+    """Requests sent directly to crop_and_embed, which collects them into batches."""
     rng = random.Random(5)
     good = Malformed("good", detections(rng), "", "crop_and_embed")
     bad = Malformed("bad", detections(rng, box=(1, 2, np.nan, 4)), "", "crop_and_embed")

@@ -116,9 +116,7 @@ class TritonPythonModel:
         left, top = boxes[:, :2].min(axis=0)
         right, bottom = boxes[:, 2:].max(axis=0)
         inputs = {
-            "image": np.ascontiguousarray(
-                image.pixels[None, top:bottom, left:right]
-            ),  # copy no more than the boxes need
+            "image": np.ascontiguousarray(image.pixels[None, top:bottom, left:right]),  # copy only what the boxes need
             "boxes": boxes - np.array([left, top, left, top]),
             "size": self.sizes[template],
         }

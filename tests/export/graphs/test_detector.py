@@ -1,4 +1,4 @@
-"""Hand-calculated cases for the parts of the exported detector, and its behaviour as a whole; no detectron2 needed."""
+"""Hand-calculated cases for the parts of the exported detector, and its behaviour as a whole, without detectron2."""
 
 import math
 from dataclasses import replace
@@ -29,7 +29,7 @@ def test_cell_anchors() -> None:
     torch.testing.assert_close(cell_anchors(math.sqrt(2048), (0.5, 1.0, 2.0)), torch.tensor(expected))
 
 
-def test_anchors_stand_at_each_place_in_row_order() -> None:
+def test_anchors_repeat_at_each_location_in_row_order() -> None:
     cells = torch.tensor([[-1.0, -2.0, 1.0, 2.0], [-3.0, -3.0, 3.0, 3.0]])
     anchors = grid_anchors(cells, height=2, width=3, stride=8, offset=0.5)
     assert anchors.shape == (12, 4)
@@ -66,13 +66,13 @@ def test_nms_mask() -> None:
     assert nms_mask(boxes, scores, 0.5).tolist() == expected
 
 
-def test_groups_of_nms_do_not_see_each_other() -> None:
+def test_groups_of_nms_are_independent() -> None:
     boxes = torch.tensor([0.0, 0.0, 10.0, 10.0]).expand(2, 2, 4)
     scores = torch.tensor([[0.9, 0.8], [0.1, 0.2]])
     assert nms_mask(boxes, scores, 0.5).tolist() == [[1, 0], [0, 1]]
 
 
-def test_boxes_go_to_the_level_of_their_size() -> None:
+def test_level_depends_on_the_size_of_a_box() -> None:
     smallest_sizes = RoiHeads(replace(DEMO, canonical_box_size_px=224.0)).smallest_sizes
     assert smallest_sizes.tolist() == [112, 224, 448]
     sides = torch.tensor([[1, 1], [111, 111], [112, 112], [56, 224], [223, 223], [224, 224], [448, 448], [2000, 900]])
@@ -80,13 +80,13 @@ def test_boxes_go_to_the_level_of_their_size() -> None:
     assert assign_levels(boxes, smallest_sizes).tolist() == [0, 0, 1, 1, 1, 2, 3, 3]
 
 
-def test_pooling_from_the_atlas_is_pooling_from_each_level() -> None:
+def test_pooling_from_the_atlas_equals_pooling_from_each_level() -> None:
     torch.manual_seed(0)
     height, width = 192, 256
     levels = [torch.randn(2, 48, height // stride, width // stride) for stride in (4, 8, 16, 32)]
     corners = torch.rand(2, 200, 2, 2) * torch.tensor([width, height]) * 1.2
     boxes = torch.cat([corners.amin(dim=2), corners.amax(dim=2)], dim=-1)
-    boxes[:, 0] = torch.tensor([0.0, 0.0, width, height])  # the borders are the critical places
+    boxes[:, 0] = torch.tensor([0.0, 0.0, width, height])  # the borders are critical
     boxes[:, 1] = torch.tensor([0.0, 0.0, 20.0, 20.0])
     boxes[:, 2] = torch.tensor([width - 100.0, height - 100.0, width, height])
     boxes = clip(boxes, torch.tensor([[height, width]] * 2).float())
@@ -126,7 +126,7 @@ def graph() -> DetectorGraph:
 
 
 @torch.inference_mode()
-def test_a_batch_is_its_images_one_by_one(graph: DetectorGraph) -> None:
+def test_a_batch_gives_the_same_as_its_images_one_by_one(graph: DetectorGraph) -> None:
     pixels = smooth_pixels(3, 160, 192)
     image_size = torch.tensor([[160.0, 192.0], [150.0, 100.0], [64.0, 180.0]])
     for i, (height, width) in enumerate(image_size.int().tolist()):
@@ -162,6 +162,6 @@ def test_nothing_found_is_all_zero(graph: DetectorGraph) -> None:
     assert not boxes.any() and not scores.any()
 
 
-def test_counts_that_do_not_fit_are_refused() -> None:
+def test_more_proposals_than_candidates_are_refused() -> None:
     with pytest.raises(ValueError, match="1001"):
         DetectorGraph(replace(DEMO, post_nms_top_k=1001))

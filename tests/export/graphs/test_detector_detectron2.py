@@ -1,4 +1,4 @@
-"""The graph that is exported against detectron2's own model with the same weights."""
+"""The exported graph matches detectron2's own model with the same weights."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Half precision files: what is computed in which type, and how far that is from float32."""
+"""Half precision files: which operators compute in which type, and how far the results are from float32."""
 
 from collections import defaultdict
 from pathlib import Path
@@ -16,7 +16,7 @@ from training.detector import config as detector_config
 from training.embedder import model as embedder_model
 
 ROOT = Path(__file__).parents[3]
-FLOAT_ONLY = {  # and every other operation on logits, boxes and embeddings that the exporter writes in these terms
+FLOAT_ONLY = {  # operators on logits, boxes and embeddings
     "RoiAlign",
     "NonMaxSuppression",
     "Softmax",
@@ -70,7 +70,7 @@ def embedder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_detector_is_half_with_float_islands(detector: Path) -> None:
     types = float_types(detector)
-    # ReduceMean is the squeeze of channel attention: over a large map its sum is beyond half.
+    # ReduceMean is the squeeze of channel attention: over a large map its sum overflows float16.
     assert {"RoiAlign", "NonMaxSuppression", "Softmax", "TopK", "Exp", "Sqrt", "ReduceMean"} <= types.keys()
     assert all(set(types[kind]) == {"fp32"} for kind in FLOAT_ONLY & types.keys())
     levels = len(detector_config.LEVELS)
@@ -85,24 +85,24 @@ def test_embedder_is_half_with_float_islands(embedder: Path) -> None:
     assert {"ReduceMean", "Pow"} <= types.keys()
     assert all(set(types[kind]) == {"fp32"} for kind in FLOAT_ONLY & types.keys())
     assert set(types["Conv"]) == {"fp16"}
-    # TensorRT takes uint8 only where it is cast at once.
+    # TensorRT accepts a uint8 input only if a Cast reads it.
     assert {node.op_type for node in onnx.load(embedder).graph.node if "crops" in node.input} == {"Cast"}
     check_signature(embedder, "embedder_b6")
 
 
 @pytest.mark.parametrize("network", ["detector", "embedder"])
-def test_files_say_nothing_of_where_they_were_made(network: str, request: pytest.FixtureRequest) -> None:
+def test_files_do_not_contain_the_paths_of_this_machine(network: str, request: pytest.FixtureRequest) -> None:
     content = request.getfixturevalue(network).read_bytes()
     assert not [folder for folder in (ROOT, Path(torch.__file__).parent) if str(folder).encode() in content]
 
 
-def test_half_detector_finds_what_float_finds(detector: Path) -> None:
+def test_half_detector_matches_float32(detector: Path) -> None:
     report = check_detector(detector, None, config=detector_config.DEMO, random_seed=0)
     assert report["precision"] == "fp16"
     assert report["num_detections"] > 200
 
 
-def test_half_embedder_points_where_float_points(embedder: Path) -> None:
+def test_half_embedder_matches_float32(embedder: Path) -> None:
     sizes = ((160, 40), (116, 116), (64, 33), (90, 120))
     report = check_embedder(embedder, None, sizes=sizes, config=embedder_model.DEMO["b6"], random_seed=3)
     assert 0.999 < report["min_embedding_cosine"] < 1 + 1e-6

@@ -12,7 +12,7 @@ from export.parity.reference import prepare
 
 def session(config: PipelineConfig, kind: str) -> onnxruntime.InferenceSession:
     options = onnxruntime.SessionOptions()
-    options.log_severity_level = 4  # the refusals below are wanted
+    options.log_severity_level = 4  # some tests below make a run fail
     graph = build_prepare(config, kind).SerializeToString()
     return onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
 
@@ -24,7 +24,7 @@ def photo(height: int, width: int) -> np.ndarray:
 
 
 def detectron2_size(height: int, width: int, short_side: int, max_side: int) -> tuple[int, int]:
-    """ResizeShortestEdge's rule, written down as its documentation has it."""
+    """Return the size by ResizeShortestEdge's rule, as documented."""
     scale = short_side * 1.0 / min(height, width)
     new_height, new_width = (short_side, scale * width) if height < width else (scale * height, short_side)
     if max(new_height, new_width) > max_side:
@@ -55,7 +55,7 @@ def test_equals_pillow(kind: str, height: int, width: int) -> None:
 
 
 def test_sizes_are_detectron2s_for_many_images() -> None:
-    """Also where a side is a half before rounding, such as 607 × 1, or is capped by the longest side."""
+    """Including sides that are halves before rounding, such as 607 × 1, or are capped by the longest side."""
     config = dataclasses.replace(demo(), max_side_px=400)
     run = session(config, "image").run
     random = np.random.default_rng(1)

@@ -1,4 +1,4 @@
-"""The exported file against its PyTorch source, on shapes that were not traced."""
+"""The exported file matches its PyTorch source, on shapes that were not traced."""
 
 import json
 from dataclasses import replace
@@ -18,10 +18,12 @@ from export.graphs.checkpoints import build_detector_graph
 from export.graphs.detector import DetectorGraph
 from export.onnx.export import export_detector
 from export.parity.__main__ import main as parity_main
+from export.parity.check import check_detector
+from export.parity.compare import DETECTOR_LIMITS, ParityError
 from training.detector.config import DEMO, PRODUCTION
 
-FORBIDDEN = {"NonZero", "Loop", "If", "Scan", "Unique", "Compress", "SequenceAt"}  # shapes only known at run time
-SIZES = (  # of the padded image, then of each image in it
+FORBIDDEN = {"NonZero", "Loop", "If", "Scan", "Unique", "Compress", "SequenceAt"}  # their shapes depend on the data
+SIZES = (  # of the padded batch, then of each image in it
     ((480, 256), [(455, 256)]),
     ((256, 480), [(256, 455), (240, 480)]),
     ((320, 352), [(320, 320), (300, 350), (64, 40)]),
@@ -89,7 +91,7 @@ def test_checkpoint_with_other_keys_or_shapes_is_refused(tmp_path: Path) -> None
         build_detector_graph(checkpoint)
 
 
-def test_checkpoint_gives_the_graph_back(tmp_path: Path) -> None:
+def test_checkpoint_restores_the_graph(tmp_path: Path) -> None:
     graph = build_detector_graph(None, config=DEMO, random_seed=1)
     torch.save({"model": graph.state_dict()}, tmp_path / "detector.pth")
     DEMO.save(tmp_path / "detector.json")
@@ -98,7 +100,7 @@ def test_checkpoint_gives_the_graph_back(tmp_path: Path) -> None:
     assert all(value.equal(graph.state_dict()[name]) for name, value in loaded.state_dict().items())
 
 
-def test_arguments_that_do_not_fit_are_refused(tmp_path: Path) -> None:
+def test_contradictory_arguments_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="checkpoint"):
         export_detector(None, tmp_path / "model.onnx", config=DEMO)
     with pytest.raises(ValueError, match="checkpoint"):
@@ -106,7 +108,7 @@ def test_arguments_that_do_not_fit_are_refused(tmp_path: Path) -> None:
 
 
 @torch.inference_mode()
-def test_onnx_runtime_gives_a_batch_as_its_images_one_by_one(path: Path) -> None:
+def test_a_batch_gives_the_same_as_its_images_one_by_one(path: Path) -> None:
     sizes = np.array([[160, 192], [150, 100], [64, 180]], np.float32)
     coarse = torch.rand(3, 3, 10, 12, generator=torch.Generator().manual_seed(0)) * 255 - 110
     pixels = F.interpolate(coarse, (160, 192), mode="bicubic").numpy()
@@ -140,12 +142,12 @@ def test_parity_command_reports_each_image(path: Path, tmp_path: Path, capsys: p
     checkpoint = tmp_path / "detector.pth"
     torch.save({"model": build_detector_graph(None, config=DEMO, random_seed=0).state_dict()}, checkpoint)
     DEMO.save(tmp_path / "detector.json")
-    pictures = tmp_path / "pictures"
-    pictures.mkdir()
+    images = tmp_path / "images"
+    images.mkdir()
     noise = np.random.default_rng(0).integers(0, 256, (8, 6, 3), np.uint8)
     for name, size in (("a.png", (60, 80)), ("b.jpg", (200, 100))):
-        Image.fromarray(noise).resize(size).save(pictures / name)
-    arguments = ["detector", "--onnx", str(path), "--checkpoint", str(checkpoint), "--images", str(pictures)]
+        Image.fromarray(noise).resize(size).save(images / name)
+    arguments = ["detector", "--onnx", str(path), "--checkpoint", str(checkpoint), "--images", str(images)]
     arguments += ["--config", "demo"]
     assert parity_main(arguments) == 0
     report = json.loads(capsys.readouterr().out)
@@ -154,5 +156,6 @@ def test_parity_command_reports_each_image(path: Path, tmp_path: Path, capsys: p
     for image in report["images"]:
         assert image["num_expected"] > 20
         assert image["max_score_error"] < 1e-3 and image["max_box_error_px"] < 2
-    assert parity_main([*arguments, "--min-iou", "1"]) == 1  # no overlap is more than the whole
-    assert "not matched" in capsys.readouterr().err
+    too_strict = replace(DETECTOR_LIMITS["fp32"], min_iou=1)  # an IoU cannot exceed 1
+    with pytest.raises(ParityError, match="not matched is 1, limit"):
+        check_detector(path, checkpoint, limits=too_strict)

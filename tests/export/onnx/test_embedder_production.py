@@ -31,7 +31,7 @@ def test_onnx_equals_pytorch_on_every_template_and_batch(name: str, tmp_path: Pa
 
 
 @pytest.mark.parametrize("name", ["b5a", "b6", "b7"])
-def test_half_points_where_float_points(name: str, tmp_path: Path) -> None:
+def test_half_matches_float32(name: str, tmp_path: Path) -> None:
     path = tmp_path / "model.onnx"
     export_embedder(None, path, config=PRODUCTION[name], random_seed=5, precision="fp16")
     sizes = [(height, width) for width, height in TEMPLATES["SM"]]

@@ -1,4 +1,4 @@
-"""What is left of a model in its file."""
+"""Files contain the computation, without the exporter's notes."""
 
 from pathlib import Path
 

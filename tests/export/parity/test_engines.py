@@ -1,4 +1,4 @@
-"""Engines against float32 files: the comparison itself on the CPU, and what a machine without a GPU says."""
+"""Engines compared with float32 files: the comparison itself on the CPU, and the errors on a machine without a GPU."""
 
 import importlib.util
 import json
@@ -15,7 +15,7 @@ from export.parity.engines import detector_feeds, embedder_feeds
 from export.signature import EMBEDDERS
 from export.tensorrt.profiles import ENGINES, profiles
 
-needs_no_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU, so nothing is missing")
+needs_no_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
 
 
 def arguments(engine: str, repository: Path, reference: Path) -> list[str]:
@@ -37,7 +37,7 @@ def test_without_gpu_one_line_and_exit_code_2(
 
 
 @needs_no_gpu
-def test_onnxruntime_that_takes_the_cpu_is_an_error_after_its_cuda_was_loaded(
+def test_onnxruntime_falling_back_to_the_cpu_is_an_error(
     demo_repository: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     loaded: list[str] = []
@@ -53,7 +53,7 @@ def test_other_weights_are_noticed(demo_repository: Path, tmp_path: Path, capsys
         (tmp_path / model / "1").mkdir(parents=True)
         source = {"embedder_b6": "embedder_b7"}.get(model, model)
         shutil.copy(demo_repository / source / "1" / "model.onnx", tmp_path / model / "1")
-    assert parity_main(arguments("onnxruntime-cpu", tmp_path, demo_repository)) == 1
+    assert parity_main(arguments("onnxruntime-cpu", tmp_path, demo_repository)) == 3
     report = json.loads(capsys.readouterr().out)
     assert not report["is_passed"]
     assert {model for model, part in report["models"].items() if not part["is_passed"]} == {"embedder_b6"}
@@ -63,15 +63,15 @@ def test_other_weights_are_noticed(demo_repository: Path, tmp_path: Path, capsys
 
 def test_missing_file_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for model in ("crop", "prepare_frame"):
-        assert parity_main([model, "--onnx", str(tmp_path / "model.onnx")]) == 1
-        assert capsys.readouterr().err.splitlines() == [f"{tmp_path / 'model.onnx'}: no such file"]
+        assert parity_main([model, "--onnx", str(tmp_path / "model.onnx")]) == 2
+        assert capsys.readouterr().err.splitlines() == [f"export.parity: {tmp_path / 'model.onnx'}: no such file"]
 
 
 def test_missing_repository_is_one_line(
     demo_repository: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert parity_main(arguments("onnxruntime-cpu", tmp_path, demo_repository)) == 1
-    assert "model.onnx is not there" in capsys.readouterr().err
+    assert parity_main(arguments("onnxruntime-cpu", tmp_path, demo_repository)) == 2
+    assert "model.onnx is missing" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("config", [demo(), production()], ids=lambda config: config.name)

@@ -1,4 +1,4 @@
-"""The profiles cover what the pipeline sends, and nothing that it cannot batch."""
+"""The profiles cover all shapes that the pipeline sends, and none that exceed its batch."""
 
 import pytest
 from google.protobuf import text_format
@@ -11,7 +11,7 @@ from export.triton.model_config import repository_files
 
 
 def _num_profiles(model: str, name: str, shape: tuple[int, ...], config: PipelineConfig | None = None) -> int:
-    """How many profiles take a shape."""
+    """Return how many profiles admit a shape."""
     ranges = [profile.inputs[name] for profile in profiles(model, config or production())]
     return sum(
         all(low <= side <= high for low, side, high in zip(found.minimum, shape, found.maximum, strict=True))
@@ -25,14 +25,14 @@ def _num_profiles(model: str, name: str, shape: tuple[int, ...], config: Pipelin
     [
         *((608, 1088), (1088, 608), (608, 608), (608, 4000), (4000, 608)),
         *((800, 800), (800, 832), (832, 800), (800, 4000), (4000, 800)),
-        *((32, 4000), (4000, 32), (640, 4000), (4000, 640)),  # long pictures are scaled by their long side
+        *((32, 4000), (4000, 32), (640, 4000), (4000, 640)),  # images limited by their long side
     ],
 )
-def test_detector_takes_every_picture_in_one_profile(batch: int, size: tuple[int, int]) -> None:
+def test_every_image_size_belongs_to_one_profile(batch: int, size: tuple[int, int]) -> None:
     assert _num_profiles("detector", "pixels", (batch, 3, *size)) == 1
 
 
-def test_usual_pictures_are_the_optimum() -> None:
+def test_usual_sizes_are_the_optimum() -> None:
     optima = {found.name: found.inputs["pixels"].optimum[2:] for found in profiles("detector", production())}
     assert optima["frame_portrait"] == (1088, 608) and optima["image_landscape"] == (800, 800)
 

@@ -6,7 +6,8 @@ from tritonclient.grpc import model_config_pb2 as proto
 
 from export.config import CUDA_OPTIONS, PipelineConfig, demo, production
 from export.signature import EMBEDDERS, MODELS, PRIORITIES
-from export.triton.model_config import REPOSITORY, main, repository_files, stale_files, write_files
+from export.triton.__main__ import main
+from export.triton.model_config import REPOSITORY, repository_files, stale_files, write_files
 from livematch.serving.settings import PRIORITIES as CLIENT_PRIORITIES
 
 
@@ -19,6 +20,16 @@ def test_committed_repository_is_production_and_not_stale() -> None:
     assert main([]) == 0
     assert "model_identity" not in (REPOSITORY / "crop_and_embed" / "config.pbtxt").read_text()
     assert all((REPOSITORY / model / "1").is_dir() for model in MODELS)
+
+
+def test_command_lists_stale_files_and_writes_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("export.triton.__main__.REPOSITORY", tmp_path / "repository")
+    assert main([]) == 3
+    assert "stale: repository/detector/config.pbtxt" in capsys.readouterr().err
+    assert main(["--write"]) == 0
+    assert main([]) == 0
 
 
 def test_stale_files_are_listed(tmp_path: Path) -> None:
@@ -57,8 +68,8 @@ def test_networks_have_an_engine_by_default_and_onnx_by_name() -> None:
         assert [warmup.name for warmup in engine.model_warmup] == [warmup.name for warmup in graph.model_warmup]
 
 
-def test_networks_on_a_gpu_run_as_they_are_compared() -> None:
-    """Without TF32, and without cuDNN's search, which Triton's backend does unless `parameters` says otherwise."""
+def test_networks_on_a_gpu_have_the_options_of_the_parity_check() -> None:
+    """Without TF32, and without cuDNN's search, which Triton's backend makes unless `parameters` disables it."""
     assert CUDA_OPTIONS == {"use_tf32": "0", "cudnn_conv_algo_search": "HEURISTIC"}
     for path, text in repository_files(production()).items():
         message = parse(text)
