@@ -45,7 +45,7 @@ distributed.start()
 dist.barrier()
 dist.distributed_c10d._set_pg_timeout(timedelta(seconds=1), dist.group.WORLD)
 rank, _ = distributed.rank_and_size()
-with distributed.first_process_first():
+with distributed.main_process_first():
     if rank == 0:
         time.sleep(4)
     with open(sys.argv[1], "a") as file:
@@ -111,10 +111,10 @@ def test_processes_split_every_batch() -> None:
     crops = [Crop(Path(), (0, 0, 1, 1), 1, "1", False, number % 2) for number in range(20)]
     options = {"batch_size": 4, "template_sets": ("S", "M"), "seed": 1}
     whole = list(AspectBatches(crops, **options))
-    shares = [list(AspectBatches(crops, **options, share=(rank, 2))) for rank in (0, 1)]
+    shares = [list(AspectBatches(crops, **options, rank=rank, num_processes=2)) for rank in (0, 1)]
     assert [first + second for first, second in zip(*shares, strict=True)] == whole
     with pytest.raises(ValueError, match="a batch of 4 cannot be split evenly over 3 processes"):
-        AspectBatches(crops, **options, share=(0, 3))
+        AspectBatches(crops, **options, rank=0, num_processes=3)
 
 
 def test_torchrun_trains(demo_world: Path, tmp_path: Path) -> None:
