@@ -1,4 +1,4 @@
-# `make demo` runs the whole pipeline on a rendered world; `make test` runs the tests. Both build .venv first.
+# `make demo` runs the whole pipeline on a rendered world, `make test` the tests. Both install into .venv first.
 PYTHON ?= python3
 SEED ?= 7
 ITEMS ?= 24
@@ -28,9 +28,9 @@ check: .venv/.installed
 	.venv/bin/ruff check .
 	.venv/bin/mypy
 
-# A short run of all measurements, then the report. CONFIG=production takes the full networks with made-up weights: for
-# one picture they need seconds on a CPU, so it measures fewer and longer. perf_analyzer is downloaded: without a network
-# the report goes without it.
+# Runs all measurements briefly, then writes the report. CONFIG=production uses the full networks with random weights.
+# They take seconds per image on a CPU, so it measures fewer images for longer. perf_analyzer has to be downloaded; if
+# that fails, the report is written without it.
 bench: FEW = $(if $(filter production,$(CONFIG)),--pictures 8 --window-s 10)
 bench: .venv/.installed
 	$(RUN) -m benchmarks.baseline --config $(CONFIG) $(if $(FEW),--clips 1 --frames 4 --rounds 2)
@@ -42,8 +42,8 @@ bench: .venv/.installed
 	-$(RUN) -m benchmarks.perf_analyzer --config $(CONFIG) $(or $(FEW),--window-s 2) $(if $(FEW),--rounds 1)
 	$(RUN) -m benchmarks.report --results build/benchmarks
 
-# Makes the checkpoints of the demo again, on a world that no demo shows, two trainings at a time on one core each.
-# Goes on where it was stopped, and begins again once the world is another. Needs detectron2 in .venv (see README).
+# Trains the demo's checkpoints again, on a world that no demo shows, two trainings at a time with one core each.
+# Continues where it was stopped; a different world starts over. Needs detectron2 in .venv (see training/README.md).
 train-demo: .venv/.installed
 	$(RUN) -c "import detectron2"
 	$(RUN) -m training.demo.world --output $(TRAIN)/world --seed 101 --items 600 --render-every 20
@@ -52,7 +52,7 @@ train-demo: .venv/.installed
 	cp $(TRAIN)/detector.pth $(TRAIN)/detector.json $(TRAIN)/embedder_*.pth $(TRAIN)/embedder_*.json \
 		training/demo/checkpoints/
 
-# What a stopped training saved is newer than the world that it saw.
+# A stopped training may only resume if what it saved is newer than the world.
 $(TRAIN)/detector.pth: $(TRAIN)/world/world.json
 	[ $(TRAIN)/last.pt -nt $< ] || rm -f $(TRAIN)/last.pt
 	$(RUN) -m training.detector.train --config demo --data $(TRAIN)/world --output $(TRAIN) --resume
@@ -69,10 +69,10 @@ lock: .venv/.installed
 		--extra benchmarks --extra milvus --extra dev --override build/override.txt \
 		--no-header --no-annotate --no-emit-index-url --output-file requirements.txt
 
-# nvidia-pytriton, which the local server takes its Python backend from, has it up to 3.13.
+# nvidia-pytriton, which provides the local server's Python backend, supports Python up to 3.13.
 .venv/.installed: requirements.txt pyproject.toml
 	@$(PYTHON) -c "import sys; v = sys.version_info; (3, 11) <= v < (3, 14) or sys.exit( \
-		'livematch needs Python 3.11 to 3.13, $(PYTHON) is %d.%d; make PYTHON=python3.13 takes another' % v[:2])"
+		'livematch needs Python 3.11 to 3.13, $(PYTHON) is %d.%d; make PYTHON=python3.13 uses another' % v[:2])"
 	$(PYTHON) -m venv .venv
 	$(RUN) -m pip install --quiet --disable-pip-version-check uv
 	.venv/bin/uv pip install --quiet --python $(RUN) --no-deps --requirements requirements.txt

@@ -1,12 +1,14 @@
-"""How far colour alone gets: nearest neighbours of colour histograms, with the annotated boxes given.
+"""Measure how well colour alone identifies items: match colour histograms of the annotated boxes, and score the result.
 
     python -m benchmarks.color_histogram --data PART
 
-The baseline skips detection, which it gets from the annotations, and replaces the embedding by a colour histogram of
-each box; the matching rule and the score are those of `livematch`. Prints one line of JSON.
+Instead of detecting, this takes the boxes from the annotations; instead of an embedding, it computes a colour histogram
+of each box. The matching rule and the score are livematch's own.
+
+The JSON, printed as one line, has the F1 of each level, the `final` score, the numbers of items and boxes, and the
+seconds it took.
 """
 
-import argparse
 import json
 import time
 from collections.abc import Sequence
@@ -17,27 +19,33 @@ import numpy.typing as npt
 from PIL import Image
 from tqdm import tqdm
 
+from benchmarks.harness.options import new_parser
 from livematch import Features, evaluate, match, read_frames, read_ground_truth, read_image
+from livematch.cli.commands import run_command
+from livematch.errors import InputError
 from livematch.evaluation.ground_truth import Garment
 from livematch.evaluation.results import to_result
+from livematch.media.sources import list_images
+from livematch.types import IntBox, Pixels
 
 FRAMES = range(80, 400, 40)
 NUM_BINS = (12, 4, 4)
-"""Of hue, saturation and value. With INSET, the strongest of 15 settings tried on a demo world of 12 items."""
+"""For hue, saturation and value. Together with INSET, the best of 15 settings tried on a demo world of 12 items."""
 
 INSET = 0.3
-"""Share of the box's sides that is cut off on each side, because it is mostly background."""
+"""Fraction of a box's width or height that is cut off on each side, because it is mostly background."""
 
 PATCH_PX = 64
 
-Row = tuple[str, str, int, tuple[int, int, int, int], npt.NDArray[np.float32]]
+Row = tuple[str, str, int, IntBox, npt.NDArray[np.float32]]
+"""Source, name, frame index, box and histogram, as in a features file."""
 
 
-def color_histogram(pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
-    """Joint HSV histogram of uint8 [H,W,3] RGB, as float32 [192] of unit length.
+def color_histogram(pixels: Pixels) -> npt.NDArray[np.float32]:
+    """Return the joint HSV histogram of RGB pixels [H,W,3], as float32 [192] of unit length.
 
-    Each pixel is shared out between the two nearest bins of each axis. Square roots are taken, so that the cosine of
-    two histograms is their Bhattacharyya coefficient.
+    Each pixel is divided between the two nearest bins of each axis. The values are square roots of the frequencies, so
+    that the cosine of two histograms is their Bhattacharyya coefficient.
     """
     patch = Image.fromarray(pixels).resize((PATCH_PX, PATCH_PX), Image.Resampling.BOX)
     hsv = np.asarray(patch.convert("HSV"), np.float64).reshape(-1, 3) / 256
@@ -50,27 +58,32 @@ def color_histogram(pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
         hue, saturation, value = (low + corner).T
         bins = (hue % NUM_BINS[0], saturation.clip(0, NUM_BINS[1] - 1), value.clip(0, NUM_BINS[2] - 1))
         np.add.at(histogram, bins, weights)
-    return np.sqrt(histogram.ravel() / histogram.sum()).astype(np.float32)
+    return np.asarray(np.sqrt(histogram.ravel() / histogram.sum()), np.float32)
 
 
-def run_baseline(directory: Path) -> dict[str, float]:
-    """Match the annotated boxes of a part by colour, and score the result.
+def score_colour(directory: Path) -> dict[str, float]:
+    """Match the annotated boxes of a part of the data set by colour, and return JSON of the score.
 
-    Returns:
-        The F1 of each level, the final score, the seconds it took and the numbers of boxes.
+    Raises:
+        LivematchError: the folder is not an annotated part, or no box is annotated in its images or in its videos.
+        FileNotFoundError: an annotated image or video is missing.
     """
     start_s = time.monotonic()
     truth = read_ground_truth(directory)
+    paths = {source.key: source.path for source in list_images(directory / "image")[0]}
     queries: list[Row] = []
     for item_id, images in tqdm(truth.images.items(), desc="images", unit="item"):
         for name, garments in images.items():
-            (path,) = (directory / "image" / item_id).glob(f"{name}.*")
-            queries += _rows(item_id, name, -1, garments, read_image(path))
+            if (item_id, name) not in paths:
+                raise FileNotFoundError(f"{directory / 'image' / item_id} has no image {name}, but an annotation of it")
+            queries += _rows(item_id, name, -1, garments, read_image(paths[item_id, name]))
     gallery: list[Row] = []
     for video_id, frames in tqdm(truth.frames.items(), desc="videos", unit="clip"):
         indices = [index for index in FRAMES if index in frames]
         for index, pixels in read_frames(directory / "video" / f"{video_id}.mp4", indices):
             gallery += _rows(video_id, "", index, frames[index], pixels)
+    if not queries or not gallery:
+        raise InputError(f"{directory} has no annotated box in its {'videos' if queries else 'images'}")
     score = evaluate(to_result(match(_features(queries), _features(gallery))), truth)
     return {
         "s1_f1": score.s1.f1,
@@ -84,9 +97,7 @@ def run_baseline(directory: Path) -> dict[str, float]:
     }
 
 
-def _rows(
-    source: str, name: str, frame_index: int, garments: Sequence[Garment], pixels: npt.NDArray[np.uint8]
-) -> list[Row]:
+def _rows(source: str, name: str, frame_index: int, garments: Sequence[Garment], pixels: Pixels) -> list[Row]:
     height, width = pixels.shape[:2]
     rows = []
     for box in dict.fromkeys(garment.box for garment in garments):
@@ -111,13 +122,18 @@ def _features(rows: Sequence[Row]) -> Features:
     )
 
 
+def run(directory: Path) -> int:
+    print(json.dumps(score_colour(directory)))
+    return 0
+
+
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description="Score colour histograms on an annotated part.")
+    parser = new_parser(__doc__)
     parser.add_argument(
         "--data", type=Path, required=True, metavar="PART", help="folder with image/, video/ and both annotations"
     )
-    print(json.dumps(run_baseline(parser.parse_args(argv).data)))
-    return 0
+    options = parser.parse_args(argv)
+    return run_command("benchmarks.color_histogram", lambda: run(options.data))
 
 
 if __name__ == "__main__":

@@ -1,14 +1,15 @@
-"""What `livematch embed` makes of a server: clips decoded in one pass, several sources under way at once.
+"""Measure what `livematch embed` gains from decoding each clip in one pass and from several clips in flight.
 
     python -m benchmarks.concurrency --clips 6 --rounds 3
 
-Two comparisons, each in turns in one run. Decoding: the sixteen frames of a clip in one pass against each frame
-sought and decoded by itself. Embedding: one source at a time against several, `--frames` of each; a source's frames go
-one after another, so that it takes as many clips as sources at once.
+Two comparisons, interleaved in one run. Decoding: the sixteen frames of a clip in one pass, against seeking and
+decoding each frame separately. Embedding: one clip at a time, against `--concurrency` of them at once. A clip's frames
+are sent one after another, so at least `--concurrency` clips are needed.
 
-`computing` is how many requests the server computes for at a time on average, from Triton's statistics: the computing
-time of the ensemble's steps over the time that passed. While one source is under way it is the share of the time in
-which the server is busy; with several it may be above 1.
+The JSON has the medians `decoding_speedup` and `speedup`, and under `rounds` each round's seconds, frames per second
+and use of the machine. `computing` is the average number of requests the server computes at a time: the compute time
+of the ensemble's steps, from Triton's statistics, divided by the elapsed time. With one clip in flight it is the
+fraction of time in which the server is busy; with several it may exceed 1.
 """
 
 import argparse
@@ -16,13 +17,13 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import tritonclient.grpc as triton
 
-from benchmarks.baseline import read_frame
+from benchmarks.harness.images import link_clips, list_clips, read_clips, seek_frame, spread_frames
+from benchmarks.harness.options import add_number, new_parser
 from benchmarks.harness.resources import describe_usage, read_usage
 from benchmarks.harness.results import Record, digest_models, rounded
 from benchmarks.harness.stage_times import computing_ms, read_stages, subtract_stages
@@ -30,35 +31,36 @@ from benchmarks.harness.workload import (
     add_server_arguments,
     default_output,
     describe_networks,
-    list_clips,
     prepare_repository,
     prepare_world,
-    read_clips,
-    spread_frames,
+    repository_path,
 )
 from livematch import Client, LocalServer, read_frames
+from livematch.cli.commands import run_command
+from livematch.errors import InputError
 from livematch.media.videos import DEFAULT_FRAMES
 from livematch.pipeline.embed import EmbedOptions, embed_videos
 
 
 def compare_decoding(clips: Sequence[Path]) -> dict[str, float]:
-    """Seconds for the frames of all clips both ways, and their ratio."""
-    one_pass_s = _time(lambda: [pixels.shape for clip in clips for _, pixels in read_frames(clip)])
-    sought_s = _time(lambda: [read_frame(clip, index).shape for clip in clips for index in DEFAULT_FRAMES])
+    """Time both ways of decoding the frames of all clips, and return JSON with their ratio."""
+    one_pass_s = _time_s(lambda: [pixels.shape for clip in clips for _, pixels in read_frames(clip)])
+    seeking_s = _time_s(lambda: [seek_frame(clip, index).shape for clip in clips for index in DEFAULT_FRAMES])
     return {
         "one_pass_s": rounded(one_pass_s),
-        "sought_s": rounded(sought_s),
-        "speedup": rounded(sought_s / one_pass_s),
+        "sought_s": rounded(seeking_s),
+        "speedup": rounded(seeking_s / one_pass_s),
     }
 
 
 def embed(server: LocalServer, clips: Path, frames: range, concurrency: int, output: Path) -> dict[str, Any]:
-    """JSON of one run over these frames of all clips of a folder."""
-    with Client(server.url) as client, triton.InferenceServerClient(server.url) as observer:
-        stages_before, usage_before, start_s = read_stages(observer), read_usage(server.pid), time.perf_counter()
+    """Embed these frames of all clips in a folder, and return JSON of the run."""
+    with Client(server.url) as client, triton.InferenceServerClient(server.url) as statistics_client:
+        stages_before, usage_before = read_stages(statistics_client), read_usage(server.pid)
+        start_s = time.perf_counter()
         embedded = embed_videos(client, clips, output, EmbedOptions(concurrency=concurrency), frames=frames)
         elapsed_s = time.perf_counter() - start_s
-        stages = subtract_stages(read_stages(observer), stages_before)
+        stages = subtract_stages(read_stages(statistics_client), stages_before)
     num_frames = embedded.num_stored * len(frames)
     return {
         "frames_per_s": rounded(num_frames / elapsed_s),
@@ -67,50 +69,41 @@ def embed(server: LocalServer, clips: Path, frames: range, concurrency: int, out
     }
 
 
-def _time(action: Callable[[], object]) -> float:
-    start_s = time.perf_counter()
-    action()
-    return time.perf_counter() - start_s
+def run_rounds(
+    server: LocalServer, clips: list[Path], frames: range, options: argparse.Namespace, folder: Path
+) -> list[dict[str, Any]]:
+    """Run both comparisons `options.rounds` times, alternating which embedding comes first."""
+    link_clips(clips, folder / "clips")
+    embed(server, folder / "clips", frames, options.concurrency, folder / "warm-up.parquet")
+    concurrencies = {"serial": 1, "overlapped": options.concurrency}
+    rounds = []
+    for turn in range(options.rounds):
+        runs = {
+            name: embed(server, folder / "clips", frames, concurrencies[name], folder / f"{name}{turn}.parquet")
+            for name in sorted(concurrencies, reverse=turn % 2 == 0)
+        }
+        decoding = compare_decoding(clips)
+        speedup = rounded(runs["overlapped"]["frames_per_s"] / runs["serial"]["frames_per_s"])
+        rounds.append({"decoding": decoding, **runs, "speedup": speedup})
+        print(
+            f"round {turn + 1}: one pass {decoding['speedup']} times as fast as seeking; "
+            f"{options.concurrency} clips at once {speedup} times as fast as one; computing "
+            f"{runs['serial']['computing']} and {runs['overlapped']['computing']} requests at a time",
+            flush=True,
+        )
+    return rounds
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add_server_arguments(parser, "concurrency")
-    parser.add_argument("--clips", type=int, default=6, metavar="N", help="default: %(default)s")
-    parser.add_argument(
-        "--frames", type=int, default=16, metavar="N", help="of each clip, 16 at most, default: %(default)s"
-    )
-    parser.add_argument("--rounds", type=int, default=3, metavar="N", help="default: %(default)s")
-    parser.add_argument("--concurrency", type=int, default=4, metavar="N", help="sources at once, default: %(default)s")
-    options = parser.parse_args(argv)
+def run(options: argparse.Namespace, argv: Sequence[str] | None) -> int:
     clips = list_clips(prepare_world(options.world), options.clips)
     if len(clips) < options.concurrency:
-        parser.error(f"{options.concurrency} sources at once take as many clips, there are {len(clips)}")
+        raise InputError(f"--concurrency {options.concurrency} needs as many clips, but there are {len(clips)}")
     frames = spread_frames(options.frames)
-    repository, _ = prepare_repository(options, read_clips(clips, frames))
-    run = Record("concurrency", options, argv)
-    rounds = []
-    with ExitStack() as resources:
-        folder = Path(resources.enter_context(tempfile.TemporaryDirectory(prefix="livematch-embedding-")))
-        (folder / "clips").mkdir()
-        for clip in clips:
-            (folder / "clips" / clip.name).symlink_to(clip.resolve())
-        server = resources.enter_context(LocalServer(repository))
-        embed(server, folder / "clips", frames, options.concurrency, folder / "warm-up.parquet")
-        for turn in range(options.rounds):
-            ways = {"serial": 1, "overlapped": options.concurrency}
-            found = {
-                way: embed(server, folder / "clips", frames, ways[way], folder / f"{way}{turn}.parquet")
-                for way in sorted(ways, reverse=turn % 2 == 0)
-            }
-            speedup = rounded(found["overlapped"]["frames_per_s"] / found["serial"]["frames_per_s"])
-            rounds.append({"decoding": compare_decoding(clips), **found, "speedup": speedup})
-            print(
-                f"round {turn + 1}: one pass {rounds[-1]['decoding']['speedup']} times as fast as seeking; "
-                f"{options.concurrency} sources at once {speedup} times as fast as one, "
-                f"computing {found['serial']['computing']} and {found['overlapped']['computing']} requests at a time",
-                flush=True,
-            )
+    prepare_repository(options, read_clips(clips, frames))
+    repository = repository_path(options)
+    record = Record("concurrency", options, argv)
+    with tempfile.TemporaryDirectory(prefix="livematch-embedding-") as folder, LocalServer(repository) as server:
+        rounds = run_rounds(server, clips, frames, options, Path(folder))
     figures = {
         "num_clips": len(clips),
         "num_frames": len(frames),
@@ -121,8 +114,25 @@ def main(argv: Sequence[str] | None = None) -> int:
         "computing": rounded(statistics.median(turn["overlapped"]["computing"] for turn in rounds)),
         "rounds": rounds,
     }
-    run.write(figures, default_output(options), models=digest_models(repository))
+    record.write(figures, default_output(options), models=digest_models(repository))
     return 0
+
+
+def _time_s(action: Callable[[], object]) -> float:
+    start_s = time.perf_counter()
+    action()
+    return time.perf_counter() - start_s
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = new_parser(__doc__)
+    add_server_arguments(parser, "concurrency")
+    add_number(parser, "--clips", 6, "number of clips")
+    add_number(parser, "--frames", 16, "frames per clip when embedding, at most 16")
+    add_number(parser, "--rounds", 3, "number of rounds")
+    add_number(parser, "--concurrency", 4, "clips in flight")
+    options = parser.parse_args(argv)
+    return run_command("benchmarks.concurrency", lambda: run(options, argv))
 
 
 if __name__ == "__main__":

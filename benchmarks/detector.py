@@ -1,9 +1,11 @@
-"""How much faster ONNX Runtime runs the exported detector than detectron2 runs the same weights, on CPU.
+"""Measure how much faster ONNX Runtime runs the exported detector than detectron2 runs the same weights, on the CPU.
 
     python -m benchmarks.detector --config production --height 608 --width 1080 --rounds 5
 
-Exports made-up weights (or takes --onnx, made from the same seed), then runs both on one image in turn, so
-that a change in the machine's load meets both. Needs detectron2.
+Exports a detector with random weights and runs both on one
+random image, interleaved, so that a change in the machine's load affects both. Needs detectron2.
+
+The JSON has the median `speedup` and, under `rounds`, the seconds of both and their ratio.
 """
 
 import argparse
@@ -19,19 +21,24 @@ import onnxruntime
 import torch
 from torch.nn import functional
 
+from benchmarks.harness.eager import build_detectron2
+from benchmarks.harness.options import add_number, new_parser
 from benchmarks.harness.results import RESULTS, Record, rounded
 from export.detector import CONFIGS
 from export.graphs.checkpoints import build_detector_graph
+from export.graphs.precision import PRECISIONS
 from export.onnx.export import export_detector
-from export.onnx.precision import PRECISIONS
 from export.signature import PADDING_MULTIPLE
-from training.detector.model import build_detector
+from livematch.cli.commands import run_command
 
 
 def interleaved(
     first: Callable[[], object], second: Callable[[], object], rounds: int
 ) -> tuple[list[float], list[float]]:
-    """Returns the seconds of each call, after one of each to warm up; the order turns round every time."""
+    """Call both once per round, after one call each as warm-up, and return the seconds of the calls.
+
+    The order is reversed in every other round.
+    """
     times: tuple[list[float], list[float]] = ([], [])
     first(), second()
     for turn in range(rounds):
@@ -42,33 +49,26 @@ def interleaved(
     return times
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--config", choices=sorted(CONFIGS), default="production")
-    parser.add_argument("--seed", type=int, default=0, help="of the made-up weights and of the picture")
-    parser.add_argument("--onnx", type=Path, metavar="FILE", help="made before with the same config and seed")
-    parser.add_argument("--precision", choices=PRECISIONS, default="fp32", help="of the export")
-    parser.add_argument("--height", type=int, default=608)
-    parser.add_argument("--width", type=int, default=1080)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)), help="of both sides")
-    parser.add_argument("--output", type=Path, metavar="FILE", help="default: build/benchmarks/CONFIG_detector.json")
-    arguments = parser.parse_args(argv)
-    run = Record("detector", arguments, argv)
-
-    config, seed = CONFIGS[arguments.config], arguments.seed
-    torch.set_num_threads(arguments.threads)
-    model = build_detector(config).eval()
-    model.load_state_dict(build_detector_graph(None, config=config, random_seed=seed).state_dict(), strict=True)
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = arguments.threads
+def open_engine(options: argparse.Namespace) -> onnxruntime.InferenceSession:
+    """Export the detector with random weights, and open it with --threads threads."""
+    settings = onnxruntime.SessionOptions()
+    settings.intra_op_num_threads = options.threads
     with tempfile.TemporaryDirectory() as folder:
-        path = arguments.onnx or Path(folder) / "detector.onnx"
-        if arguments.onnx is None:
-            export_detector(None, path, config=config, random_seed=seed, precision=arguments.precision)
-        session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+        path = Path(folder) / "detector.onnx"
+        config = CONFIGS[options.config]
+        export_detector(None, path, config=config, random_seed=options.seed, precision=options.precision)
+        return onnxruntime.InferenceSession(path, settings, providers=["CPUExecutionProvider"])
 
-    height, width = arguments.height, arguments.width
+
+def run(options: argparse.Namespace, argv: Sequence[str] | None) -> int:
+    record = Record("detector", options, argv)
+    config, seed = CONFIGS[options.config], options.seed
+    torch.set_num_threads(options.threads)
+    model = build_detectron2(config).eval()
+    model.load_state_dict(build_detector_graph(None, config=config, random_seed=seed).state_dict(), strict=True)
+    session = open_engine(options)
+
+    height, width = options.height, options.width
     coarse = torch.rand(1, 3, height // 16, width // 16, generator=torch.Generator().manual_seed(seed)) * 255
     image = functional.interpolate(coarse, (height, width), mode="bicubic")[0]
     padding = (0, -width % PADDING_MULTIPLE, 0, -height % PADDING_MULTIPLE)
@@ -77,25 +77,41 @@ def main(argv: Sequence[str] | None = None) -> int:
         "image_size": np.array([[height, width]], np.float32),
     }
 
-    @torch.inference_mode()
     def run_detectron2() -> object:
-        return model.inference([{"image": image}], do_postprocess=False)
+        with torch.inference_mode():
+            return model.inference([{"image": image}], do_postprocess=False)
 
-    detectron2_s, onnx_s = interleaved(run_detectron2, lambda: session.run(None, feeds), arguments.rounds)
+    detectron2_s, onnx_s = interleaved(run_detectron2, lambda: session.run(None, feeds), options.rounds)
     rounds = [
         {"detectron2_s": rounded(eager), "onnxruntime_s": rounded(engine), "speedup": rounded(eager / engine)}
         for eager, engine in zip(detectron2_s, onnx_s, strict=True)
     ]
     figures = {
-        "precision": arguments.precision,
-        "weights": f"made up (seed {seed})",
+        "precision": options.precision,
+        "weights": f"random (seed {seed})",
         "image_size": [height, width],
-        "threads": arguments.threads,
+        "threads": options.threads,
         "speedup": rounded(statistics.median(turn["speedup"] for turn in rounds)),
         "rounds": rounds,
     }
-    run.write(figures, arguments.output or RESULTS / f"{arguments.config}_detector.json")
+    record.write(figures, options.output or RESULTS / f"{options.config}_detector.json")
     return 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = new_parser(__doc__)
+    parser.add_argument("--config", choices=sorted(CONFIGS), default="production", help="detector")
+    parser.add_argument("--seed", type=int, default=0, help="for the random weights and the image")
+    parser.add_argument("--precision", choices=PRECISIONS, default="fp32", help="of the export")
+    add_number(parser, "--height", 608, "image height in pixels")
+    add_number(parser, "--width", 1080, "image width in pixels")
+    add_number(parser, "--rounds", 5, "number of rounds")
+    add_number(parser, "--threads", len(os.sched_getaffinity(0)), "threads for each of the two")
+    parser.add_argument(
+        "-o", "--output", type=Path, metavar="FILE", help="default: build/benchmarks/CONFIG_detector.json"
+    )
+    options = parser.parse_args(argv)
+    return run_command("benchmarks.detector", lambda: run(options, argv))
 
 
 if __name__ == "__main__":

@@ -1,19 +1,19 @@
-"""All benchmarks on a GPU by one command that needs no network and at most ten minutes.
+"""Measure the pipeline on a GPU: run all benchmarks with one command, offline, in at most ten minutes.
 
     python -m benchmarks.gpu --wheels DIR --output build/benchmarks/gpu
 
-Carry a folder of wheels there, onnxruntime-gpu among them instead of onnxruntime, and with it the one library of CUDA
-that it needs and PyTorch does not bring:
+DIR is a folder of wheels to carry to the machine: those of requirements.txt with onnxruntime-gpu instead of
+onnxruntime, and one CUDA library that it needs and PyTorch does not bring:
 
     sed 's/^onnxruntime==.*/onnxruntime-gpu==1.31.1/' requirements.txt > build/gpu.txt
     echo nvidia-curand==10.4.5.25 >> build/gpu.txt
     python -m pip download --no-deps -r build/gpu.txt -d DIR
 
-The command makes build/gpu-venv from them with `pip install --no-index`, then runs baseline, models, throughput and
-latency there with half-precision networks, and the report. Each step gets what is left of --minutes; steps that no
-time is left for are named at the end.
+The command installs them into build/gpu-venv with `pip install --no-index`. There it runs baseline, throughput, models
+and latency with half-precision networks, then the report. Each step may take the time left of --minutes.
 
-Without a GPU, or where onnxruntime cannot start on it, it ends with one line and exit code 2.
+The output folder gets one JSON per benchmark, as its own docstring describes, and the report. Exit codes: 0 all steps
+are done; 2 there is no GPU, or ONNX Runtime does not start on it; 3 steps failed or had no time left, named at the end.
 """
 
 import argparse
@@ -25,22 +25,24 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks.harness.machine import query_gpus
-from benchmarks.harness.results import RESULTS
+# With --wheels, this command runs on a Python without any packages, so it imports nothing but the standard library.
+from benchmarks.harness.gpus import query_gpus
+from benchmarks.harness.options import add_number, new_parser
 
 ENVIRONMENT = Path("build/gpu-venv")
 ROOT = Path(__file__).parents[1]
+MIN_STEP_S = 10.0
 
 
 def steps(config: str, output: Path) -> list[list[str]]:
-    """The commands in the order of their worth, without the interpreter."""
+    """Return the commands, most important first, without the interpreter."""
     common = ["--config", config, "--precision", "fp16"]
 
     def command(benchmark: str, *arguments: str) -> list[str]:
         return ["-m", f"benchmarks.{benchmark}", *common, *arguments, "--output", str(output / f"gpu_{benchmark}.json")]
 
     return [
-        # All clips of the benchmarks' world, since each has one request in flight.
+        # All clips of the benchmarks' world, because each clip has one request in flight.
         command(
             "baseline", "--device", "cuda", "--clips", "12", "--frames", "8", "--concurrency", "12", "--rounds", "2"
         ),
@@ -51,50 +53,23 @@ def steps(config: str, output: Path) -> list[list[str]]:
     ]
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--wheels", type=Path, metavar="DIR", help="without it this Python's packages are used")
-    parser.add_argument("--config", choices=("demo", "production"), default="production", help="default: %(default)s")
-    parser.add_argument("--output", type=Path, default=RESULTS / "gpu", metavar="DIR")
-    parser.add_argument("--minutes", type=float, default=10.0, metavar="M", help="default: %(default)s")
-    options = parser.parse_args(argv)
-    deadline_s = time.monotonic() + 60 * options.minutes
-    if not query_gpus(("name",)):
-        print("benchmarks.gpu: no GPU: nvidia-smi is missing or lists none", file=sys.stderr)
-        return 2
-    python = Path(sys.executable)
-    if options.wheels is not None:
-        python = install(options.wheels, deadline_s)
-    if not run([str(python), "-c", "import sys, benchmarks.gpu; sys.exit(not benchmarks.gpu.starts_on_gpu())"], 60):
-        print(
-            "benchmarks.gpu: onnxruntime does not start on the GPU; it takes onnxruntime-gpu and its CUDA, see --help",
-            file=sys.stderr,
-        )
-        return 2
-    failed = []
-    for step in steps(options.config, options.output):
-        left_s = deadline_s - time.monotonic()
-        if left_s < 10 or not run([str(python), *step], left_s):
-            failed.append(step[1])
-    if failed:
-        print(f"benchmarks.gpu: failed or out of time: {', '.join(failed)}", file=sys.stderr)
-    return 1 if failed else 0
-
-
 def install(wheels: Path, deadline_s: float) -> Path:
-    """Makes the environment from the folder alone; returns its interpreter. Raises CalledProcessError."""
-    shutil.rmtree(ENVIRONMENT, ignore_errors=True)
-    subprocess.run([sys.executable, "-m", "venv", ENVIRONMENT], check=True)
-    python = (ENVIRONMENT / "bin" / "python").absolute()
+    """Make the environment from the wheels alone and return its interpreter; raise OSError if that fails."""
     names = sorted({path.name.split("-")[0] for path in wheels.glob("*.whl")})
-    command = [python, "-m", "pip", "install", "--quiet", "--no-index", "--no-deps", "--find-links", wheels, *names]
-    subprocess.run(command, check=True, timeout=deadline_s - time.monotonic())
+    if not names:
+        raise OSError(f"no wheels in {wheels}")
+    shutil.rmtree(ENVIRONMENT, ignore_errors=True)
+    python = (ENVIRONMENT / "bin" / "python").absolute()
+    pip = [str(python), "-m", "pip", "install", "--quiet", "--no-index", "--no-deps", "--find-links", str(wheels)]
+    for command in ([sys.executable, "-m", "venv", str(ENVIRONMENT)], [*pip, *names]):
+        if not run(command, deadline_s - time.monotonic()):
+            raise OSError(f"{ENVIRONMENT} could not be made from {wheels}: {' '.join(command[1:4])} failed, see above")
     return python
 
 
 def starts_on_gpu() -> bool:
-    """Whether onnxruntime really takes the GPU; that CUDA is among its providers says only how it was built."""
-    import onnx  # not before: what calls for the environment to be made runs on a bare Python
+    """Return whether ONNX Runtime starts on the GPU; its list of providers says only what it was built with."""
+    import onnx
     import onnxruntime
 
     if "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
@@ -108,11 +83,47 @@ def starts_on_gpu() -> bool:
 
 
 def run(command: Sequence[str], timeout_s: float) -> bool:
+    """Run a command in the repository's root, and return whether it succeeded in time."""
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join((str(ROOT), str(ROOT / "client")))}
     try:
         return subprocess.run(command, cwd=ROOT, env=environment, timeout=timeout_s).returncode == 0
     except subprocess.TimeoutExpired:
         return False
+
+
+def run_steps(options: argparse.Namespace) -> list[str]:
+    """Run all steps, and return the names of those that failed or had no time; raise OSError if none can run."""
+    deadline_s = time.monotonic() + 60 * options.minutes
+    if not query_gpus(("name",)):
+        raise OSError("no GPU: nvidia-smi is missing or lists none")
+    python = Path(sys.executable) if options.wheels is None else install(options.wheels, deadline_s)
+    if not run([str(python), "-c", "import sys, benchmarks.gpu; sys.exit(not benchmarks.gpu.starts_on_gpu())"], 60):
+        raise OSError("onnxruntime does not start on the GPU; it needs onnxruntime-gpu and its CUDA, see --help")
+    failed = []
+    for step in steps(options.config, options.output):
+        left_s = deadline_s - time.monotonic()
+        if left_s < MIN_STEP_S or not run([str(python), *step], left_s):
+            failed.append(step[1])
+    return failed
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = new_parser(__doc__)
+    parser.add_argument("--wheels", type=Path, metavar="DIR", help="default: use this Python's own packages")
+    parser.add_argument("--config", choices=("demo", "production"), default="production", help="pipeline")
+    parser.add_argument(
+        "-o", "--output", type=Path, default=Path("build/benchmarks/gpu"), metavar="DIR", help="results folder"
+    )
+    add_number(parser, "--minutes", 10.0, "time limit for everything")
+    options = parser.parse_args(argv)
+    try:
+        failed = run_steps(options)
+    except OSError as error:
+        print(f"benchmarks.gpu: {error}", file=sys.stderr)
+        return 2
+    if failed:
+        print(f"benchmarks.gpu: failed or out of time: {', '.join(failed)}", file=sys.stderr)
+    return 3 if failed else 0
 
 
 if __name__ == "__main__":

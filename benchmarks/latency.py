@@ -1,12 +1,15 @@
-"""Latency under requests that arrive at random, at several shares of the ensemble's throughput.
+"""Measure latency under requests that arrive at random times, at several fractions of the pipeline's throughput.
 
     python -m benchmarks.latency --load 0.3 0.5 0.7 0.9
 
-Starts a server of its own on loopback, or takes one that runs (`--server`). A closed loop with many requests in flight
-finds the throughput ("peak") first; then requests arrive at Poisson times, and each latency counts from the moment the
-request was due. A share is stable if no request fails and latency does not grow from the first third of the arrivals to
-the last. MLPerf's scenario names are not used: its Server scenario asks for 600 seconds at least and a bound on the
-99th percentile.
+Starts its own server on loopback, or measures a running one (`--server`). First a closed loop with many requests in
+flight finds the throughput, called the peak. Then requests arrive at Poisson times, and each latency counts from the
+moment the request was due. A load is stable if no request fails and latency does not grow from the first third of the
+arrivals to the last. MLPerf's scenario names are not used: its Server scenario requires at least 600 seconds and a
+bound on the 99th percentile.
+
+The JSON has the `peak` and, under `load`, one entry per fraction: offered and answered requests per second, whether it
+was stable, latency percentiles, and for every answer [due time in s, latency in ms, number of boxes] under `samples`.
 """
 
 import argparse
@@ -15,53 +18,68 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.harness.bench import Bench, measure, run_on_bench
 from benchmarks.harness.load import describe_latency, open_loop
+from benchmarks.harness.options import add_number, new_parser
 from benchmarks.harness.results import rounded
+from benchmarks.harness.server import ServerUnderTest, measure_closed_loop, run_on_server
 from benchmarks.harness.workload import add_server_address, add_workload_arguments
+from livematch.cli.commands import run_command
+
+
+def measure_load(
+    server: ServerUnderTest, fraction: float, peak_per_s: float, rng: np.random.Generator, options: argparse.Namespace
+) -> dict[str, Any]:
+    """Send requests at a fraction of the peak, and return JSON of their latency."""
+    rate = fraction * peak_per_s
+    samples, is_stable = open_loop(
+        server.send,
+        server.order(options.seed),
+        rate=rate,
+        duration_s=options.duration_s,
+        num_threads=options.threads,
+        rng=rng,
+    )
+    duration_s = max(options.duration_s, *(sample.end_s for sample in samples))
+    return {
+        "share_of_peak": fraction,
+        "offered_per_s": rounded(rate),
+        "answered_per_s": rounded(sum(not sample.error for sample in samples) / duration_s),
+        "is_stable": is_stable,
+        "latency": describe_latency(samples),
+        "samples": [[rounded(s.due_s), rounded(s.latency_ms), s.num_boxes] for s in samples if not s.error],
+    }
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = new_parser(__doc__)
     add_workload_arguments(parser, "latency")
     add_server_address(parser)
-    parser.add_argument("--load", type=float, nargs="+", default=[0.3, 0.5, 0.7, 0.9], metavar="SHARE")
-    parser.add_argument("--duration-s", type=float, default=20.0, metavar="S", help="of each share")
-    parser.add_argument("--peak-concurrency", type=int, default=16, metavar="N", help="of the closed loop")
-    parser.add_argument("--window-s", type=float, default=4.0, metavar="S", help="of the closed loop")
-    parser.add_argument("--threads", type=int, default=64, metavar="N", help="that send; default: %(default)s")
+    parser.add_argument(
+        "--load",
+        type=float,
+        nargs="+",
+        default=[0.3, 0.5, 0.7, 0.9],
+        metavar="FRACTION",
+        help="fractions of the peak",
+    )
+    add_number(parser, "--duration-s", 20.0, "seconds per load")
+    add_number(parser, "--peak-concurrency", 16, "requests in flight in the closed loop")
+    add_number(parser, "--window-s", 4.0, "least duration of a window of the closed loop")
+    add_number(parser, "--threads", 64, "threads that send requests")
     options = parser.parse_args(argv)
 
-    def run_arrivals(bench: Bench) -> dict[str, Any]:
-        peak, _ = measure(bench, options.peak_concurrency, window_s=options.window_s, max_windows=8, seed=options.seed)
+    def measure(server: ServerUnderTest) -> dict[str, Any]:
+        peak = measure_closed_loop(
+            server, options.peak_concurrency, window_s=options.window_s, max_windows=8, seed=options.seed
+        )
         rng = np.random.default_rng(options.seed)
-        arrivals = []
-        for share in options.load:
-            rate = share * peak["pictures_per_s"]
-            samples, is_stable = open_loop(
-                bench.send,
-                bench.order(options.seed),
-                rate=rate,
-                duration_s=options.duration_s,
-                num_threads=options.threads,
-                rng=rng,
-            )
-            figures = {
-                "share_of_peak": share,
-                "offered_per_s": rounded(rate),
-                "answered_per_s": rounded(
-                    sum(not sample.error for sample in samples)
-                    / max(options.duration_s, *(sample.end_s for sample in samples))
-                ),
-                "is_stable": is_stable,
-                "latency": describe_latency(samples),
-                "samples": [[rounded(s.due_s), rounded(s.latency_ms), s.num_boxes] for s in samples if not s.error],
-            }
-            print(f"{share:4} of peak: {figures['latency']}", flush=True)
-            arrivals.append(figures)
-        return {"peak": {name: peak[name] for name in ("concurrency", "pictures_per_s", "is_stable")}, "load": arrivals}
+        loads = []
+        for fraction in options.load:
+            loads.append(measure_load(server, fraction, peak["pictures_per_s"], rng, options))
+            print(f"{fraction:4} of peak: {loads[-1]['latency']}", flush=True)
+        return {"peak": {name: peak[name] for name in ("concurrency", "pictures_per_s", "is_stable")}, "load": loads}
 
-    return run_on_bench(options, argv, run_arrivals)
+    return run_command("benchmarks.latency", lambda: run_on_server(options, argv, measure))
 
 
 if __name__ == "__main__":

@@ -1,214 +1,224 @@
-"""Each model by itself: its engine against eager PyTorch and against what this machine's hardware allows.
+"""Measure each model by itself: its engine against eager PyTorch and against what this machine's hardware allows.
 
     python -m benchmarks.models --rounds 3
 
-Every model is given the tensors it gets for the same pictures in the pipeline, one call at a time with all processors.
-Rounds interleave the engines, eager PyTorch with the same weights, a matrix product and a memory copy (the measured
-rates), so that a change in the machine's load meets all of them. The floating-point work and the bytes of a model are
-counted (`benchmarks.harness.roofline`); their bound is the time these would take at the measured rates.
+Each model gets the tensors it gets for the same images in the pipeline, one call at a time, with all processors. Each
+round interleaves the engines, eager PyTorch with the same weights, a matrix product and a memory copy, so that a change
+in the machine's load affects all of them. A model's floating-point operations and bytes are counted
+(`benchmarks.harness.roofline`); its bound is the time they would take at the rates of that product and that copy.
 
-For the pipeline the bound is what its engines reach alone: as many workers as the processors carry take the pictures
-from engine to engine in this process, each with the threads it is served with, and only the time in engines counts. The
-share of this bound that the ensemble reaches is measured in the same rounds; not on a GPU, of which engines that get
-one crop or picture after another use little.
+The bound of the whole pipeline is what its engines reach alone: in this process, as many workers as the processors can
+carry take images from engine to engine, each engine with the threads it is served with, and only the time in engines
+counts. The ensemble is measured in the same rounds. On a GPU this is left out: engines that get one crop or image after
+another use little of a GPU.
+
+The JSON has, for each of `models`, milliseconds and work per call, the `speedup` over eager PyTorch, and
+`share_of_bound`, the bound over the engine's time. The `share_of_bound` beside them is the ensemble's throughput over
+that of its engines alone. `rounds` has the values behind these medians.
 """
 
 import argparse
 import os
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any
 
 import torch
 
-from benchmarks.harness.bench import Bench, measure, run_on_bench
 from benchmarks.harness.eager import EagerNetworks
 from benchmarks.harness.engines import Call, Engines
+from benchmarks.harness.images import InputImage
+from benchmarks.harness.options import add_number, new_parser
 from benchmarks.harness.rates import measure_gpu_rates, measure_rates
 from benchmarks.harness.results import rounded
-from benchmarks.harness.roofline import Rates, bound_s, count_products
-from benchmarks.harness.workload import Picture, add_workload_arguments, checkpoints_of
+from benchmarks.harness.roofline import Product, Rates, bound_s, count_products
+from benchmarks.harness.server import ServerUnderTest, measure_closed_loop, run_on_server
+from benchmarks.harness.workload import add_workload_arguments, checkpoints_of, repository_path
 from export.config import CONFIGS, PipelineConfig
 from export.signature import MODELS
+from livematch.cli.commands import run_command
 
-NUM_TRACED = 8  # pictures whose calls are timed one by one
+NUM_TRACED = 8  # images whose calls are timed one by one
+
+Calls = dict[str, list[Call]]
+Products = dict[str, list[list[Product]]]
+"""By model, then by call."""
+
+Eager = dict[str, EagerNetworks]
+"""By the name of their times in the JSON."""
 
 
-def trace(engines: Engines, eager: dict[str, EagerNetworks], pictures: Sequence[Picture]) -> dict[str, list[Call]]:
-    """The calls of each model that some pictures need; they have been made once, by the engines and eagerly."""
-    calls: dict[str, list[Call]] = {}
-    for picture in pictures:
-        for call in engines.recognize(picture.kind, picture.pixels):
+def trace(engines: Engines, eager: Eager, images: Sequence[InputImage]) -> Calls:
+    """Return each model's calls for some images, after running them in the engines and eagerly as a warm-up."""
+    calls: Calls = {}
+    for image in images:
+        for call in engines.recognize(image.kind, image.pixels):
             calls.setdefault(call.model, []).append(call)
             if MODELS[call.model].kind == "network":
                 for networks in eager.values():
-                    run_eagerly(networks, call)
+                    _eager_s(networks, call)
     return calls
 
 
-def run_eagerly(networks: EagerNetworks, call: Call) -> None:
-    """What the call did, in eager PyTorch; of networks only."""
+def engines_per_s(engines: Engines, images: Sequence[InputImage], num_workers: int) -> float:
+    """Return the images per second that all workers together would reach if only engines took time."""
+
+    def work(worker: int) -> float:
+        mine = [*images[worker:], *images[:worker]]
+        return sum(call.elapsed_s for image in mine for call in engines.recognize(image.kind, image.pixels))
+
+    with ThreadPoolExecutor(num_workers) as pool:
+        engine_s = sum(pool.map(work, range(num_workers)))
+    return num_workers * num_workers * len(images) / engine_s
+
+
+def measure_models(engines: Engines, eager: Eager, calls: Calls, rates: Rates, products: Products) -> dict[str, Any]:
+    """Time every call once in its engine and eagerly, and return JSON with each model's mean times and bound."""
+    return {
+        "gemm_gflop_per_s": rounded(rates.flop_per_s / 1e9),
+        "memory_gbyte_per_s": rounded(rates.bytes_per_s / 1e9),
+        "engine_ms": {
+            model: _mean(engines.run(model, call.feeds).elapsed_s * 1e3 for call in calls[model]) for model in calls
+        },
+        **{
+            name: {
+                model: _mean(_eager_s(networks, call) * 1e3 for call in calls[model])
+                for model in calls
+                if MODELS[model].kind == "network"
+            }
+            for name, networks in eager.items()
+        },
+        "bound_ms": {model: _mean(bound_s(call, rates) * 1e3 for call in products[model]) for model in products},
+    }
+
+
+def measure_ensemble(
+    server: ServerUnderTest, engines: Engines, num_workers: int, options: argparse.Namespace
+) -> dict[str, Any]:
+    """Measure the ensemble and its engines, which are warm, and return JSON of both."""
+    bound_per_s = engines_per_s(engines, server.images, num_workers)
+    ensemble = measure_closed_loop(
+        server, options.concurrency, window_s=options.window_s, max_windows=3, seed=options.seed
+    )
+    fraction = rounded(ensemble["pictures_per_s"] / bound_per_s, 3)
+    print(f"the ensemble reaches {fraction} of its engines' throughput", flush=True)
+    return {
+        "engines_pictures_per_s": rounded(bound_per_s),
+        "ensemble_pictures_per_s": ensemble["pictures_per_s"],
+        "ensemble_is_stable": ensemble["is_stable"],
+        "share_of_bound": fraction,
+    }
+
+
+def run_rounds(
+    server: ServerUnderTest, config: PipelineConfig, eager: Eager, options: argparse.Namespace
+) -> dict[str, Any]:
+    """Measure `options.rounds` rounds and return JSON of them and of their medians."""
+    repository = repository_path(options)
+    engines = Engines(repository, config, num_threads=options.threads, device=options.device)
+    calls = trace(engines, eager, server.images[:NUM_TRACED])
+    products = {
+        model: [count_products(repository / model / "1" / "model.onnx", call.feeds) for call in calls[model]]
+        for model in calls
+    }
+    num_workers = max(1, options.threads // (config.serving_of("detector").num_threads or options.threads))
+    as_served = None if options.device == "cuda" else Engines(repository, config)
+    if as_served:
+        engines_per_s(as_served, server.images, num_workers)  # warm-up
+    rounds = []
+    for _ in range(options.rounds):
+        turn = measure_models(engines, eager, calls, _measure_rates(options), products)
+        if as_served:
+            turn |= measure_ensemble(server, as_served, num_workers, options)
+        rounds.append(turn)
+    num_traced = min(NUM_TRACED, len(server.images))
+    figures: dict[str, Any] = {
+        "threads": options.threads,
+        "device": options.device,
+        "eager_detector": "graph",
+        "models": {
+            model: {
+                "calls_per_picture": rounded(len(calls[model]) / num_traced),
+                "rows_per_call": _mean(len(next(iter(call.outputs.values()))) for call in calls[model]),
+                "gflop_per_call": _mean(sum(p.num_flop for p in call) / 1e9 for call in products[model]),
+                "mbyte_per_call": _mean(sum(p.num_bytes for p in call) / 1e6 for call in products[model]),
+                **_medians(model, rounds),
+            }
+            for model in calls
+        },
+        "rounds": rounds,
+    }
+    if as_served:
+        fractions = [turn["share_of_bound"] for turn in rounds]
+        figures |= {
+            "num_workers": num_workers,
+            "concurrency": options.concurrency,
+            "share_of_bound": {"median": statistics.median(fractions), "min": min(fractions), "max": max(fractions)},
+        }
+    return figures
+
+
+def _measure_rates(options: argparse.Namespace) -> Rates:
+    if options.device == "cuda":
+        return measure_gpu_rates(torch.float16 if options.precision == "fp16" else torch.float32)
+    return measure_rates(options.threads)
+
+
+def _eager_s(networks: EagerNetworks, call: Call) -> float:
+    """Run a network's call in eager PyTorch, and return the seconds it took."""
+    start_s = time.perf_counter()
     if call.model == "detector":
         inputs = [torch.from_numpy(call.feeds[name]).to(networks.device) for name in ("pixels", "image_size")]
         with torch.inference_mode():
             networks.run_graph(*inputs)
     else:
         networks.embed(call.model, call.feeds["crops"])
-
-
-def engines_per_s(engines: Engines, pictures: Sequence[Picture], num_workers: int) -> float:
-    """Pictures per second if nothing but the engines took time, all workers busy at once."""
-
-    def work(worker: int) -> float:
-        mine = [*pictures[worker:], *pictures[:worker]]
-        return sum(call.elapsed_s for picture in mine for call in engines.recognize(picture.kind, picture.pixels))
-
-    with ThreadPoolExecutor(num_workers) as pool:
-        engine_s = sum(pool.map(work, range(num_workers)))
-    return num_workers * num_workers * len(pictures) / engine_s
-
-
-def compare_with_engines(
-    bench: Bench, engines: Engines, num_workers: int, options: argparse.Namespace
-) -> dict[str, Any]:
-    """One round of the ensemble against its engines, which are warm."""
-    bound_per_s = engines_per_s(engines, bench.pictures, num_workers)
-    ensemble, _ = measure(bench, options.concurrency, window_s=options.window_s, max_windows=3, seed=options.seed)
-    share = rounded(ensemble["pictures_per_s"] / bound_per_s, 3)
-    print(f"ensemble at {share} of its engines", flush=True)
-    return {
-        "engines_pictures_per_s": rounded(bound_per_s),
-        "ensemble_pictures_per_s": ensemble["pictures_per_s"],
-        "ensemble_is_stable": ensemble["is_stable"],
-        "share_of_bound": share,
-    }
-
-
-def run_rounds(
-    bench: Bench,
-    config: PipelineConfig,
-    eager: dict[str, EagerNetworks],
-    measured_rates: Callable[[], Rates],
-    options: argparse.Namespace,
-) -> dict[str, Any]:
-    repository = bench.repository
-    provider = "CUDAExecutionProvider" if options.device == "cuda" else "CPUExecutionProvider"
-    alone = Engines(repository, config, num_threads=options.threads, provider=provider)
-    traced = trace(alone, eager, bench.pictures[:NUM_TRACED])
-    products = {
-        model: [count_products(repository / model / "1" / "model.onnx", call.feeds) for call in calls]
-        for model, calls in traced.items()
-    }
-    served_threads = config.serving_of("detector").num_threads or options.threads
-    num_workers = max(1, options.threads // served_threads)
-    as_served = None if options.device == "cuda" else Engines(repository, config)
-    if as_served:
-        engines_per_s(as_served, bench.pictures, num_workers)  # warm-up
-    rounds: list[dict[str, Any]] = []
-    for _ in range(options.rounds):
-        rates = measured_rates()
-        engine_s = {
-            model: statistics.mean(alone.run(model, call.feeds).elapsed_s for call in calls)
-            for model, calls in traced.items()
-        }
-        eager_ms = {
-            name: {
-                model: rounded(statistics.mean(_elapsed_s(networks, call) for call in calls) * 1e3)
-                for model, calls in traced.items()
-                if MODELS[model].kind == "network"
-            }
-            for name, networks in eager.items()
-        }
-        rounds.append(
-            {
-                "gemm_gflop_per_s": rounded(rates.flop_per_s / 1e9),
-                "memory_gbyte_per_s": rounded(rates.bytes_per_s / 1e9),
-                "engine_ms": {model: rounded(seconds * 1e3) for model, seconds in engine_s.items()},
-                **eager_ms,
-                "bound_ms": {
-                    model: rounded(statistics.mean(bound_s(call, rates) for call in calls) * 1e3)
-                    for model, calls in products.items()
-                },
-                **(compare_with_engines(bench, as_served, num_workers, options) if as_served else {}),
-            }
-        )
-    models = {}
-    for model, calls in traced.items():
-        num_rows = [len(next(iter(call.outputs.values()))) for call in calls]
-        models[model] = {
-            "calls_per_picture": rounded(len(calls) / min(NUM_TRACED, len(bench.pictures))),
-            "rows_per_call": rounded(statistics.mean(num_rows)),
-            "gflop_per_call": rounded(statistics.mean(sum(p.num_flop for p in call) for call in products[model]) / 1e9),
-            "mbyte_per_call": rounded(
-                statistics.mean(sum(p.num_bytes for p in call) for call in products[model]) / 1e6
-            ),
-            **_medians(model, rounds),
-        }
-    figures: dict[str, Any] = {
-        "threads": options.threads,
-        "device": options.device,
-        "eager_detector": "graph",
-        "models": models,
-        "rounds": rounds,
-    }
-    if as_served:
-        shares = [turn["share_of_bound"] for turn in rounds]
-        figures |= {
-            "num_workers": num_workers,
-            "concurrency": options.concurrency,
-            "share_of_bound": {"median": statistics.median(shares), "min": min(shares), "max": max(shares)},
-        }
-    return figures
-
-
-def _elapsed_s(networks: EagerNetworks, call: Call) -> float:
-    start_s = time.perf_counter()
-    run_eagerly(networks, call)
     return time.perf_counter() - start_s
 
 
+def _mean(values: Iterable[float]) -> float:
+    return rounded(statistics.mean(values))
+
+
 def _medians(model: str, rounds: Sequence[dict[str, Any]]) -> dict[str, float]:
-    """Of times per call and of the ratios that were formed within each round."""
-
-    def median(ratio: Callable[[dict[str, Any]], float]) -> float:
-        return rounded(statistics.median(map(ratio, rounds)))
-
-    figures = {"engine_ms": median(lambda turn: turn["engine_ms"][model])}
-    if model in rounds[0]["eager_ms"]:
-        for name in rounds[0].keys() & {"eager_ms", "eager_half_ms"}:
-            figures[name] = median(lambda turn, name=name: turn[name][model])
-        figures["speedup"] = median(lambda turn: turn["eager_ms"][model] / turn["engine_ms"][model])
-        figures["bound_ms"] = median(lambda turn: turn["bound_ms"][model])
-        figures["share_of_bound"] = median(lambda turn: turn["bound_ms"][model] / turn["engine_ms"][model])
+    """Return medians over the rounds: of times per call, and of ratios formed within each round."""
+    engine_ms = [turn["engine_ms"][model] for turn in rounds]
+    figures = {"engine_ms": rounded(statistics.median(engine_ms))}
+    if model not in rounds[0]["eager_ms"]:
+        return figures
+    for name in ("eager_ms", "eager_half_ms", "bound_ms"):
+        if name in rounds[0]:
+            figures[name] = rounded(statistics.median(turn[name][model] for turn in rounds))
+    for name, numerator in (("speedup", "eager_ms"), ("share_of_bound", "bound_ms")):
+        ratios = [turn[numerator][model] / ms for turn, ms in zip(rounds, engine_ms, strict=True)]
+        figures[name] = rounded(statistics.median(ratios))
     return figures
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add_workload_arguments(parser, "models")
-    parser.add_argument("--rounds", type=int, default=3, metavar="N", help="default: %(default)s")
-    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)), metavar="N", help="of one call")
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="of the networks")
-    parser.add_argument("--eager-half", action="store_true", help="eager PyTorch in half precision besides")
-    parser.add_argument("--concurrency", type=int, default=8, metavar="N", help="of the ensemble")
-    parser.add_argument("--window-s", type=float, default=3.0, metavar="S", help="of the ensemble")
-    options = parser.parse_args(argv)
+def run(options: argparse.Namespace, argv: Sequence[str] | None) -> int:
     torch.set_num_threads(options.threads)
     config = CONFIGS[options.config]()
     build = partial(EagerNetworks, config, checkpoints=checkpoints_of(options), device=options.device)
     eager = {"eager_ms": build()}
     if options.eager_half:
         eager["eager_half_ms"] = build(is_half=True)
+    return run_on_server(options, argv, lambda server: run_rounds(server, config, eager, options))
 
-    def measured_rates() -> Rates:
-        if options.device == "cuda":
-            return measure_gpu_rates(torch.float16 if options.precision == "fp16" else torch.float32)
-        return measure_rates(options.threads)
 
-    return run_on_bench(options, argv, lambda bench: run_rounds(bench, config, eager, measured_rates, options))
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = new_parser(__doc__)
+    add_workload_arguments(parser, "models")
+    add_number(parser, "--rounds", 3, "number of rounds")
+    add_number(parser, "--threads", len(os.sched_getaffinity(0)), "threads of one call")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="for the networks")
+    parser.add_argument("--eager-half", action="store_true", help="also time eager PyTorch in half precision")
+    add_number(parser, "--concurrency", 8, "requests in flight for the ensemble")
+    add_number(parser, "--window-s", 3.0, "least duration of a window for the ensemble")
+    options = parser.parse_args(argv)
+    return run_command("benchmarks.models", lambda: run(options, argv))
 
 
 if __name__ == "__main__":

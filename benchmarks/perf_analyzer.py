@@ -1,11 +1,17 @@
-"""NVIDIA's perf_analyzer beside our own closed loop: on the ensemble in turns, and on each model by itself.
+"""Measure throughput with NVIDIA's perf_analyzer and with our own closed loop, to check one against the other.
 
     python -m benchmarks.perf_analyzer --concurrency 4
 
-The program lies in tritonclient's wheels up to 2.60; 2.51.0 is taken because later ones need glibc 2.38. It is fetched
-once with `pip download` into --cache (put the wheel there to work offline), and runs with two libraries that
-nvidia-pytriton carries. It is given the same pictures, and for each model the tensors that model got for them. Its
-windows count requests, as ours do: by time alone, which pictures fell into a window of slow networks would decide.
+On the ensemble the two are interleaved; each other model is measured with perf_analyzer only. perf_analyzer sends the
+same images as our loop, and to each model the tensors it gets for them. Its windows count requests, as ours do: windows
+of fixed time would depend on which images happened to fall into them, because slow networks answer only a few.
+
+The program is part of tritonclient's wheels up to 2.60; 2.51.0 is used because later ones need glibc 2.38. It is
+downloaded once with `pip download` into --cache (put the wheel there to work offline), and uses two libraries that
+nvidia-pytriton contains.
+
+The JSON has the `median_ratio` of perf_analyzer's throughput over ours, the figures of every round on the ensemble, and
+under `models` perf_analyzer's figures for each model with one request in flight.
 """
 
 import argparse
@@ -25,24 +31,28 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.harness.bench import Bench, measure, run_on_bench
-from benchmarks.harness.engines import Arrays, Engines
+from benchmarks.harness.engines import Engines
 from benchmarks.harness.load import NUM_STABLE_WINDOWS
+from benchmarks.harness.options import add_number, new_parser
 from benchmarks.harness.results import RESULTS, rounded
-from benchmarks.harness.workload import add_workload_arguments
+from benchmarks.harness.server import ServerUnderTest, measure_closed_loop, run_on_server
+from benchmarks.harness.workload import add_workload_arguments, repository_path
 from export.config import CONFIGS
+from export.parity.compare import Arrays
+from livematch.cli.commands import run_command
+from livematch.errors import LivematchError
 
 PACKAGE = "tritonclient==2.51.0"
 LIBRARIES = {"libb64.so.0d": "libb64-*.so.0d", "libcudart.so.12": "libcudart-*.so.12*"}
 STABLE_WITHIN_PERCENT, ANY_PERCENT = "10", "999"
-MAX_INPUTS = 16  # per model; perf_analyzer sends them one after another, over and over
+MAX_INPUTS = 16  # per model; perf_analyzer sends them one after another, again and again
 
 
-def fetch_perf_analyzer(cache: Path) -> tuple[Path, dict[str, str]]:
-    """The program and the environment it runs in.
+def install_perf_analyzer(cache: Path) -> tuple[Path, dict[str, str]]:
+    """Return the program, downloaded unless it is in the cache, and the environment variables to run it with.
 
     Raises:
-        RuntimeError: it is not in the cache and cannot be downloaded, or nvidia-pytriton is not installed.
+        LivematchError: it cannot be downloaded, or nvidia-pytriton is not installed.
     """
     program = cache / "perf_analyzer"
     if not program.exists():
@@ -51,7 +61,7 @@ def fetch_perf_analyzer(cache: Path) -> tuple[Path, dict[str, str]]:
             command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:"]
             answer = subprocess.run([*command, "--dest", str(cache), PACKAGE], capture_output=True, text=True)
             if answer.returncode != 0:
-                raise RuntimeError(f"pip download {PACKAGE} failed: {answer.stderr.strip().splitlines()[-1]}")
+                raise LivematchError(f"pip download {PACKAGE} failed: {answer.stderr.strip().splitlines()[-1]}")
         wheel = next(cache.glob("tritonclient-*.whl"))
         with zipfile.ZipFile(wheel) as archive:
             (member,) = [name for name in archive.namelist() if name.endswith("/bin/perf_analyzer")]
@@ -59,31 +69,37 @@ def fetch_perf_analyzer(cache: Path) -> tuple[Path, dict[str, str]]:
         program.chmod(0o755)
     spec = importlib.util.find_spec("pytriton")
     if spec is None or spec.origin is None:
-        raise RuntimeError("perf_analyzer needs the libraries of nvidia-pytriton: pip install 'livematch[server]'")
-    carried = Path(spec.origin).parents[1] / "nvidia_pytriton.libs"
+        raise LivematchError("perf_analyzer needs the libraries of nvidia-pytriton: pip install 'livematch[server]'")
+    bundled = Path(spec.origin).parents[1] / "nvidia_pytriton.libs"
     libraries = cache / "libraries"
     libraries.mkdir(exist_ok=True)
     for name, pattern in LIBRARIES.items():
         (libraries / name).unlink(missing_ok=True)
-        (libraries / name).symlink_to(next(carried.glob(pattern)))
-    return program.resolve(), {**os.environ, "LD_LIBRARY_PATH": f"{libraries.resolve()}:{carried}"}
+        (libraries / name).symlink_to(next(bundled.glob(pattern)))
+    return program.resolve(), {**os.environ, "LD_LIBRARY_PATH": f"{libraries.resolve()}:{bundled}"}
 
 
 class PerfAnalyzer:
-    """Runs the program against one server; `folder` is for its inputs and its answers."""
+    """Runs the program against one server.
+
+    Args:
+        cache: folder of the program, see `install_perf_analyzer`.
+        url: the server's gRPC address.
+        folder: for its input and output files.
+    """
 
     def __init__(self, cache: Path, url: str, folder: Path) -> None:
-        self._program, self._environment = fetch_perf_analyzer(cache)
+        self._program, self._environment = install_perf_analyzer(cache)
         self._url = url
         self._folder = folder
 
     def run(
         self, model: str, inputs: Sequence[Arrays], *, concurrency: int, num_requests: int, is_batched: bool
     ) -> dict[str, Any]:
-        """Its figures for one model and concurrency, with windows of at least so many requests.
+        """Return JSON of its figures for one model, with windows of at least `num_requests` requests.
 
         Raises:
-            RuntimeError: it failed; with its last line.
+            LivematchError: it failed; the message has its last line.
         """
         data = self._folder / f"{model}.json"
         data.write_text(json.dumps({"data": [_encode(feeds, is_batched) for feeds in inputs]}))
@@ -95,42 +111,99 @@ class PerfAnalyzer:
             *("--measurement-mode", "count_windows", "--measurement-request-count", str(num_requests)),
             "--stability-percentage",
         ]
-        for within in (STABLE_WITHIN_PERCENT, ANY_PERCENT):  # without stability it keeps what it measured to itself
-            answer = subprocess.run([*command, within], env=self._environment, capture_output=True, text=True)
+        for percent in (STABLE_WITHIN_PERCENT, ANY_PERCENT):  # it writes no table unless it finds the windows stable
+            answer = subprocess.run([*command, percent], env=self._environment, capture_output=True, text=True)
             if table.exists():
                 break
         else:
             lines = (answer.stdout + answer.stderr).strip().splitlines()
-            raise RuntimeError(f"perf_analyzer on {model}: {lines[-1] if lines else 'no output'}")
+            raise LivematchError(f"perf_analyzer on {model}: {lines[-1] if lines else 'no output'}")
         (row,) = csv.DictReader(table.read_text().splitlines())
         return {
             "concurrency": concurrency,
             "requests_per_window": num_requests,
-            "is_stable": within == STABLE_WITHIN_PERCENT,
+            "is_stable": percent == STABLE_WITHIN_PERCENT,
             "inferences_per_s": rounded(float(row["Inferences/Second"])),
-            **{f"p{percent}_ms": rounded(float(row[f"p{percent} latency"]) / 1e3) for percent in (50, 90, 95, 99)},
+            **{f"p{rank}_ms": rounded(float(row[f"p{rank} latency"]) / 1e3) for rank in (50, 90, 95, 99)},
         }
 
 
-def model_inputs(engines: Engines, bench: Bench) -> dict[str, list[tuple[Arrays, float]]]:
-    """What each model is fed for the bench's pictures, and the seconds it takes.
+def model_inputs(engines: Engines, server: ServerUnderTest) -> dict[str, list[tuple[Arrays, float]]]:
+    """Return some inputs that each model gets for the server's images, and the seconds each takes in its engine.
 
-    Of those with a batch, single rows, as perf_analyzer batches.
+    Inputs of batched models are single rows, since perf_analyzer makes the batches.
     """
     inputs: dict[str, list[tuple[Arrays, float]]] = {}
-    for picture in bench.pictures:
-        for call in engines.recognize(picture.kind, picture.pixels):
+    for image in server.images:
+        for call in engines.recognize(image.kind, image.pixels):
+            requests = [call.feeds]
             if call.model != "crop":
-                rows = len(next(iter(call.feeds.values())))
-                feeds = [{name: array[row : row + 1] for name, array in call.feeds.items()} for row in range(rows)]
-            else:
-                feeds = [call.feeds]
-            inputs.setdefault(call.model, []).extend((request, call.elapsed_s / len(feeds)) for request in feeds)
-    return {model: found[:MAX_INPUTS] for model, found in inputs.items()}
+                num_rows = len(next(iter(call.feeds.values())))
+                requests = [
+                    {name: array[row : row + 1] for name, array in call.feeds.items()} for row in range(num_rows)
+                ]
+            elapsed_s = call.elapsed_s / len(requests)
+            inputs.setdefault(call.model, []).extend((request, elapsed_s) for request in requests)
+    return {model: requests[:MAX_INPUTS] for model, requests in inputs.items()}
+
+
+def compare_on_ensemble(
+    server: ServerUnderTest, analyzer: PerfAnalyzer, options: argparse.Namespace
+) -> list[dict[str, Any]]:
+    """Measure the ensemble with our loop and with perf_analyzer in each round, and return JSON of the rounds."""
+    ensemble = f"recognize_{options.kind}"
+    images = [{"image": image.pixels[None]} for image in server.images]
+    rounds = []
+    for turn in range(options.rounds):
+        ours = measure_closed_loop(
+            server, options.concurrency, window_s=options.window_s, max_windows=8, seed=options.seed + turn
+        )
+        theirs = analyzer.run(
+            ensemble,
+            images,
+            concurrency=options.concurrency,
+            num_requests=-(-ours["latency"]["num_answered"] // NUM_STABLE_WINDOWS),
+            is_batched=True,
+        )
+        rounds.append(
+            {
+                "ours_per_s": ours["pictures_per_s"],
+                "ours_is_stable": ours["is_stable"],
+                "perf_analyzer": theirs,
+                "ratio": rounded(theirs["inferences_per_s"] / ours["pictures_per_s"]),
+            }
+        )
+        print(f"{ensemble}: ours {ours['pictures_per_s']}, perf_analyzer {theirs}", flush=True)
+    return rounds
+
+
+def measure(server: ServerUnderTest, options: argparse.Namespace) -> dict[str, Any]:
+    inputs = model_inputs(Engines(repository_path(options), CONFIGS[options.config](), num_threads=0), server)
+    models = {}
+    with tempfile.TemporaryDirectory(prefix="livematch-perf-analyzer-") as folder:
+        analyzer = PerfAnalyzer(options.cache, server.url, Path(folder))
+        rounds = compare_on_ensemble(server, analyzer, options)
+        for model, requests in inputs.items():
+            feeds, elapsed_s = zip(*requests, strict=True)
+            models[model] = analyzer.run(
+                model,
+                feeds,
+                concurrency=1,
+                num_requests=max(len(feeds), round(options.window_s / statistics.mean(elapsed_s))),
+                is_batched=model != "crop",
+            )
+            print(f"{model}: {models[model]}", flush=True)
+    return {
+        "package": PACKAGE,
+        "window_s": options.window_s,
+        "median_ratio": rounded(statistics.median(turn["ratio"] for turn in rounds)),
+        "rounds": rounds,
+        "models": models,
+    }
 
 
 def _encode(feeds: Arrays, is_batched: bool) -> dict[str, Any]:
-    """One request in perf_analyzer's own JSON; a batched model's shapes are without the batch."""
+    """Return one request in perf_analyzer's JSON format; for batched models its shapes omit the batch."""
     return {
         name: {
             "content": {"b64": base64.b64encode(np.ascontiguousarray(array).tobytes()).decode()},
@@ -140,62 +213,22 @@ def _encode(feeds: Arrays, is_batched: bool) -> dict[str, Any]:
     }
 
 
+def run(options: argparse.Namespace, argv: Sequence[str] | None) -> int:
+    install_perf_analyzer(options.cache)  # before minutes of preparation, since it may fail
+    return run_on_server(options, argv, lambda server: measure(server, options))
+
+
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = new_parser(__doc__)
     add_workload_arguments(parser, "perf_analyzer")
-    parser.add_argument("--cache", type=Path, default=RESULTS / "perf_analyzer", metavar="DIR")
-    parser.add_argument("--concurrency", type=int, default=4, metavar="N", help="default: %(default)s")
-    parser.add_argument("--rounds", type=int, default=3, metavar="N", help="of the ensemble, default: %(default)s")
-    parser.add_argument("--window-s", type=float, default=4.0, metavar="S", help="default: %(default)s")
+    parser.add_argument(
+        "--cache", type=Path, default=RESULTS / "perf_analyzer", metavar="DIR", help="folder of the program"
+    )
+    add_number(parser, "--concurrency", 4, "requests in flight for the ensemble")
+    add_number(parser, "--rounds", 3, "number of rounds for the ensemble")
+    add_number(parser, "--window-s", 4.0, "least duration of a window")
     options = parser.parse_args(argv)
-
-    def compare(bench: Bench) -> dict[str, Any]:
-        inputs = model_inputs(Engines(bench.repository, CONFIGS[options.config](), num_threads=0), bench)
-        ensemble = f"recognize_{options.kind}"
-        pictures = [{"image": picture.pixels[None]} for picture in bench.pictures]
-        rounds = []
-        with tempfile.TemporaryDirectory(prefix="livematch-perf-analyzer-") as folder:
-            analyzer = PerfAnalyzer(options.cache, bench.url, Path(folder))
-            for turn in range(options.rounds):
-                ours, _ = measure(
-                    bench, options.concurrency, window_s=options.window_s, max_windows=8, seed=options.seed + turn
-                )
-                theirs = analyzer.run(
-                    ensemble,
-                    pictures,
-                    concurrency=options.concurrency,
-                    num_requests=-(-ours["latency"]["num_answered"] // NUM_STABLE_WINDOWS),
-                    is_batched=True,
-                )
-                ratio = rounded(theirs["inferences_per_s"] / ours["pictures_per_s"])
-                figures = {"ours_per_s": ours["pictures_per_s"], "ours_is_stable": ours["is_stable"]}
-                rounds.append({**figures, "perf_analyzer": theirs, "ratio": ratio})
-                print(f"{ensemble}: ours {ours['pictures_per_s']}, perf_analyzer {theirs}", flush=True)
-            models = {}
-            for model, requests in inputs.items():
-                feeds, elapsed_s = zip(*requests, strict=True)
-                models[model] = analyzer.run(
-                    model,
-                    feeds,
-                    concurrency=1,
-                    num_requests=max(len(feeds), round(options.window_s / statistics.mean(elapsed_s))),
-                    is_batched=model != "crop",
-                )
-                print(f"{model}: {models[model]}", flush=True)
-        return {
-            "package": PACKAGE,
-            "window_s": options.window_s,
-            "median_ratio": rounded(statistics.median(turn["ratio"] for turn in rounds)),
-            "rounds": rounds,
-            "models": models,
-        }
-
-    try:
-        fetch_perf_analyzer(options.cache)
-    except RuntimeError as error:
-        print(f"benchmarks.perf_analyzer: {error}", file=sys.stderr)
-        return 1
-    return run_on_bench(options, argv, compare)
+    return run_command("benchmarks.perf_analyzer", lambda: run(options, argv))
 
 
 if __name__ == "__main__":

@@ -1,12 +1,15 @@
-"""Regression guard: has a stage of the pipeline become slower than its engine, compared with a stored run?
+"""Measure whether a stage of the pipeline has become slower, relative to its engine, than in a stored run.
 
-    python -m benchmarks.regression            # measures for a minute, compares, exit code 1 if a stage is slower
+    python -m benchmarks.regression            # measures for a minute and compares; exit code 3 if a stage is slower
     python -m benchmarks.regression --store    # measures, and stores the ratios for later runs
 
-Times of two machines or two days say nothing about each other, so ratios are compared: what a stage takes in the server
-over what its engine alone takes in this process, with one request in flight, both in turns in one run. A stage fails
-when its ratio is above the stored one by more than the tolerance in the median of the rounds. A slower engine changes
-no ratio; `benchmarks.models` shows that one.
+Times from two machines or two days cannot be compared, so ratios are: a stage's time in the server over the time of
+its engine alone in this process, with one request in flight, both interleaved in one run. A stage counts as slower if
+the median of its ratios exceeds the stored one by more than the tolerance. A slower engine changes no ratio;
+`benchmarks.models` measures engines.
+
+The JSON has, for each of `stages`, its time in the server and in its engine in milliseconds per image, their `ratio`
+(medians over the rounds) and the lowest and highest ratio; `slower` lists the stages that are slower.
 """
 
 import argparse
@@ -17,127 +20,148 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.harness.bench import Bench, run_on_bench
 from benchmarks.harness.engines import Engines
+from benchmarks.harness.options import add_number, new_parser
 from benchmarks.harness.results import read_results, rounded
-from benchmarks.harness.stage_times import Stages, read_stages, subtract_stages
-from benchmarks.harness.workload import add_workload_arguments
+from benchmarks.harness.server import ServerUnderTest, run_on_server
+from benchmarks.harness.stage_times import read_stages, subtract_stages
+from benchmarks.harness.workload import add_workload_arguments, repository_path
 from export.config import CONFIGS
 from export.signature import EMBEDDERS
+from livematch.cli.commands import EXIT_FAILURES, run_command
+from livematch.errors import InputError
 
 STORED = Path("benchmarks/results")
 TOLERANCE = 0.5
 PARTS = {"crop_and_embed": ("crop", *EMBEDDERS)}
-"""Stages whose engines are other models' too."""
+"""Stages that compute by calling other models."""
 
 Ratios = dict[str, dict[str, float]]
 
 
-def measure_ratios(bench: Bench, engines: Engines, *, num_rounds: int) -> Ratios:
-    """Per stage: milliseconds per picture in the server and in its engine, and their ratio; medians over the rounds.
+def measure_ratios(server: ServerUnderTest, engines: Engines, *, num_rounds: int) -> Ratios:
+    """Measure each stage's milliseconds per image in the server and in its engine, and return medians and ratios.
 
-    A round sends every picture once, one after another, and takes it through the engines once.
+    In each round every image is sent once, one after another, and goes through the engines once.
     """
-    kind = bench.pictures[0].kind
+    kind = server.images[0].kind
     rounds = []
     for turn in range(num_rounds):
-        ways = ("server", "engines") if turn % 2 == 0 else ("engines", "server")
-        found = {way: _server_ms(bench, kind) if way == "server" else _engines_ms(bench, engines) for way in ways}
-        rounds.append({stage: (ms, _engine_of(stage, kind, found["engines"])) for stage, ms in found["server"].items()})
+        server_ms, engines_ms = {}, {}
+        for side in ("server", "engines") if turn % 2 == 0 else ("engines", "server"):
+            if side == "server":
+                server_ms = _server_ms(server, kind)
+            else:
+                engines_ms = _engines_ms(server, engines)
+        rounds.append({stage: (ms, _engine_ms_of(stage, kind, engines_ms)) for stage, ms in server_ms.items()})
     ratios = {}
     for stage in rounds[0]:
-        server_ms, engine_ms = np.array([turn[stage] for turn in rounds]).T
+        stage_ms, engine_ms = np.array([times[stage] for times in rounds]).T
         ratios[stage] = {
-            "server_ms": rounded(statistics.median(server_ms)),
+            "server_ms": rounded(statistics.median(stage_ms)),
             "engine_ms": rounded(statistics.median(engine_ms)),
-            "ratio": rounded(statistics.median(server_ms / engine_ms)),
-            "min_ratio": rounded((server_ms / engine_ms).min()),
-            "max_ratio": rounded((server_ms / engine_ms).max()),
+            "ratio": rounded(statistics.median(stage_ms / engine_ms)),
+            "min_ratio": rounded((stage_ms / engine_ms).min()),
+            "max_ratio": rounded((stage_ms / engine_ms).max()),
         }
     return ratios
 
 
-def slower_stages(found: Ratios, stored: Ratios, tolerance: float) -> list[str]:
-    """One line for each stage whose ratio is above the stored one by more than `tolerance` (0.5: half as much again).
+def read_ratios(path: Path) -> Ratios:
+    """Read the ratios of a stored run; raise InputError if the file is from another benchmark."""
+    results = read_results(path)
+    if results.get("benchmark") != "regression":
+        raise InputError(f"{path} is not a results file of benchmarks.regression")
+    ratios: Ratios = results["figures"]["stages"]
+    return ratios
+
+
+def slower_stages(ratios: Ratios, stored: Ratios, tolerance: float) -> list[str]:
+    """Return one line for each stage whose ratio exceeds the stored one by more than the fraction `tolerance`.
 
     Raises:
-        ValueError: the two runs have other stages.
+        InputError: the two runs have different stages.
     """
-    if set(found) != set(stored):
-        raise ValueError(f"stages differ from those stored: {sorted(set(found) ^ set(stored))}")
+    if set(ratios) != set(stored):
+        raise InputError(f"the stages differ from the stored ones: {sorted(set(ratios) ^ set(stored))}")
     return [
         f"{stage}: {figures['ratio']:g} times its engine, stored {stored[stage]['ratio']:g}"
-        for stage, figures in found.items()
+        for stage, figures in ratios.items()
         if figures["ratio"] > stored[stage]["ratio"] * (1 + tolerance)
     ]
 
 
-def table(found: Ratios, stored: Ratios | None) -> str:
+def table(ratios: Ratios, stored: Ratios | None) -> str:
     lines = [f"{'stage':16}{'server ms':>11}{'engine ms':>11}{'ratio':>8}{'stored':>8}"]
-    for stage, figures in found.items():
+    for stage, figures in ratios.items():
         before = f"{stored[stage]['ratio']:8.2f}" if stored and stage in stored else " " * 8
         ms = "".join(f"{figures[name]:11.2f}" for name in ("server_ms", "engine_ms"))
         lines.append(f"{stage:16}{ms}{figures['ratio']:8.2f}{before}")
     return "\n".join(lines)
 
 
-def _server_ms(bench: Bench, kind: str) -> dict[str, float]:
-    """Computing time per picture of each stage; of the ensemble the whole time."""
-    before = read_stages(bench.observer)
-    for picture in range(len(bench.pictures)):
-        bench.send(picture)
-    stages: Stages = subtract_stages(read_stages(bench.observer), before)
+def _server_ms(server: ServerUnderTest, kind: str) -> dict[str, float]:
+    """Send every image, and return each stage's compute time per image; for the ensemble, the total time."""
+    before = read_stages(server.statistics)
+    for index in range(len(server.images)):
+        server.send(index)
+    stages = subtract_stages(read_stages(server.statistics), before)
     ensemble = f"recognize_{kind}"
     return {
-        stage: (times.total_ms if stage == ensemble else times.compute_ms) / len(bench.pictures)
+        stage: (times.total_ms if stage == ensemble else times.compute_ms) / len(server.images)
         for stage, times in sorted(stages.items())
     }
 
 
-def _engines_ms(bench: Bench, engines: Engines) -> dict[str, float]:
-    """Time per picture in each engine."""
+def _engines_ms(server: ServerUnderTest, engines: Engines) -> dict[str, float]:
+    """Run every image through the engines, and return each engine's time per image."""
     total_ms: dict[str, float] = {}
-    for picture in bench.pictures:
-        for call in engines.recognize(picture.kind, picture.pixels):
+    for image in server.images:
+        for call in engines.recognize(image.kind, image.pixels):
             total_ms[call.model] = total_ms.get(call.model, 0.0) + call.elapsed_s * 1e3
-    return {model: ms / len(bench.pictures) for model, ms in total_ms.items()}
+    return {model: ms / len(server.images) for model, ms in total_ms.items()}
 
 
-def _engine_of(stage: str, kind: str, engines_ms: dict[str, float]) -> float:
+def _engine_ms_of(stage: str, kind: str, engines_ms: dict[str, float]) -> float:
     if stage == f"recognize_{kind}":
         return sum(engines_ms.values())
     return sum(engines_ms[model] for model in PARTS.get(stage, (stage,)))
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add_workload_arguments(parser, "regression")
-    parser.add_argument("--rounds", type=int, default=5, metavar="N", help="default: %(default)s")
-    parser.add_argument("--tolerance", type=float, default=TOLERANCE, metavar="SHARE", help="default: %(default)s")
-    parser.add_argument("--stored", type=Path, metavar="FILE", help="default: results/CONFIG_regression.json")
-    parser.add_argument("--store", action="store_true", help="write the stored file instead of comparing with it")
-    parser.set_defaults(pictures=16)
-    options = parser.parse_args(argv)
+def run(options: argparse.Namespace, argv: Sequence[str] | None) -> int:
     stored_path = options.stored or STORED / f"{options.config}_regression.json"
     if options.store:
         options.output = stored_path
-    stored: Ratios | None = None if options.store else read_results(stored_path)["figures"]["stages"]
+    stored = None if options.store else read_ratios(stored_path)
     slower: list[str] = []
 
-    def compare(bench: Bench) -> dict[str, Any]:
-        engines = Engines(bench.repository, CONFIGS[options.config]())
-        for picture in bench.pictures:
-            engines.recognize(picture.kind, picture.pixels)
-        stages = measure_ratios(bench, engines, num_rounds=options.rounds)
+    def compare(server: ServerUnderTest) -> dict[str, Any]:
+        engines = Engines(repository_path(options), CONFIGS[options.config]())
+        _engines_ms(server, engines)  # warm-up
+        stages = measure_ratios(server, engines, num_rounds=options.rounds)
         print(table(stages, stored), flush=True)
         if stored is not None:
             slower.extend(slower_stages(stages, stored, options.tolerance))
         return {"rounds": options.rounds, "tolerance": options.tolerance, "slower": slower, "stages": stages}
 
-    run_on_bench(options, argv, compare)
+    run_on_server(options, argv, compare)
     for line in slower:
         print(f"slower: {line}")
-    return 1 if slower else 0
+    return EXIT_FAILURES if slower else 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = new_parser(__doc__)
+    add_workload_arguments(parser, "regression")
+    add_number(parser, "--rounds", 5, "number of rounds")
+    add_number(parser, "--tolerance", TOLERANCE, "how far a ratio may exceed the stored one; 0.5 is 50 %%")
+    parser.add_argument(
+        "--stored", type=Path, metavar="FILE", help="default: benchmarks/results/CONFIG_regression.json"
+    )
+    parser.add_argument("--store", action="store_true", help="write the stored file instead of comparing with it")
+    parser.set_defaults(pictures=16)
+    options = parser.parse_args(argv)
+    return run_command("benchmarks.regression", lambda: run(options, argv))
 
 
 if __name__ == "__main__":

@@ -1,11 +1,12 @@
-"""How near matching comes to the machine's plain matrix product, and the memory it takes.
+"""Measure matching against a plain matrix product of the same size, and the memory that matching takes.
 
     python -m benchmarks.search --queries 4000 --gallery 50000
 
-Makes up features files of unit vectors, then, in turns, matches them from disk and multiplies matrices of the same
-size in memory, all queries with 2,048 rows at a time. Leaves a results file and prints its figures as one line of
-JSON: both rates in GFLOP/s (medians over the rounds), their ratio in each round, and the peak memory of a process that
-only matches.
+Writes features files of random unit vectors, then interleaves matching them from disk with multiplying matrices of the
+same size in memory (all queries by 2,048 gallery rows at a time).
+
+The JSON, also printed as one line, has both rates in GFLOP/s (medians over the rounds), the `ratio` of matching to the
+matrix product in each round and in the median, and the peak memory of a process that only matches.
 """
 
 import argparse
@@ -23,16 +24,19 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from benchmarks.harness.options import add_number, new_parser
 from benchmarks.harness.results import RESULTS, Record, rounded
 from livematch import open_features
-from livematch.features.table import features_schema
+from livematch.cli.commands import run_command
+from livematch.features.parquet import features_schema
 from livematch.matching.nearest import nearest
+from livematch.types import EMBEDDING_SIZE
 
-EMBEDDING_SIZE = 2048
 CHUNK_ROWS = 4096
 GEMM_ROWS = 2048
 NUM_ROUNDS = 3
 
+# The peak is read from /proc, since getrusage would count the parent's memory before exec as well.
 _MATCH_ALONE = """
 import sys
 from pathlib import Path
@@ -44,7 +48,7 @@ print(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0])
 
 
 def write_features(path: Path, num_rows: int, seed: int) -> None:
-    """A features file of `num_rows` random unit vectors, two boxes a picture."""
+    """Write a features file of `num_rows` random unit vectors, two boxes per image."""
     rng = np.random.default_rng(seed)
     schema = features_schema(EMBEDDING_SIZE)
     with pq.ParquetWriter(path, schema, use_dictionary=["source", "name"]) as writer:
@@ -65,7 +69,7 @@ def write_features(path: Path, num_rows: int, seed: int) -> None:
 
 
 def measure(num_queries: int, num_rows: int, memory_bytes: int) -> dict[str, Any]:
-    """Match and multiply in turns; see the module."""
+    """Match and multiply in NUM_ROUNDS interleaved rounds, and return the JSON figures."""
     num_flop = 2 * num_queries * num_rows * EMBEDDING_SIZE
     with tempfile.TemporaryDirectory(prefix="livematch-matching-") as folder:
         paths = [Path(folder) / name for name in ("queries.parquet", "gallery.parquet")]
@@ -96,7 +100,7 @@ def measure(num_queries: int, num_rows: int, memory_bytes: int) -> dict[str, Any
 
 
 def _gemm_s(num_queries: int, num_rows: int) -> float:
-    """Seconds for the plain product of all queries with the gallery, GEMM_ROWS of it at a time."""
+    """Time the product of all queries with `num_rows` gallery rows, GEMM_ROWS of them at a time."""
     rng = np.random.default_rng(2)
     queries = rng.standard_normal((num_queries, EMBEDDING_SIZE), np.float32)
     rows = rng.standard_normal((GEMM_ROWS, EMBEDDING_SIZE), np.float32)
@@ -108,18 +112,24 @@ def _gemm_s(num_queries: int, num_rows: int) -> float:
     return time.perf_counter() - start_s
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description="Compare matching with a plain matrix product.")
-    parser.add_argument("--queries", type=int, default=4000, metavar="N", help="default: %(default)s")
-    parser.add_argument("--gallery", type=int, default=50000, metavar="N", help="default: %(default)s")
-    parser.add_argument("--memory-mib", type=int, default=1024, metavar="N", help="default: %(default)s")
-    parser.add_argument("--output", type=Path, default=RESULTS / "search.json", metavar="FILE")
-    options = parser.parse_args(argv)
-    run = Record("search", options, argv)
+def run(options: argparse.Namespace, argv: Sequence[str] | None) -> int:
+    record = Record("search", options, argv)
     figures = measure(options.queries, options.gallery, options.memory_mib << 20)
-    run.write(figures, options.output)
+    record.write(figures, options.output)
     print(json.dumps(figures))
     return 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = new_parser(__doc__)
+    add_number(parser, "--queries", 4000, "number of query boxes")
+    add_number(parser, "--gallery", 50000, "number of gallery boxes")
+    add_number(parser, "--memory-mib", 1024, "memory limit for matching")
+    parser.add_argument(
+        "-o", "--output", type=Path, default=RESULTS / "search.json", metavar="FILE", help="results file"
+    )
+    options = parser.parse_args(argv)
+    return run_command("benchmarks.search", lambda: run(options, argv))
 
 
 if __name__ == "__main__":

@@ -1,48 +1,55 @@
-"""Pictures and crops per second of an ensemble, by the number of requests in flight.
+"""Measure images and crops per second of the served pipeline, by the number of requests in flight.
 
     python -m benchmarks.throughput --concurrency 1 2 4 8 16
 
-Starts a server of its own on loopback, or takes one that runs (`--server HOST:PORT`, such as tritonserver with TensorRT
-engines in NVIDIA's container), whose load and memory are then not read. For each concurrency a closed loop runs in
-windows of whole passes over the pictures until three in a row are stable. Beside the client's figures stand the
-server's own: queue, input, compute and output time of each model. The response cache is off (the statistics would
-show hits).
+Starts its own server on loopback. With `--server HOST:PORT` it measures a running one instead, such as tritonserver
+with TensorRT engines in NVIDIA's container; that server's load and memory are then not measured. For each concurrency,
+a closed loop runs in windows of whole passes over the images until three windows in a row are stable. The response
+cache is off, since the statistics would show its hits.
+
+The JSON has, under `sweep`, one entry per concurrency: images (`pictures_per_s`) and crops per second, latency, what
+the server used of the machine, and the queue, input, compute and output time of each model from Triton's statistics.
 """
 
-import argparse
 from collections.abc import Sequence
 from typing import Any
 
-from benchmarks.harness.bench import Bench, measure, run_on_bench
-from benchmarks.harness.workload import (
-    add_server_address,
-    add_workload_arguments,
-)
+from benchmarks.harness.options import add_number, new_parser, positive
+from benchmarks.harness.server import ServerUnderTest, measure_closed_loop, run_on_server
+from benchmarks.harness.workload import add_server_address, add_workload_arguments
+from livematch.cli.commands import run_command
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = new_parser(__doc__)
     add_workload_arguments(parser, "throughput")
     add_server_address(parser)
-    parser.add_argument("--concurrency", type=int, nargs="+", default=[1, 2, 4, 8, 16], metavar="N")
-    parser.add_argument("--window-s", type=float, default=4.0, metavar="S", help="default: %(default)s")
-    parser.add_argument("--max-windows", type=int, default=8, metavar="N", help="default: %(default)s")
+    parser.add_argument(
+        "--concurrency", type=positive, nargs="+", default=[1, 2, 4, 8, 16], metavar="N", help="requests in flight"
+    )
+    add_number(parser, "--window-s", 4.0, "least duration of a window")
+    add_number(parser, "--max-windows", 8, "most windows per concurrency")
     options = parser.parse_args(argv)
 
-    def sweep(bench: Bench) -> dict[str, Any]:
-        settings = {"window_s": options.window_s, "max_windows": options.max_windows, "seed": options.seed}
-        sweeps = []
+    def sweep(server: ServerUnderTest) -> dict[str, Any]:
+        points = []
         for concurrency in options.concurrency:
-            figures, _ = measure(bench, concurrency, **settings)
+            figures = measure_closed_loop(
+                server,
+                concurrency,
+                window_s=options.window_s,
+                max_windows=options.max_windows,
+                seed=options.seed,
+            )
             print(
-                f"{concurrency:3} in flight: {figures['pictures_per_s']:7} pictures/s, {figures['crops_per_s']} crops/s"
+                f"{concurrency:3} in flight: {figures['pictures_per_s']:7} images/s, {figures['crops_per_s']} crops/s"
                 f"{'' if figures['is_stable'] else ' (not stable)'}",
                 flush=True,
             )
-            sweeps.append(figures)
-        return {"window_s": options.window_s, "sweep": sweeps}
+            points.append(figures)
+        return {"window_s": options.window_s, "sweep": points}
 
-    return run_on_bench(options, argv, sweep)
+    return run_command("benchmarks.throughput", lambda: run_on_server(options, argv, sweep))
 
 
 if __name__ == "__main__":

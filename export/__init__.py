@@ -1,1 +1,1 @@
-"""From checkpoints to what tritonserver is started on: graphs, ONNX files, model configs."""
+"""Turn checkpoints into a model repository for tritonserver: graphs, ONNX files, TensorRT engines, model configs."""

@@ -1,10 +1,10 @@
-"""Builds a complete model repository: configs, Python models and an ONNX file for every graph and network.
+"""Build a complete model repository: configs, Python models and an ONNX file for every graph and network.
 
-python -m export.build --config demo --checkpoints training/demo/checkpoints --output build/demo
-python -m export.build --config production --random-weights 0 --output build/production
+    python -m export.build --config demo --checkpoints training/demo/checkpoints --output build/demo
+    python -m export.build --config production --random-weights 0 --output build/production
 
-Every ONNX file is compared with PyTorch before it counts as built. A stamp beside it says what it was made of, so that
-a second run keeps whatever is up to date.
+Every ONNX file is compared with PyTorch before it is accepted; the exit code is 3 if a limit is exceeded. A stamp
+beside each file records what it was made from, so that a second run rebuilds only what has changed.
 """
 
 import argparse
@@ -12,7 +12,7 @@ import hashlib
 import json
 import shutil
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -26,37 +26,51 @@ import torchvision
 
 from export.config import CONFIGS, PipelineConfig
 from export.graphs.crop import build_crop
+from export.graphs.precision import PRECISIONS
 from export.graphs.prepare import build_prepare
 from export.onnx import files as onnx_files
 from export.onnx.export import export_detector, export_embedder
-from export.onnx.precision import PRECISIONS
 from export.parity.check import check_crop, check_detector, check_embedder, check_prepare
-from export.parity.compare import Report
+from export.parity.compare import ParityError, Report
 from export.signature import EMBEDDERS, KINDS, MODELS
 from export.triton.model_config import REPOSITORY, write_files
+from livematch.cli.commands import EXIT_FAILURES, run_command
+from livematch.files import replace_file
 from training.detector.config import DetectorConfig
 from training.embedder.model import EmbedderConfig
 
 _ROOT = Path(__file__).parents[1]
 _PACKAGES = (torch, torchvision, timm, onnx, onnxscript, onnxruntime)
-_SOURCE_FOLDERS = ("export/graphs", "export/onnx", "export/parity", "training/detector", "training/embedder")
-"""The code behind every ONNX file; a change to any of it exports them all again."""
+_SOURCES = (
+    *("export/graphs", "export/onnx", "export/parity", "export/signature.py"),
+    *("training/checkpoint.py", "training/detector", "training/embedder"),
+)
+"""The code that writes and checks ONNX files; changing any of it rebuilds them all.
+
+`export/config.py` is missing because the values in it that a file depends on are among the inputs of its artifact.
+"""
 
 
 @dataclass(frozen=True)
 class Artifact:
-    """One ONNX file."""
+    """One ONNX file to build."""
 
     model: str
     write: Callable[[Path], None]
     check: Callable[[Path], Report]
-    inputs: tuple[bytes, ...]  # what it is made from: a checkpoint's files, or the graph itself
+    inputs: tuple[bytes, ...]  # what the file is made from: a checkpoint's files, or the graph itself
 
     def stamp(self) -> str:
-        """Changes whenever the file has to be made again."""
+        """Return a digest that changes whenever the file has to be rebuilt."""
         versions = [f"{package.__name__} {package.__version__}" for package in _PACKAGES]
-        code = [path.read_bytes() for folder in _SOURCE_FOLDERS for path in sorted((_ROOT / folder).glob("*.py"))]
+        code = [path.read_bytes() for path in source_files()]
         return _digest([*self.inputs, *code, *(version.encode() for version in versions)])
+
+
+def source_files() -> list[Path]:
+    """Return the Python files that an ONNX file depends on."""
+    paths = [_ROOT / source for source in _SOURCES]
+    return [file for path in paths for file in ([path] if path.suffix == ".py" else sorted(path.rglob("*.py")))]
 
 
 def build(
@@ -67,13 +81,22 @@ def build(
     random_seed: int | None = None,
     precision: str = "fp32",
 ) -> str:
-    """Writes the repository to `output`, its networks in "fp32" or "fp16", and returns its model identity.
+    """Write the repository to `output` and return its model identity, such as "demo-0123456789ab".
 
-    Raises ValueError for checkpoints that do not fit themselves or `config`, FileNotFoundError for missing ones,
-    ParityError for a file that computes something else.
+    Args:
+        config: the pipeline to build, such as `export.config.demo()`.
+        output: the repository's folder; it may hold an earlier build.
+        checkpoints: a folder with detector.pth, embedder_b5a.pth, … and a JSON beside each.
+        random_seed: for random weights instead of checkpoints.
+        precision: "fp32" or "fp16", of the networks.
+
+    Raises:
+        ValueError: a checkpoint does not match its JSON or `config`, or the arguments contradict each other.
+        FileNotFoundError: a checkpoint is missing.
+        ParityError: an ONNX file does not match its PyTorch source; the file in use stays.
     """
     if (checkpoints is None) == (random_seed is None):
-        raise ValueError("either a folder of checkpoints or a random seed")
+        raise ValueError("give either a folder of checkpoints or a random seed")
     artifacts = [*_graphs(config), *_networks(config, checkpoints, random_seed, precision)]
     write_files(config, output)
     copy_python_models(output)
@@ -81,14 +104,14 @@ def build(
         _bring_up_to_date(artifact, output / artifact.model / "1" / "model.onnx")
     files = [output / artifact.model / "1" / "model.onnx" for artifact in artifacts]
     files += sorted((REPOSITORY / "crop_and_embed" / "1").glob("*.py"))
-    templates = repr(config.templates).encode()  # outside the files, like crop_and_embed, but part of the embeddings
+    templates = repr(config.templates).encode()  # in no ONNX file, but embeddings depend on them
     identity = f"{config.name}-{_digest([templates, *(file.read_bytes() for file in files)])[:12]}"
     write_files(config, output, model_identity=identity)
     return identity
 
 
 def copy_python_models(output: Path) -> None:
-    """Copies what is not generated: the code of the models that are written in Python."""
+    """Copy the code of the models that are written in Python, which nothing generates."""
     for model in (name for name, signature in MODELS.items() if signature.kind == "python"):
         for source in (REPOSITORY / model / "1").glob("*.py"):
             shutil.copyfile(source, output / model / "1" / source.name)
@@ -109,50 +132,54 @@ def _graphs(config: PipelineConfig) -> Iterator[Artifact]:
 def _networks(
     config: PipelineConfig, checkpoints: Path | None, random_seed: int | None, precision: str
 ) -> Iterator[Artifact]:
-    networks = {"detector": config.detector, **{name: config.embedder(name) for name in EMBEDDERS}}
-    for position, (model, network) in enumerate(networks.items()):
-        if checkpoints is None:
-            weights = {"checkpoint": None, "config": network, "random_seed": random_seed + position}
-            inputs = (repr(weights).encode(),)
+    for position, model in enumerate(("detector", *EMBEDDERS)):
+        checkpoint = None if checkpoints is None else checkpoints / f"{model}.pth"
+        seed = None if random_seed is None else random_seed + position
+        network = config.detector if model == "detector" else config.embedder(model)
+        if checkpoint is None:
+            inputs = [repr((network, seed)).encode()]
         else:
-            weights = {"checkpoint": checkpoints / f"{model}.pth"}
-            inputs = tuple((checkpoints / f"{model}{suffix}").read_bytes() for suffix in (".pth", ".json"))
-            _check_settings(model, checkpoints / f"{model}.json", config)
-        if model == "detector":
-            write, check = export_detector, check_detector
+            inputs = [checkpoint.with_suffix(suffix).read_bytes() for suffix in (".pth", ".json")]
+            _check_settings(model, checkpoint.with_suffix(".json"), config)
+        write: Callable[[Path], None]
+        check: Callable[[Path], Report]
+        if isinstance(network, DetectorConfig):
+            detector = network if checkpoint is None else None
+            write = partial(export_detector, checkpoint, config=detector, random_seed=seed, precision=precision)
+            check = partial(check_detector, checkpoint=checkpoint, config=detector, random_seed=seed)
         else:
-            write = export_embedder
-            check = partial(check_embedder, sizes=config.crop_sizes)
-        yield Artifact(
-            model,
-            write=lambda path, write=write, weights=weights: write(output=path, precision=precision, **weights),
-            check=partial(check, **weights),
-            inputs=(*inputs, precision.encode()),
-        )
+            embedder = network if checkpoint is None else None
+            write = partial(export_embedder, checkpoint, config=embedder, random_seed=seed, precision=precision)
+            check = partial(
+                check_embedder, checkpoint=checkpoint, sizes=config.crop_sizes, config=embedder, random_seed=seed
+            )
+        yield Artifact(model, write, check, inputs=(*inputs, precision.encode()))
 
 
 def _check_settings(model: str, path: Path, config: PipelineConfig) -> None:
-    """Raises ValueError if the checkpoint that the JSON is of was trained for another pipeline."""
+    """Raise ValueError unless a checkpoint's JSON was written for the pipeline of `config`."""
+    found: dict[str, object]
+    expected: dict[str, object]
     if model == "detector":
         found, expected = asdict(DetectorConfig.load(path)), asdict(config.detector)
     else:
         found, expected = {"template": EmbedderConfig.load(path).template}, {"template": config.template_set}
     faults = [f"{name} is {found[name]!r}, not {value!r}" for name, value in expected.items() if found[name] != value]
     if faults:
-        raise ValueError(f"{path} does not fit the config {config.name!r}: {', '.join(faults)}")
+        raise ValueError(f"{path} does not match the config {config.name!r}: {', '.join(faults)}")
 
 
 def _bring_up_to_date(artifact: Artifact, path: Path) -> None:
+    """Build the file at `path`, unless its stamp shows that nothing has changed."""
     stamp_path = path.with_name(f"{path.name}.stamp")
     stamp = artifact.stamp()
     if path.exists() and stamp_path.exists() and stamp_path.read_text() == stamp:
         return
-    unchecked = path.with_name("model.unchecked.onnx")  # stays if the check fails, and so does the file in use
-    artifact.write(unchecked)
-    report = artifact.check(unchecked)
-    for made_before in (stamp_path, path.with_name("model.plan"), path.with_name("model.plan.json")):
-        made_before.unlink(missing_ok=True)
-    unchecked.replace(path)
+    with replace_file(path) as unchecked:
+        artifact.write(unchecked)
+        report = artifact.check(unchecked)
+        for outdated in (stamp_path, path.with_name("model.plan"), path.with_name("model.plan.json")):
+            outdated.unlink(missing_ok=True)
     stamp_path.write_text(stamp)
     print(json.dumps({"model": artifact.model, "size_bytes": path.stat().st_size, **report}), flush=True)
 
@@ -164,15 +191,19 @@ def _digest(contents: Iterable[bytes]) -> str:
     return digest.hexdigest()
 
 
-def main(argv: list[str] | None = None) -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", choices=sorted(CONFIGS), required=True)
     weights = parser.add_mutually_exclusive_group(required=True)
-    weights.add_argument("--checkpoints", type=Path, metavar="DIR", help="detector.pth, embedder_b5a.pth, …")
+    weights.add_argument("--checkpoints", type=Path, metavar="DIR", help="with detector.pth, embedder_b5a.pth, …")
     weights.add_argument("--random-weights", type=int, metavar="SEED")
-    parser.add_argument("--output", type=Path, required=True, metavar="DIR")
-    parser.add_argument("--precision", choices=PRECISIONS, default="fp32", help="of the networks")
+    parser.add_argument("-o", "--output", type=Path, required=True, metavar="DIR")
+    parser.add_argument("--precision", choices=PRECISIONS, default="fp32", help="of the networks; default: %(default)s")
     arguments = parser.parse_args(argv)
+    return run_command("export.build", lambda: _run(arguments))
+
+
+def _run(arguments: argparse.Namespace) -> int:
     try:
         identity = build(
             CONFIGS[arguments.config](),
@@ -181,9 +212,9 @@ def main(argv: list[str] | None = None) -> int:
             random_seed=arguments.random_weights,
             precision=arguments.precision,
         )
-    except (ValueError, FileNotFoundError) as error:
+    except ParityError as error:
         print(f"export.build: {error}", file=sys.stderr)
-        return 1
+        return EXIT_FAILURES
     print(json.dumps({"model_identity": identity, "output": str(arguments.output)}))
     return 0
 

@@ -1,4 +1,4 @@
-"""What a model repository is built from: `production()` and `demo()` differ in numbers only."""
+"""The settings that a model repository is built from: `production()` and `demo()` differ only in numbers."""
 
 from dataclasses import dataclass
 
@@ -8,26 +8,25 @@ from training.embedder import model as embedder_model
 from training.embedder.model import EmbedderConfig
 from training.embedder.templates import ASPECT_RATIOS, TEMPLATES
 
-# Of ONNX Runtime's CUDA provider, for networks on a GPU: float32 is not rounded to 10 bits, and a shape not seen
-# before costs no search among all kernels.
 CUDA_OPTIONS = {"use_tf32": "0", "cudnn_conv_algo_search": "HEURISTIC"}
+"""For ONNX Runtime on a GPU: do not round float32 to 10 bits, and do not time all kernels for each new shape."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class KindConfig:
-    """What sets shop images and video frames apart."""
+    """The settings in which shop images and video frames differ."""
 
     short_side_px: int  # of the resized image
-    min_score: float  # detections need more than this
+    min_score: float  # detections must score more than this
 
 
 @dataclass(frozen=True, kw_only=True)
 class ServingConfig:
     """How Triton runs one model.
 
-    A model with a queue needs two instances or more. With limits or priorities, Triton's batcher (24.10 and later,
-    `RateLimiter::PayloadSlotAvailable`) hands out work only while an instance stands waiting, and is told of the end
-    of a run a moment before that: it then sleeps for up to 500 ms or until something else happens to the model.
+    A model with a queue needs at least two instances. With limits or priorities, Triton's batcher (24.10 and later,
+    `RateLimiter::PayloadSlotAvailable`) assigns work only while an instance is idle, but is notified of the end of a
+    run just before the instance becomes idle. It then sleeps for up to 500 ms, or until the model's next event.
     """
 
     max_batch: int = 0  # 0: the model is not batched
@@ -36,24 +35,26 @@ class ServingConfig:
     num_threads: int = 1  # of one ONNX Runtime session on CPU
     max_queue_size: int = 0  # requests that may wait for the model and be batched; 0: each runs by itself
     max_queue_delay_us: int = 0  # how long a batch waits for more requests
-    queue_timeout_us: int = 60_000_000  # for which a request may wait before it is refused
+    queue_timeout_us: int = 60_000_000  # a request that has waited longer is refused
 
 
 @dataclass(frozen=True, kw_only=True)
 class PipelineConfig:
+    """Everything that one model repository is built from, except the weights."""
+
     name: str
     image: KindConfig
     frame: KindConfig
-    max_side_px: int = 4000  # of the resized image; wins over the short side
-    max_image_side_px: int = 8192  # of an image sent; larger ones are refused
+    max_side_px: int = 4000  # of the resized image; takes precedence over the short side
+    max_image_side_px: int = 8192  # of a request's image; larger ones are refused
     template_set: str
     detector: DetectorConfig
     embedders: dict[str, EmbedderConfig]  # by "b5a", "b5b", "b6", "b7"
-    serving: dict[str, ServingConfig]  # by model, or by "embedder", "prepare" for all of a family
+    serving: dict[str, ServingConfig]  # by model, or by the first word of its name, such as "embedder"
 
     @property
     def templates(self) -> dict[float, tuple[int, int]]:
-        """Width and height in pixels of the crop for each aspect ratio (width / height)."""
+        """Width and height in pixels of the crop, by aspect ratio (width / height)."""
         return dict(zip(ASPECT_RATIOS, TEMPLATES[self.template_set], strict=True))
 
     @property
@@ -62,18 +63,20 @@ class PipelineConfig:
         return [(height, width) for width, height in self.templates.values()]
 
     def kind(self, name: str) -> KindConfig:
+        """Return the settings of "image" or "frame"."""
         return {"image": self.image, "frame": self.frame}[name]
 
     def embedder(self, model: str) -> EmbedderConfig:
-        """Of a model's name, e.g. "embedder_b5a"."""
+        """Return the config of one embedder, by model name such as "embedder_b5a"."""
         return self.embedders[model.removeprefix("embedder_")]
 
     def serving_of(self, model: str) -> ServingConfig:
+        """Return how Triton runs a model, by name such as "prepare_image"."""
         return self.serving[model] if model in self.serving else self.serving[model.split("_")[0]]
 
 
 def production() -> PipelineConfig:
-    """The seventh-place solution's sizes and thresholds, on one GPU."""
+    """Return the sizes and thresholds of the competition's seventh-place solution, served on one GPU."""
     return PipelineConfig(
         name="production",
         image=KindConfig(short_side_px=800, min_score=0.9),
@@ -100,7 +103,7 @@ def production() -> PipelineConfig:
 
 
 def demo() -> PipelineConfig:
-    """The same pipeline with small networks, sized for two CPU cores."""
+    """Return the same pipeline with small networks, sized for two CPU cores."""
     return PipelineConfig(
         name="demo",
         image=KindConfig(short_side_px=320, min_score=0.9),

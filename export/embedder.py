@@ -1,27 +1,29 @@
-"""An embedder as ONNX: uint8 crops → unit vectors, with batch, height and width left open.
+"""Export an embedder to ONNX: from uint8 crops to unit vectors, with dynamic batch size, height and width.
 
 python -m export.embedder --checkpoint embedder_b6.pth --output model.onnx --precision fp16
 """
 
 import argparse
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
+from export.graphs.precision import PRECISIONS
 from export.onnx.export import export_embedder
-from export.onnx.precision import PRECISIONS
+from livematch.cli.commands import run_command
 
 
-def main(argv: list[str] | None = None) -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--checkpoint", type=Path, required=True)
-    parser.add_argument("--output", type=Path, required=True)
-    parser.add_argument("--precision", choices=PRECISIONS, default="fp32")
+    parser.add_argument("--checkpoint", type=Path, required=True, metavar="FILE", help="with its JSON beside it")
+    parser.add_argument("-o", "--output", type=Path, required=True, metavar="FILE")
+    parser.add_argument("--precision", choices=PRECISIONS, default="fp32", help="default: %(default)s")
     arguments = parser.parse_args(argv)
-    try:
-        export_embedder(arguments.checkpoint, arguments.output, precision=arguments.precision)
-    except (ValueError, FileNotFoundError) as error:
-        print(f"export.embedder: {error}", file=sys.stderr)
-        return 1
+    return run_command("export.embedder", lambda: _export(arguments))
+
+
+def _export(arguments: argparse.Namespace) -> int:
+    export_embedder(arguments.checkpoint, arguments.output, precision=arguments.precision)
     return 0
 
 

@@ -1,40 +1,40 @@
-"""The tensors of every model in the repository: names, dtypes, shapes. Nothing else in the project writes them down.
+"""The tensors of every model in the repository: names, dtypes and shapes. The project defines them here only.
 
 Shape letters: B images in a request, H × W the image, H' × W' the resized and padded image, N boxes (the largest count
-in the request), n crops, h × w the template's size.
+in the request), n crops, h × w the template.
 """
 
 from dataclasses import dataclass
 from typing import Literal
 
-Dimension = int | str  # a letter stands for a size known only at run time
+Dimension = int | str  # a letter is a size known only at run time
 
 EMBEDDERS = ("embedder_b5a", "embedder_b5b", "embedder_b6", "embedder_b7")  # in the order they are concatenated
 KINDS = ("image", "frame")
 EMBEDDING_SIZE = 512  # of one embedder
 MAX_DETECTIONS = 100
 PADDING_MULTIPLE = 32
-PRIORITIES = {"live": 1, "batch": 2}  # a request's `priority`; in every queue live requests go first
+PRIORITIES = {"live": 1, "batch": 2}  # the `priority` of a request; every queue serves live requests first
 
 
 def padded(side_px: float) -> int:
-    """A side of the detector's `pixels`, in pixels, for one of the resized picture."""
+    """Return the side of the detector's `pixels` for a side of the resized image."""
     return -(-round(side_px) // PADDING_MULTIPLE) * PADDING_MULTIPLE
 
 
 @dataclass(frozen=True)
 class Tensor:
     name: str
-    dtype: str  # as Triton names it: UINT8, INT32, INT64, FP32
-    shape: tuple[Dimension, ...]  # with the batch dimension, where there is one
+    dtype: str  # in Triton's terms: UINT8, INT32, INT64, FP32
+    shape: tuple[Dimension, ...]  # including the batch dimension, if there is one
 
     @property
     def dims(self) -> tuple[int, ...]:
-        """The shape as a config.pbtxt has it: -1 for what is known only at run time."""
+        """The shape as in a config.pbtxt: -1 for a size known only at run time."""
         return tuple(-1 if isinstance(dimension, str) else dimension for dimension in self.shape)
 
     def shape_at(self, height: int, width: int, batch: int = 1) -> tuple[int, ...]:
-        """The shape for a picture, padded picture or crop of that size, or for a batch of them."""
+        """Return the shape for a batch of images, padded images or crops of that size."""
         sizes = (
             {"B": batch, "n": batch} | dict.fromkeys(("H", "H'", "h"), height) | dict.fromkeys(("W", "W'", "w"), width)
         )
@@ -45,7 +45,7 @@ class Tensor:
 class Signature:
     inputs: tuple[Tensor, ...]
     outputs: tuple[Tensor, ...]
-    kind: Literal["ensemble", "graph", "network", "python"]  # a graph has no weights, a network has
+    kind: Literal["ensemble", "graph", "network", "python"]  # a network has weights, a graph has none
     is_batched: bool = True  # the first dimension of every tensor is Triton's batch
 
 

@@ -1,4 +1,4 @@
-"""The whole pipeline as a user runs it: folders in, a real tritonserver, result, score and report out."""
+"""The whole pipeline as a user runs it, with a real tritonserver: from folders to result, score and report."""
 
 import json
 import shutil
@@ -16,7 +16,7 @@ pytestmark = pytest.mark.triton
 
 @pytest.fixture(scope="module")
 def outcome(demo_repository: Path, demo_world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What `livematch run` leaves of the demo world with odd and broken files among it."""
+    """Return the output folder of `livematch run` on the demo world with some odd and broken files added."""
     folder = tmp_path_factory.mktemp("run")
     shutil.copytree(demo_world / "image", folder / "image")
     shutil.copytree(demo_world / "video", folder / "video")
@@ -26,13 +26,13 @@ def outcome(demo_repository: Path, demo_world: Path, tmp_path_factory: pytest.Te
         photo.convert("L").save(folder / "image/000001/91.jpg")
         turned = photo.transpose(Image.Transpose.ROTATE_90)
         exif = Image.Exif()
-        exif[0x0112] = 6  # to be turned clockwise by a quarter to stand upright
+        exif[0x0112] = 6  # rotate clockwise by 90 degrees to see it upright
         turned.save(folder / "image/000001/92.jpg", exif=exif, quality=95)
     (folder / "image/000002/93.jpg").write_bytes(first.read_bytes()[:2000])
     (folder / "video/999999.mp4").write_bytes(b"")
     command = ["run", "--repository", str(demo_repository), "--images", str(folder / "image")]
     command += ["--videos", str(folder / "video"), "--truth", str(demo_world), "-o", str(folder / "out")]
-    command += ["--memory", "16G"]  # this process holds PyTorch and more besides
+    command += ["--memory", "16G"]  # this process also has PyTorch loaded
     assert main(command) == 3
     return folder / "out"
 
@@ -49,14 +49,14 @@ def test_what_cannot_be_read_is_listed(outcome: Path) -> None:
     assert [(f.source, f.name, f.stage) for f in failures] == [("000002", "93", "decode"), ("999999", "", "decode")]
 
 
-def test_report_holds_everything_itself(outcome: Path) -> None:
+def test_report_is_self_contained(outcome: Path) -> None:
     page = (outcome / "report.html").read_text(encoding="utf-8")
     assert page.count("data:image/jpeg;base64,") >= 2 * len(json.loads((outcome / "result.json").read_text()))
     assert "http://" not in page and "https://" not in page
     assert not (outcome / "report_pictures").exists()
 
 
-def test_odd_encodings_of_a_photo_give_its_boxes(outcome: Path) -> None:
+def test_other_encodings_of_a_photo_give_the_same_boxes(outcome: Path) -> None:
     import pyarrow.parquet
 
     table = pyarrow.parquet.read_table(outcome / "features/images.parquet")

@@ -1,6 +1,7 @@
 """The pipeline's networks in eager PyTorch, with the weights that the model repository was built from."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -10,24 +11,30 @@ from torch.nn import functional
 
 from export.config import PipelineConfig
 from export.graphs.checkpoints import build_detector_graph, build_embedder
-from export.onnx.export import detector_to_half
-from export.onnx.precision import to_half
+from export.graphs.precision import set_precision, to_half
 from export.signature import EMBEDDERS, PADDING_MULTIPLE
+from livematch.errors import LivematchError
+from livematch.types import Pixels
+from training.detector.config import DetectorConfig
 
 DETECTORS = ("graph", "detectron2")
-"""The detector that is run eagerly: the project's own PyTorch graph, or the model of detectron2, where installed."""
+"""The detector to run eagerly: the project's own PyTorch graph, or detectron2's model where that is installed."""
 
-Pixels = npt.NDArray[np.uint8]
+FloatArray = npt.NDArray[np.float32]
 
 
 class EagerNetworks:
-    """Detector and embedders, one picture or crop at a time.
+    """Detector and embedders, run on one image and one batch of crops at a time.
 
     Args:
-        checkpoints: the demo's; without them the weights are made up from `random_seed`, as `export.build` does.
+        checkpoints: folder of the checkpoints; None for random weights from `random_seed`, as in `export.build`.
         detector: one of DETECTORS.
         device: "cpu" or "cuda".
-        is_half: float16 where the export with `--precision fp16` has it; of the project's own graph only.
+        is_half: compute in float16 where the export with `--precision fp16` does; not with detectron2.
+
+    Raises:
+        LivematchError: there is no GPU, or detectron2 is not installed.
+        OSError, ValueError: a checkpoint is missing or does not fit.
     """
 
     def __init__(
@@ -40,22 +47,22 @@ class EagerNetworks:
         device: str = "cpu",
         is_half: bool = False,
     ) -> None:
+        if device == "cuda" and not torch.cuda.is_available():
+            raise LivematchError("PyTorch finds no CUDA device")
         self.config = config
         self.device = torch.device(device)
-        path = None if checkpoints is None else checkpoints / "detector.pth"
-        made_up = {} if checkpoints else {"config": config.detector, "random_seed": random_seed}
-        graph = build_detector_graph(path, **made_up)
-        self._uses_detectron2 = detector == "detectron2"
-        if self._uses_detectron2:
-            from training.detector.model import build_detector
-
-            self.detector = build_detector(graph.config)
-            self.detector.load_state_dict(graph.state_dict(), strict=True)
+        if checkpoints is None:
+            graph = build_detector_graph(None, config=config.detector, random_seed=random_seed)
         else:
-            self.detector = graph
+            graph = build_detector_graph(checkpoints / "detector.pth")
+        self._uses_detectron2 = detector == "detectron2"
+        self.detector: Any = graph
+        if self._uses_detectron2:
+            self.detector = build_detectron2(graph.config)
+            self.detector.load_state_dict(graph.state_dict(), strict=True)
         self.detector = self.detector.eval().to(self.device)
         if is_half:
-            detector_to_half(self.detector)
+            set_precision(self.detector, "fp16")
         self.embedders = {}
         for position, model in enumerate(EMBEDDERS, start=1):
             if checkpoints is None:
@@ -68,8 +75,15 @@ class EagerNetworks:
         self._dtype = torch.float16 if is_half else torch.float32
 
     @torch.inference_mode()
-    def detect(self, kind: str, image: Pixels) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
-        """Boxes [k,4] in pixels of the RGB image uint8 [H,W,3], and scores [k], above the kind's limit."""
+    def detect(self, kind: str, image: Pixels) -> tuple[FloatArray, FloatArray]:
+        """Detect garments whose score is above the limit for `kind`.
+
+        Args:
+            image: RGB [H,W,3].
+
+        Returns:
+            Boxes [k,4] in pixels of `image`, and scores [k].
+        """
         height, width = image.shape[:2]
         settings = self.config.kind(kind)
         scale = settings.short_side_px / min(height, width)
@@ -82,29 +96,39 @@ class EagerNetworks:
         boxes = boxes[is_kept] * np.array([width / new_width, height / new_height] * 2, np.float32)
         return np.clip(boxes, 0, np.array([width, height] * 2, np.float32)), scores[is_kept]
 
-    def _run_detector(self, bgr: torch.Tensor) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+    def _run_detector(self, bgr: torch.Tensor) -> tuple[FloatArray, FloatArray]:
         height, width = bgr.shape[1:]
         if self._uses_detectron2:
-            found = self.detector.inference([{"image": bgr}], do_postprocess=False)[0]
-            return found.pred_boxes.tensor.cpu().numpy(), found.scores.cpu().numpy()
+            instances = self.detector.inference([{"image": bgr}], do_postprocess=False)[0]
+            return instances.pred_boxes.tensor.cpu().numpy(), instances.scores.cpu().numpy()
         mean = torch.tensor(self.config.detector.pixel_mean_bgr, device=self.device).view(3, 1, 1)
         pixels = functional.pad(bgr - mean, (0, -width % PADDING_MULTIPLE, 0, -height % PADDING_MULTIPLE))
         return self.run_graph(pixels[None], torch.tensor([[float(height), float(width)]], device=self.device))
 
-    def run_graph(
-        self, pixels: torch.Tensor, image_size: torch.Tensor
-    ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
-        """The graph on the first of prepared pixels [1,3,H,W]; boxes and scores that are there."""
-        with self.device:  # the graph makes its grids on the default device
+    def run_graph(self, pixels: torch.Tensor, image_size: torch.Tensor) -> tuple[FloatArray, FloatArray]:
+        """Run the detector graph on prepared pixels [1,3,H,W], and return the boxes [k,4] and scores [k] it found."""
+        with self.device:  # the graph creates its grids on the default device
             boxes, scores, num_detections = self.detector(pixels, image_size)
         num = int(num_detections[0, 0])
         return boxes[0, :num].cpu().numpy(), scores[0, :num].cpu().numpy()
 
     @torch.inference_mode()
-    def embed(self, model: str, crops: Pixels) -> npt.NDArray[np.float32]:
-        """Unit vectors [n,512] of RGB crops uint8 [n,h,w,3]."""
+    def embed(self, model: str, crops: Pixels) -> FloatArray:
+        """Return unit vectors [n,512] of RGB crops uint8 [n,h,w,3]."""
         settings = self.config.embedder(model)
         pixels = torch.from_numpy(crops).to(self.device).float().permute(0, 3, 1, 2)
         mean, std = (torch.tensor(part, device=self.device).view(3, 1, 1) for part in (settings.mean, settings.std))
         pixels = ((pixels - mean) / std).to(self._dtype)
-        return functional.normalize(self.embedders[model](pixels)).cpu().numpy()
+        embeddings: FloatArray = functional.normalize(self.embedders[model](pixels)).cpu().numpy()
+        return embeddings
+
+
+def build_detectron2(config: DetectorConfig) -> Any:
+    """Build detectron2's model for a config; raise LivematchError where detectron2 is not installed."""
+    try:
+        from training.detector.model import build_detector
+    except ModuleNotFoundError as error:
+        raise LivematchError(
+            f"this needs detectron2, which is not on the package index (see README): {error}"
+        ) from error
+    return build_detector(config)

@@ -1,7 +1,7 @@
-"""The repository's ONNX models in this process, without a server: the bound that serving is measured against.
+"""Run the repository's ONNX models in this process, without a server: the bound that serving is compared with.
 
-A picture takes the way that the ensemble takes it, one model after another, and the time in each engine is counted by
-itself. What lies between the engines (choosing boxes, stacking, joining) is not counted.
+An image goes through the same models in the same order as in the ensemble, and the time in each engine is measured.
+What happens between the engines (choosing boxes, stacking, joining) is not measured.
 """
 
 import importlib.util
@@ -9,17 +9,19 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import onnxruntime
 
-from export.config import CUDA_OPTIONS, PipelineConfig
+from export.config import PipelineConfig
+from export.parity.compare import Arrays
+from export.parity.runners import Runner, open_runner
 from export.signature import EMBEDDERS, MODELS
+from export.tensorrt.build import EngineError
 from export.triton.model_config import REPOSITORY
-
-Arrays = dict[str, npt.NDArray[Any]]
+from livematch.errors import LivematchError
+from livematch.types import Pixels
 
 
 @dataclass(frozen=True)
@@ -33,60 +35,48 @@ class Call:
 
 
 class Engines:
-    """Sessions of all ONNX models of a repository.
+    """ONNX Runtime sessions of all models of a repository.
 
     Args:
-        num_threads: of each session; 0 for all processors; None for what the config serves each model with.
-        provider: "CPUExecutionProvider" or "CUDAExecutionProvider"; crop and prepare stay on the CPU, as served.
+        num_threads: threads of each session on the CPU; 0 for all processors; None for what the config serves with.
+        device: "cpu" or "cuda", for the networks; crop and prepare always run on the CPU, as in the server.
 
     Raises:
-        RuntimeError: ONNX Runtime lacks the provider, or its libraries; it would go on with the CPU and only warn.
+        LivematchError: ONNX Runtime does not start on the GPU. (It would only warn, and use the CPU.)
+        OSError: an ONNX file is missing.
     """
 
     def __init__(
-        self,
-        repository: Path,
-        config: PipelineConfig,
-        *,
-        num_threads: int | None = None,
-        provider: str = "CPUExecutionProvider",
+        self, repository: Path, config: PipelineConfig, *, num_threads: int | None = None, device: str = "cpu"
     ) -> None:
         self._ratios = np.array(list(config.templates))
         self._sizes = np.array(list(config.templates.values()))  # width, height
         self._detections = _load_detections()
-        self.sessions: dict[str, onnxruntime.InferenceSession] = {}
-        if provider == "CUDAExecutionProvider":
-            onnxruntime.preload_dlls()  # CUDA and cuDNN from their wheels
+        self._runners: dict[str, Runner] = {}
         for model, signature in MODELS.items():
-            if signature.kind not in ("graph", "network"):
-                continue
-            options = onnxruntime.SessionOptions()
-            options.intra_op_num_threads = config.serving_of(model).num_threads if num_threads is None else num_threads
-            options.inter_op_num_threads = 1
-            wanted = provider if signature.kind == "network" else "CPUExecutionProvider"
-            providers = [(wanted, CUDA_OPTIONS if wanted == "CUDAExecutionProvider" else {})]
-            path = repository / model / "1" / "model.onnx"
-            self.sessions[model] = onnxruntime.InferenceSession(path, options, providers=providers)
-            if wanted not in self.sessions[model].get_providers():
-                have = ", ".join(onnxruntime.get_available_providers())
-                raise RuntimeError(f"{model} cannot run on {wanted}: not built in, or libraries missing ({have})")
+            if signature.kind == "network" and device == "cuda":
+                try:
+                    self._runners[model] = open_runner("onnxruntime-cuda", repository, model, config)
+                except EngineError as error:
+                    raise LivematchError(f"{model} cannot run on the GPU: {error}") from error
+            elif signature.kind in ("graph", "network"):
+                threads = config.serving_of(model).num_threads if num_threads is None else num_threads
+                self._runners[model] = _cpu_runner(repository / model / "1" / "model.onnx", threads)
 
     def run(self, model: str, feeds: Arrays) -> Call:
-        names = [tensor.name for tensor in MODELS[model].outputs]
         start_s = time.perf_counter()
-        outputs = self.sessions[model].run(names, feeds)
-        elapsed_s = time.perf_counter() - start_s
-        return Call(model, feeds, dict(zip(names, outputs, strict=True)), elapsed_s)
+        outputs = self._runners[model](feeds)
+        return Call(model, feeds, outputs, time.perf_counter() - start_s)
 
-    def recognize(self, kind: str, pixels: npt.NDArray[np.uint8]) -> list[Call]:
-        """All calls that one picture, uint8 [H,W,3], needs."""
+    def recognize(self, kind: str, pixels: Pixels) -> list[Call]:
+        """Run all models that one image [H,W,3] needs, and return the calls in order."""
         prepared, detected = self._detect(kind, pixels)
         calls = [prepared, detected]
-        found = detected.outputs
+        outputs = detected.outputs
         boxes, _ = self._detections.select(
-            found["boxes"][0],
-            found["scores"][0],
-            int(found["num_detections"][0, 0]),
+            outputs["boxes"][0],
+            outputs["scores"][0],
+            int(outputs["num_detections"][0, 0]),
             prepared.outputs["scale"][0],
             float(prepared.outputs["min_score"][0, 0]),
             pixels,
@@ -100,19 +90,31 @@ class Engines:
             calls += [self.run(model, {"crops": cropped.outputs["crops"]}) for model in EMBEDDERS]
         return calls
 
-    def detection_scores(self, kind: str, pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
-        """Scores of all detections of a picture, before any limit."""
+    def detection_scores(self, kind: str, pixels: Pixels) -> npt.NDArray[np.float32]:
+        """Return the scores of all detections in an image, before any score limit."""
         _, detected = self._detect(kind, pixels)
-        return detected.outputs["scores"][0, : int(detected.outputs["num_detections"][0, 0])]
+        scores: npt.NDArray[np.float32] = detected.outputs["scores"][0]
+        return scores[: int(detected.outputs["num_detections"][0, 0])]
 
-    def _detect(self, kind: str, pixels: npt.NDArray[np.uint8]) -> tuple[Call, Call]:
+    def _detect(self, kind: str, pixels: Pixels) -> tuple[Call, Call]:
         prepared = self.run(f"prepare_{kind}", {"image": pixels[None]})
         detected = self.run("detector", {name: prepared.outputs[name] for name in ("pixels", "image_size")})
         return prepared, detected
 
 
+def _cpu_runner(path: Path, num_threads: int) -> Runner:
+    if not path.exists():
+        raise FileNotFoundError(f"{path} does not exist")
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = num_threads
+    options.inter_op_num_threads = 1
+    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    names = [output.name for output in session.get_outputs()]
+    return lambda feeds: dict(zip(names, session.run(names, feeds), strict=True))
+
+
 def _load_detections() -> ModuleType:
-    """The code of crop_and_embed that chooses boxes and templates, which Triton imports from the model's own folder."""
+    """Import crop_and_embed's module that chooses boxes and templates; it lies in a model's folder, not a package."""
     path = REPOSITORY / "crop_and_embed" / "1" / "detections.py"
     spec = importlib.util.spec_from_file_location("detections", path)
     assert spec is not None and spec.loader is not None

@@ -1,8 +1,8 @@
-"""Load on a server: a fixed number of requests in flight (closed loop), or arrivals at random times (open loop).
+"""Put load on a server: a fixed number of requests in flight (closed loop), or arrivals at random times (open loop).
 
-A closed loop measures throughput: a new request starts when one ends, so a slow server is asked less. An open loop
-measures latency as users meet it: requests come when they come (Poisson), and each one's latency counts from the moment
-it was due, whether or not a thread was free to send it then.
+A closed loop measures throughput: a new request starts when one ends, so a slow server gets fewer requests. An open
+loop measures latency as users meet it: requests arrive at Poisson times regardless of the server, and the latency of
+each counts from the moment it was due, whether or not a thread was free to send it then.
 """
 
 import threading
@@ -12,28 +12,38 @@ from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
 import numpy as np
+import numpy.typing as npt
 
 from benchmarks.harness.results import rounded
 from livematch.errors import LivematchError
 
 NUM_STABLE_WINDOWS = 3
 STABLE_WITHIN = 0.1
-"""perf_analyzer's rule: three windows in a row whose throughput and latency are within 10 % of their mean.
-A load of which a request failed is never stable."""
+"""perf_analyzer's rule: three windows in a row whose throughput and mean latency are within 10 % of their mean.
+Windows with a failed request are never stable."""
 
 PERCENTILES = (50, 90, 95, 99)
 
 T = TypeVar("T")
+Indices = npt.NDArray[np.integer[Any]]
 Send = Callable[[int], int]
-"""Sends the picture of that index and returns its number of boxes; raises LivematchError."""
+"""Send the image with that index and return its number of boxes; raises LivematchError."""
 
 
 @dataclass(frozen=True)
 class Sample:
-    """One request. Times are seconds since the load began."""
+    """One request. Times are in seconds since the load began.
 
-    picture: int
-    due_s: float  # when it should have been sent
+    Attributes:
+        image: index of the image.
+        due_s: when the request should have been sent.
+        end_s: when it was answered or failed.
+        num_boxes: number of boxes in the answer.
+        error: why it failed; empty if it was answered.
+    """
+
+    image: int
+    due_s: float
     end_s: float
     num_boxes: int
     error: str = ""
@@ -45,7 +55,7 @@ class Sample:
 
 @dataclass(frozen=True)
 class Window(Generic[T]):
-    """Samples that ended in a stretch of time, and what was observed at its two edges."""
+    """The samples that ended within a period of time, and the server's counters at its start and end."""
 
     duration_s: float
     samples: list[Sample]
@@ -64,30 +74,30 @@ class Window(Generic[T]):
 
 def closed_loop(
     send: Send,
-    order: np.ndarray,
+    order: Indices,
     *,
     concurrency: int,
     window_s: float,
     max_windows: int,
-    observe: Callable[[], T],
+    read_counters: Callable[[], T],
 ) -> tuple[Window[T], bool]:
-    """Keeps `concurrency` requests in flight, pictures in the given order over and over.
+    """Keep `concurrency` requests in flight, sending the images in the given order again and again.
 
-    A window lasts `window_s`, and on until its answers make whole passes over the pictures: windows differ by what the
-    server does, not by which pictures fell into them (but for those in flight at the edges, which may change places).
-    After `window_s` that do not count, windows go on until three in a row are stable or `max_windows` are over.
+    A window lasts at least `window_s`, and until its answers make whole passes over the images. So windows differ by
+    what the server does, not by which images fell into them (apart from requests in flight at the edges). After a
+    warm-up of `window_s`, windows follow until three in a row are stable or `max_windows` are done.
 
     Returns:
-        The last three windows as one (all, if there are fewer), and whether they are stable.
+        The last three windows as one (all of them if there are fewer), and whether they are stable.
     """
     loop = _Loop(send, lambda position: (int(order[position % len(order)]), None))
     windows: list[Window[T]] = []
     with loop.running(concurrency):
         edge_s, _ = loop.end_window(window_s)
-        before = observe()
+        before = read_counters()
         while len(windows) < max_windows:
-            next_edge_s, samples = loop.end_window(window_s, num_pictures=len(order))
-            after = observe()
+            next_edge_s, samples = loop.end_window(window_s, num_images=len(order))
+            after = read_counters()
             windows.append(Window(next_edge_s - edge_s, samples, before, after))
             edge_s, before = next_edge_s, after
             if is_stable(windows[-NUM_STABLE_WINDOWS:]):
@@ -99,7 +109,7 @@ def closed_loop(
 
 
 def is_stable(windows: list[Window[T]]) -> bool:
-    """See STABLE_WITHIN."""
+    """Return whether the windows follow the rule at STABLE_WITHIN."""
     if len(windows) < NUM_STABLE_WINDOWS:
         return False
     if any(not window.answered or len(window.answered) < len(window.samples) for window in windows):
@@ -110,11 +120,12 @@ def is_stable(windows: list[Window[T]]) -> bool:
 
 
 def open_loop(
-    send: Send, order: np.ndarray, *, rate: float, duration_s: float, num_threads: int, rng: np.random.Generator
+    send: Send, order: Indices, *, rate: float, duration_s: float, num_threads: int, rng: np.random.Generator
 ) -> tuple[list[Sample], bool]:
-    """Requests at Poisson arrivals of `rate` per second for `duration_s`.
+    """Send requests at Poisson arrivals of `rate` per second for `duration_s`.
 
-    Their number is fixed (Poisson arrivals of a known number are uniform in time), so that the rate is what it says.
+    Their number is fixed at rate × duration, so that the rate is exact: Poisson arrivals, given their number, are
+    uniform in time.
 
     Returns:
         All samples in order of arrival, and whether the server kept up: nothing failed, and the median latency of the
@@ -131,9 +142,14 @@ def open_loop(
 
 
 class _Loop:
-    """Threads that send one picture after another; `task` gives the picture of a position and when it is due.
+    """Threads that send one image after another.
 
-    What `send` raises besides LivematchError ends all of them, and is raised again where the loop is waited for.
+    A LivematchError of `send` becomes a sample with an error. Any other exception stops all threads, and is raised
+    again by `end_window` or `finish`.
+
+    Args:
+        task: returns, for a position in the sequence of requests, the image's index and when it is due (None: now).
+        num_tasks: how many requests there are; None for no limit.
     """
 
     def __init__(self, send: Send, task: Callable[[int], tuple[int, float | None]], num_tasks: int | None = None):
@@ -149,6 +165,7 @@ class _Loop:
         self.samples: list[Sample] = []
 
     def running(self, num_threads: int) -> "_Loop":
+        """Context manager: start `num_threads` threads; stop them and wait for them at the end."""
         self._start_s = time.perf_counter()
         self._threads = [threading.Thread(target=self._work, daemon=True) for _ in range(num_threads)]
         return self
@@ -162,6 +179,7 @@ class _Loop:
         self.finish()
 
     def finish(self) -> None:
+        """Wait until all requests have ended."""
         for thread in self._threads:
             thread.join()
         self._check()
@@ -169,11 +187,11 @@ class _Loop:
     def now_s(self) -> float:
         return time.perf_counter() - self._start_s
 
-    def end_window(self, duration_s: float, num_pictures: int = 1) -> tuple[float, list[Sample]]:
-        """Waits at least so long and for a multiple of so many samples; hands out the time and the samples."""
+    def end_window(self, duration_s: float, num_images: int = 1) -> tuple[float, list[Sample]]:
+        """Wait for `duration_s`, then for a multiple of `num_images` samples; return the time and these samples."""
         time.sleep(duration_s)
         with self._lock:
-            num_samples = max(1, -(-len(self.samples) // num_pictures)) * num_pictures
+            num_samples = max(1, -(-len(self.samples) // num_images)) * num_images
             self._lock.wait_for(lambda: self._error or len(self.samples) >= num_samples)
             self._check()
             samples, self.samples = self.samples[:num_samples], self.samples[num_samples:]
@@ -199,23 +217,23 @@ class _Loop:
                 self._position += 1
             if self._num_tasks is not None and position >= self._num_tasks:
                 return
-            picture, due_s = self._task(position)
+            image, due_s = self._task(position)
             if due_s is None:
                 due_s = self.now_s()
             elif self._stopped.wait(max(0.0, due_s - self.now_s())):
                 return
             try:
-                num_boxes, error = self._send(picture), ""
+                num_boxes, error = self._send(image), ""
             except LivematchError as refusal:
                 num_boxes, error = 0, f"{type(refusal).__name__}: {refusal}"
-            sample = Sample(picture, due_s, self.now_s(), num_boxes, error)
+            sample = Sample(image, due_s, self.now_s(), num_boxes, error)
             with self._lock:
                 self.samples.append(sample)
                 self._lock.notify()
 
 
 def describe_latency(samples: list[Sample]) -> dict[str, Any]:
-    """JSON: counts, mean, percentiles (of samples that occurred, not interpolated) and the maximum, in milliseconds."""
+    """Return JSON: counts, mean, percentiles (observed values, not interpolated) and maximum, in milliseconds."""
     latencies = np.array([sample.latency_ms for sample in samples if not sample.error])
     errors = sorted({sample.error for sample in samples if sample.error})
     figures: dict[str, Any] = {"num_answered": len(latencies), "num_failures": len(samples) - len(latencies)}

@@ -1,13 +1,14 @@
-"""What a measurement ran on: processor, memory, GPU, versions, and how busy the machine was."""
+"""Describe what a measurement ran on: processor, memory, GPU, versions, and how busy the machine was."""
 
 import importlib.metadata
 import os
 import platform
-import shutil
-import subprocess
-import time
 from pathlib import Path
 from typing import Any
+
+import psutil
+
+from benchmarks.harness.gpus import query_gpus
 
 PACKAGES = (
     "numpy",
@@ -23,41 +24,29 @@ PACKAGES = (
     "pillow",
     "opencv-python-headless",
 )
-TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 _GPU_FIELDS = ("name", "driver_version", "memory.total", "power.limit")
 
 
 def describe_machine() -> dict[str, Any]:
-    """JSON of the hardware, and how busy it was with other work; takes a second."""
+    """Return JSON of the hardware and of how busy it was with other work; takes a second."""
     return {
         "cpu": _cpu_model(),
         "architecture": platform.machine(),
         "num_cpus": len(os.sched_getaffinity(0)),
-        "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
+        "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
         "gpus": [dict(zip(_GPU_FIELDS, line.split(", "), strict=True)) for line in query_gpus(_GPU_FIELDS)],
-        "busy_share": busy_share(),
+        "busy_share": busy_fraction(),
     }
 
 
-def busy_share(duration_s: float = 1.0) -> float:
-    """Share of all processors' time that whatever else runs used while this process slept."""
-    before_busy_s, before_idle_s = read_processor_s()
-    time.sleep(duration_s)
-    busy_s, idle_s = read_processor_s()
-    busy_s, idle_s = busy_s - before_busy_s, idle_s - before_idle_s
-    return round(busy_s / (busy_s + idle_s), 2)
-
-
-def read_processor_s() -> tuple[float, float]:
-    """Seconds of all processors together since the machine started, busy and idle."""
-    user, nice, system, idle, iowait, irq, softirq, steal = (
-        int(ticks) / TICKS_PER_S for ticks in Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:9]
-    )
-    return user + nice + system + irq + softirq + steal, idle + iowait
+def busy_fraction(duration_s: float = 1.0) -> float:
+    """Return the fraction of all processors' time that other processes used while this one slept for `duration_s`."""
+    busy_percent: float = psutil.cpu_percent(interval=duration_s)
+    return round(busy_percent / 100, 2)
 
 
 def describe_versions() -> dict[str, str]:
-    """Versions of Python, the C library and those of PACKAGES that are installed."""
+    """Return the versions of Python, the C library and the installed ones of PACKAGES."""
     versions = {"python": platform.python_version(), "libc": "-".join(platform.libc_ver())}
     for package in PACKAGES:
         try:
@@ -67,16 +56,8 @@ def describe_versions() -> dict[str, str]:
     return versions
 
 
-def query_gpus(fields: tuple[str, ...]) -> list[str]:
-    """One line per GPU, "value, value, ...", as nvidia-smi prints them; none where there is no nvidia-smi."""
-    if shutil.which("nvidia-smi") is None:
-        return []
-    command = ["nvidia-smi", f"--query-gpu={','.join(fields)}", "--format=csv,noheader,nounits"]
-    answer = subprocess.run(command, capture_output=True, text=True, timeout=30)
-    return answer.stdout.splitlines() if answer.returncode == 0 else []
-
-
 def _cpu_model() -> str:
+    """Return the processor's name, which `platform.processor()` leaves empty on most Linux systems."""
     for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
         if line.startswith("model name"):
             return line.partition(":")[2].strip()

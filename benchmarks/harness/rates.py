@@ -1,4 +1,4 @@
-"""How fast this machine multiplies matrices and moves memory: what engines are measured against."""
+"""Measure how fast this machine multiplies matrices and copies memory: the rates that engines are compared with."""
 
 import time
 from collections.abc import Callable
@@ -13,15 +13,16 @@ from benchmarks.harness.roofline import Rates
 
 GEMM_SIZE = 1024
 GPU_GEMM_SIZE = 8192
-COPY_BYTES = 256 << 20  # well past a core's own caches
+COPY_BYTES = 256 << 20  # far more than fits a core's own caches
 NUM_REPEATS = 8
 
 
 def measure_rates(num_threads: int, *, num_repeats: int = NUM_REPEATS) -> Rates:
-    """float32 on the CPU with `num_threads`.
+    """Measure the CPU with `num_threads`, in float32.
 
-    The product of two GEMM_SIZE² matrices by PyTorch and by ONNX Runtime, whichever is faster; a copy counts the bytes
-    read and those written. The best of several, since whatever else runs can only slow a measurement down.
+    Times the product of two square matrices of side GEMM_SIZE in PyTorch and in ONNX Runtime, and keeps the faster; a
+    copy counts both the bytes read and those written. Each time is the best of `num_repeats`, since other work can only
+    slow a measurement down.
     """
     rng = np.random.default_rng(0)
     a, b = (rng.standard_normal((GEMM_SIZE, GEMM_SIZE), np.float32) for _ in range(2))
@@ -40,7 +41,7 @@ def measure_rates(num_threads: int, *, num_repeats: int = NUM_REPEATS) -> Rates:
 
 
 def measure_gpu_rates(dtype: torch.dtype, *, num_repeats: int = NUM_REPEATS) -> Rates:
-    """The same of the first CUDA device, for matrices of GPU_GEMM_SIZE in float32 (without TF32) or float16."""
+    """Measure the first CUDA device, with matrices of side GPU_GEMM_SIZE in float32 (without TF32) or float16."""
     a, b = (torch.rand(GPU_GEMM_SIZE, GPU_GEMM_SIZE, dtype=dtype, device="cuda") for _ in range(2))
     source = torch.zeros(4 * COPY_BYTES, dtype=torch.uint8, device="cuda")
     target = torch.empty_like(source)

@@ -1,15 +1,17 @@
-"""How busy the machine was, and what the server used of it, between two moments."""
+"""Measure how busy the machine was and what the server used of it, between two moments."""
 
 import os
+import statistics
 import threading
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-import numpy as np
+import psutil
 
-from benchmarks.harness.machine import TICKS_PER_S, query_gpus, read_processor_s
+from benchmarks.harness.gpus import query_gpus
 from benchmarks.harness.results import rounded
 
 _ENERGY = Path("/sys/class/powercap/intel-rapl:0/energy_uj")
@@ -18,37 +20,47 @@ _GPU_FIELDS = ("utilization.gpu", "power.draw", "memory.used")
 
 @dataclass(frozen=True)
 class Usage:
-    """Totals since the machine and the server started, and the server's memory at the moment."""
+    """Totals since the machine and the server started, and the server's current memory.
 
-    machine_busy_s: float  # of all processors together
+    Attributes:
+        machine_busy_s: busy time of all processors together.
+        machine_idle_s: idle time of all processors together, waiting for disks included.
+        server_cpu_s: processor time of the server's processes, the Python backend's included.
+        server_memory_mib: resident memory of the server's processes, shared pages counted once (PSS).
+        energy_j: energy used by the processor package; None where it cannot be read.
+    """
+
+    machine_busy_s: float
     machine_idle_s: float
-    server_cpu_s: float  # of the server's processes, the Python backend's among them
-    server_memory_mib: float  # resident, shared pages counted once (PSS)
-    energy_j: float | None  # of the processor package; None where it cannot be read
+    server_cpu_s: float
+    server_memory_mib: float
+    energy_j: float | None
 
 
 def read_usage(server_pid: int) -> Usage:
-    machine_busy_s, machine_idle_s = read_processor_s()
-    pids = process_tree(server_pid)
+    times = psutil.cpu_times()
+    idle_s = times.idle + times.iowait
+    busy_s = times.user + times.nice + times.system + times.irq + times.softirq + times.steal
+    server_cpu_s, server_memory_bytes = 0.0, 0
+    for pid in process_tree(server_pid):
+        with suppress(psutil.NoSuchProcess):  # a child may end between being listed and being read
+            process = psutil.Process(pid)
+            user_s, system_s, *_ = process.cpu_times()
+            server_memory_bytes += process.memory_full_info().pss
+            server_cpu_s += user_s + system_s
     energy_j = int(_ENERGY.read_text()) / 1e6 if os.access(_ENERGY, os.R_OK) else None
-    return Usage(
-        machine_busy_s=machine_busy_s,
-        machine_idle_s=machine_idle_s,
-        server_cpu_s=sum(map(_cpu_s, pids)),
-        server_memory_mib=sum(map(_memory_mib, pids)),
-        energy_j=energy_j,
-    )
+    return Usage(busy_s, idle_s, server_cpu_s, server_memory_bytes / 2**20, energy_j)
 
 
-def describe_usage(before: Usage, after: Usage, duration_s: float, num_pictures: int) -> dict[str, Any]:
-    """JSON: shares of all processors, the server's processor time per picture and its memory."""
+def describe_usage(before: Usage, after: Usage, duration_s: float, num_images: int) -> dict[str, Any]:
+    """Return JSON: fractions of all processors, the server's processor time per image, its memory."""
     busy_s = after.machine_busy_s - before.machine_busy_s
     all_s = busy_s + after.machine_idle_s - before.machine_idle_s
     server_s = after.server_cpu_s - before.server_cpu_s
     figures = {
         "machine_busy_share": rounded(busy_s / all_s, 3),
         "server_busy_share": rounded(server_s / all_s, 3),
-        "server_cpu_ms_per_picture": rounded(server_s * 1e3 / max(num_pictures, 1)),
+        "server_cpu_ms_per_picture": rounded(server_s * 1e3 / max(num_images, 1)),
         "server_memory_mib": round(after.server_memory_mib),
     }
     if before.energy_j is not None and after.energy_j is not None and after.energy_j > before.energy_j:
@@ -56,8 +68,13 @@ def describe_usage(before: Usage, after: Usage, duration_s: float, num_pictures:
     return figures
 
 
+def process_tree(root: int) -> list[int]:
+    """Return the ids of process `root` and of all its descendants."""
+    return [root, *(child.pid for child in psutil.Process(root).children(recursive=True))]
+
+
 class GpuSampler:
-    """Reads load, power and memory of the first GPU once a second while it is open; nothing where there is none."""
+    """Context manager: sample the first GPU's load, power and memory once a second; without a GPU, do nothing."""
 
     def __init__(self) -> None:
         self._samples: list[list[float]] = []
@@ -75,52 +92,18 @@ class GpuSampler:
         self._thread.join()
 
     def describe(self) -> dict[str, Any] | None:
+        """Return JSON of the samples so far; None if there are none."""
         if not self._samples:
             return None
-        load, power, memory = np.array(self._samples).T
+        load, power, memory = zip(*self._samples, strict=True)
         return {
-            "mean_load_percent": rounded(load.mean()),
-            "mean_power_w": rounded(power.mean()),
-            "max_memory_mib": rounded(memory.max()),
+            "mean_load_percent": rounded(statistics.mean(load)),
+            "mean_power_w": rounded(statistics.mean(power)),
+            "max_memory_mib": rounded(max(memory)),
         }
 
     def _work(self) -> None:
-        while True:
-            lines = query_gpus(_GPU_FIELDS)
-            if not lines:
-                return
+        while lines := query_gpus(_GPU_FIELDS):
             self._samples.append([float(value) for value in lines[0].split(", ")])
             if self._stopped.wait(1.0):
                 return
-
-
-def process_tree(root: int) -> list[int]:
-    """The process `root` and those started by it, at any depth."""
-    children: dict[int, list[int]] = {}
-    for folder in Path("/proc").iterdir():
-        if folder.name.isdecimal() and (stat := _read(folder / "stat")):
-            parent = int(stat.rpartition(")")[2].split()[1])
-            children.setdefault(parent, []).append(int(folder.name))
-    pids = [root]
-    for pid in pids:  # grows while it is walked
-        pids += children.get(pid, [])
-    return pids
-
-
-def _cpu_s(pid: int) -> float:
-    stat = _read(Path(f"/proc/{pid}/stat"))
-    user, system = stat.rpartition(")")[2].split()[11:13] if stat else (0, 0)
-    return (int(user) + int(system)) / TICKS_PER_S
-
-
-def _memory_mib(pid: int) -> float:
-    lines = _read(Path(f"/proc/{pid}/smaps_rollup")).splitlines()
-    return sum(int(line.split()[1]) for line in lines if line.startswith("Pss:")) / 1024
-
-
-def _read(path: Path) -> str:
-    """Empty if the process has ended meanwhile."""
-    try:
-        return path.read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return ""

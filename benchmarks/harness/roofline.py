@@ -1,8 +1,8 @@
-"""The work a model cannot avoid: floating-point operations and bytes of its convolutions and matrix products.
+"""Count the work a model cannot avoid: floating-point operations and bytes of its convolutions and matrix products.
 
-Counted from the shapes that ONNX Runtime itself reports for one run, so that sizes which depend on the picture (crops,
-proposals, padding) are those of that run. What lies between the products (activations, norms, NMS, resizing) counts as
-nothing: an ideal engine computes it while the products' numbers pass by.
+The counts come from the tensor shapes that ONNX Runtime reports for one run, so that sizes which depend on the image
+(crops, proposals, padding) are those of that run. Operations between the products (activations, norms, NMS, resizing)
+count as nothing: an ideal engine computes them on the fly, on numbers it has already loaded.
 """
 
 import json
@@ -24,9 +24,11 @@ _SUFFIX = "_kernel_time"
 
 @dataclass(frozen=True)
 class Product:
-    """One convolution or matrix product; a multiplication with its addition is two operations.
+    """One convolution or matrix product.
 
-    num_bytes: its inputs, weights and output, each moved once.
+    Attributes:
+        num_flop: operations; a multiplication with its addition counts as two.
+        num_bytes: size of its inputs, weights and output, each moved once.
     """
 
     num_flop: int
@@ -35,16 +37,16 @@ class Product:
 
 @dataclass(frozen=True)
 class Rates:
-    """What the hardware does at best, as measured."""
+    """The best rates measured on this hardware."""
 
     flop_per_s: float
     bytes_per_s: float
 
 
 def count_products(model: Path, feeds: Mapping[str, npt.NDArray[Any]]) -> list[Product]:
-    """The products of one run, on the CPU, of an ONNX file whose nodes have names."""
+    """Run an ONNX file, whose nodes must have names, once on the CPU, and return the products it computed."""
     options = onnxruntime.SessionOptions()
-    # As written in the file: fused nodes have other names, and packed weights no shape.
+    # Run the graph as it is in the file: fused nodes would have other names, and prepacked weights no shape.
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.add_session_config_entry("session.disable_prepacking", "1")
     options.enable_profiling = True
@@ -59,15 +61,19 @@ def count_products(model: Path, feeds: Mapping[str, npt.NDArray[Any]]) -> list[P
 
 
 def bound_s(products: list[Product], rates: Rates) -> float:
-    """The least time for these products, one after another: each waits for arithmetic or for memory (roofline).
+    """Return the shortest possible time for these products, one after another, by the roofline model.
 
-    Williams, Waterman, Patterson, "Roofline: an insightful visual performance model", 2009.
+    Each product takes as long as its arithmetic or its memory traffic, whichever is slower. See Williams, Waterman,
+    Patterson, "Roofline: an insightful visual performance model for multicore architectures", 2009.
     """
     return sum(max(p.num_flop / rates.flop_per_s, p.num_bytes / rates.bytes_per_s) for p in products)
 
 
 def _bytes_per_number(graph: onnx.GraphProto) -> dict[str, int]:
-    """Of each product by its node's name, from the file: on a CPU the runtime computes halves as float32."""
+    """Return the bytes per number of each product, by node name.
+
+    The file says it, not the run: on a CPU, ONNX Runtime computes float16 networks in float32.
+    """
     values = [*graph.input, *graph.value_info]
     types = {value.name: value.type.tensor_type.elem_type for value in values}
     types |= {weight.name: weight.data_type for weight in graph.initializer}
@@ -81,6 +87,6 @@ def _bytes_per_number(graph: onnx.GraphProto) -> dict[str, int]:
 def _product(node: dict[str, Any], bytes_per_number: int) -> Product:
     inputs, outputs = ([shape for tensor in node[key] for shape in tensor.values()] for key in _SHAPES)
     first, second = inputs[:2]
-    # Of every output number: the weights of one channel [C / groups, kh, kw], or the length of a row.
+    # Terms of the sum behind every output number: one channel's weights [C / groups, kh, kw], or the row length.
     num_terms = prod(second[1:]) if node["op_name"] == "Conv" else first[-1]
     return Product(2 * prod(outputs[0]) * num_terms, sum(map(prod, inputs + outputs)) * bytes_per_number)

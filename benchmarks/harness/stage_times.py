@@ -1,19 +1,21 @@
-"""What each model of a server has done between two moments, from Triton's own statistics."""
+"""Read what each model of a server did between two moments, from Triton's own statistics."""
 
 from dataclasses import dataclass, fields
 from typing import Any
 
 import tritonclient.grpc as triton
+from tritonclient.utils import InferenceServerException
 
 from benchmarks.harness.results import rounded
 from export.signature import EMBEDDERS
+from livematch.errors import UnavailableError
 
 
 @dataclass(frozen=True)
 class StageTimes:
-    """Totals of one model. A request has a batch of rows (images or crops); a call of the backend may serve several.
+    """Totals of one model. A request holds a batch of rows (images or crops); one backend call may serve several.
 
-    `crop_and_embed` computes by calling `crop` and the embedders, so its compute time holds all of theirs.
+    `crop_and_embed` computes by calling `crop` and the embedders, so its compute time includes theirs.
     """
 
     num_requests: float
@@ -35,9 +37,13 @@ Stages = dict[str, StageTimes]
 
 
 def read_stages(client: triton.InferenceServerClient) -> Stages:
-    """What every model has done since it was loaded."""
+    """Return every model's totals since it was loaded; raise UnavailableError if the server does not give them."""
+    try:
+        statistics = client.get_inference_statistics()
+    except InferenceServerException as error:
+        raise UnavailableError(f"the server's statistics cannot be read: {error}") from error
     stages = {}
-    for model in client.get_inference_statistics().model_stats:
+    for model in statistics.model_stats:
         times = model.inference_stats
         parts = (times.success, times.queue, times.compute_input, times.compute_infer, times.compute_output)
         stages[model.name] = StageTimes(
@@ -52,42 +58,42 @@ def read_stages(client: triton.InferenceServerClient) -> Stages:
 
 
 def subtract_stages(later: Stages, earlier: Stages) -> Stages:
-    """What was done in between, by the models that did something."""
+    """Return the difference of two readings, for the models that had requests in between."""
     deltas = {model: later[model] - earlier[model] for model in later}
     return {model: delta for model, delta in deltas.items() if delta.num_requests or delta.num_failures}
 
 
 def computing_ms(stages: Stages, kind: str) -> float:
-    """Computing time of the ensemble's three steps, of all requests together."""
+    """Return the compute time of the ensemble's three steps, over all requests."""
     steps = (f"prepare_{kind}", "detector", "crop_and_embed")
     return sum(stages[step].compute_ms for step in steps if step in stages)
 
 
 def overhead(stages: Stages, kind: str) -> float:
-    """The share of a request's time in which no step of the ensemble computes: queues, copies, Triton itself.
+    """Return the fraction of a request's time in which no step of the ensemble computes: queues, copies, Triton itself.
 
-    It says so only while one request is in flight: more of them wait for each other.
+    This holds only with one request in flight, since several wait for each other.
     """
     return 1 - computing_ms(stages, kind) / stages[f"recognize_{kind}"].total_ms
 
 
 def crops_per_call(stages: Stages) -> float:
-    """How many crops one call of an embedder held, on average; 0 if there was none."""
+    """Return how many crops one embedder call had on average; 0 if there was none."""
     embedder = stages.get(EMBEDDERS[0])
     return embedder.num_rows / embedder.num_calls if embedder else 0.0
 
 
-def describe_stages(stages: Stages, num_pictures: float) -> dict[str, dict[str, Any]]:
-    """JSON per model: counts, and milliseconds per picture that went through the ensemble."""
+def describe_stages(stages: Stages, num_images: float) -> dict[str, dict[str, Any]]:
+    """Return JSON per model: counts, and milliseconds per image that went through the ensemble."""
     return {
         model: {
             "num_requests": int(stage.num_requests),
             "num_failures": int(stage.num_failures),
             "num_cache_hits": int(stage.num_cache_hits),
-            "calls_per_picture": rounded(stage.num_calls / num_pictures),
+            "calls_per_picture": rounded(stage.num_calls / num_images),
             "rows_per_call": rounded(stage.num_rows / max(stage.num_calls, 1)),
             **{
-                f"{part}_ms": rounded(getattr(stage, f"{part}_ms") / num_pictures)
+                f"{part}_ms": rounded(getattr(stage, f"{part}_ms") / num_images)
                 for part in ("total", "queue", "input", "compute", "output")
             },
         }

@@ -1,5 +1,3 @@
-"""`python -m benchmarks.report` writes the report; see `benchmarks.report.page`."""
-
 import sys
 
 from benchmarks.report.page import main

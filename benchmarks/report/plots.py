@@ -1,5 +1,6 @@
-"""The report's plots, one PNG each, from results files."""
+"""Draw the report's plots, one PNG each, from the figures of results files."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +18,11 @@ PARTS = {"queue": "#b8c4d6", "input": "#e0a458", "compute": "#2f6690", "output":
 
 
 def plot_throughput(figures: Figures, path: Path) -> None:
-    """Pictures and crops per second, and latency, by the number of requests in flight."""
+    """Draw images and crops per second, and latency, by the number of requests in flight."""
     sweep = figures["sweep"]
     concurrency = [point["concurrency"] for point in sweep]
     figure, (left, right) = _figure(2)
-    for name, label in (("pictures_per_s", "pictures"), ("crops_per_s", "crops")):
+    for name, label in (("pictures_per_s", "images"), ("crops_per_s", "crops")):
         left.plot(concurrency, [point[name] for point in sweep], marker="o", label=label)
     for percent in (50, 95, 99):
         latencies = [point["latency"].get(f"p{percent}_ms", float("nan")) for point in sweep]
@@ -47,7 +48,7 @@ def plot_throughput(figures: Figures, path: Path) -> None:
 
 
 def plot_stages(figures: Figures, path: Path) -> None:
-    """Where a picture's time goes in each model, with the fewest and the most requests in flight."""
+    """Draw how an image's time divides within each model, with the fewest and the most requests in flight."""
     points = [figures["sweep"][0], figures["sweep"][-1]]
     figure, axes = _figure(2)
     for plot, point in zip(axes, points, strict=True):
@@ -57,7 +58,7 @@ def plot_stages(figures: Figures, path: Path) -> None:
             values = [point["stages"][model][f"{part}_ms"] for model in models]
             plot.barh(models, values, left=left, label=part, color=colour)
             left = [start + value for start, value in zip(left, values, strict=True)]
-        plot.set_xlabel("ms per picture")
+        plot.set_xlabel("ms per image")
         plot.set_title(f"{point['concurrency']} in flight", fontsize=10)
     axes[1].set_yticklabels([])
     axes[0].legend()
@@ -65,27 +66,27 @@ def plot_stages(figures: Figures, path: Path) -> None:
 
 
 def plot_latency(figures: Figures, path: Path) -> None:
-    """Share of the requests that were answered within a time, for each load."""
+    """Draw the fraction of the requests that were answered within a time, for each load."""
     figure, (axes,) = _figure(1)
     for load in figures["load"]:
         latencies = sorted(sample[1] for sample in load["samples"])
-        shares = [(position + 1) / len(latencies) for position in range(len(latencies))]
+        fractions = [number / len(latencies) for number in range(1, len(latencies) + 1)]
         stable = "" if load["is_stable"] else ", not stable"
-        axes.step(latencies, shares, where="post", label=f"{load['share_of_peak']:.0%} of peak{stable}")
+        axes.step(latencies, fractions, where="post", label=f"{load['share_of_peak']:.0%} of peak{stable}")
     axes.set_xscale("log")
     axes.set_xlabel("latency from the moment the request was due, ms")
-    axes.set_ylabel("share of requests")
+    axes.set_ylabel("fraction of requests")
     axes.legend()
     _save(figure, path)
 
 
 def plot_baseline(figures: Figures, path: Path) -> None:
-    """Seconds of both ways in each round."""
+    """Draw the seconds that the baseline and the pipeline took in each round."""
     rounds = figures["rounds"]
     figure, (axes,) = _figure(1)
     for offset, (name, label) in enumerate((("baseline_s", "baseline"), ("pipeline_s", "pipeline"))):
-        places = [position + 0.4 * offset for position in range(len(rounds))]
-        axes.bar(places, [turn[name] for turn in rounds], width=0.38, label=label)
+        xs = [position + 0.4 * offset for position in range(len(rounds))]
+        axes.bar(xs, [turn[name] for turn in rounds], width=0.38, label=label)
     axes.set_xticks(
         [position + 0.2 for position in range(len(rounds))],
         [f"round {position + 1}\n{turn['speedup']:.1f}×" for position, turn in enumerate(rounds)],
@@ -96,25 +97,25 @@ def plot_baseline(figures: Figures, path: Path) -> None:
 
 
 def plot_models(figures: Figures, path: Path) -> None:
-    """Milliseconds per call of each network: eager PyTorch, its engine, and the bound of its work."""
+    """Draw milliseconds per call of each network: eager PyTorch, its engine, and the bound that its arithmetic sets."""
     models = {model: row for model, row in figures["models"].items() if "bound_ms" in row}
     figure, (axes,) = _figure(1)
     for offset, (name, label) in enumerate((("eager_ms", "eager"), ("engine_ms", "engine"), ("bound_ms", "bound"))):
-        places = [position + 0.27 * offset for position in range(len(models))]
-        axes.bar(places, [row[name] for row in models.values()], width=0.25, label=label)
+        xs = [position + 0.27 * offset for position in range(len(models))]
+        axes.bar(xs, [row[name] for row in models.values()], width=0.25, label=label)
     axes.set_xticks([position + 0.27 for position in range(len(models))], list(models))
     axes.set_ylabel("ms per call")
     axes.legend()
     _save(figure, path)
 
 
-PLOTS = {
+PLOTS: dict[str, dict[str, Callable[[Figures, Path], None]]] = {
     "throughput": {"throughput": plot_throughput, "stages": plot_stages},
     "latency": {"latency": plot_latency},
     "baseline": {"baseline": plot_baseline},
     "models": {"models": plot_models},
 }
-"""By benchmark, then by the plot's name."""
+"""By benchmark and name of the plot: function from figures and path."""
 
 
 def _figure(num_columns: int) -> tuple[Figure, list[Axes]]:

@@ -1,4 +1,4 @@
-"""The README's table of figures, made from results files so that no figure is typed."""
+"""Make the table of figures in benchmarks/README.md from results files, so that no figure is typed by hand."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
@@ -7,59 +7,43 @@ from benchmarks.harness.results import rounded
 
 Figures = dict[str, Any]
 Row = tuple[str, str, Sequence[float]]
-"""What was measured, the figure, and the values of the rounds, if there were several."""
-
-ORDER = (
-    "baseline",
-    "concurrency",
-    "throughput",
-    "latency",
-    "models",
-    "detector",
-    "perf_analyzer",
-    "regression",
-    "search",
-)
-
-
-def rank(benchmark: str) -> int:
-    """The place of a benchmark in reports."""
-    return ORDER.index(benchmark)
+"""What was measured, the figure, and its value in each round if there were rounds."""
 
 
 def markdown_table(results: Iterable[dict[str, Any]]) -> str:
-    """One line per figure, with its spread over the rounds and the file it is from."""
-    lines = ["| networks | what | figure | rounds, lowest to highest | file |", "| --- | --- | --- | --- | --- |"]
-    for result in sorted(results, key=lambda result: (result["config"] or "", rank(result["benchmark"]))):
-        if result["benchmark"] in ROWS:
-            for what, figure, rounds in ROWS[result["benchmark"]](result["figures"]):
-                spread = f"{min(rounds):.3g} to {max(rounds):.3g} ({len(rounds)})" if len(rounds) > 1 else ""
-                lines.append(f"| {result['config'] or ''} | {what} | {figure} | {spread} | `{result['file']}` |")
+    """Return one line per figure, with its range and number of rounds, and the results file it comes from."""
+    lines = ["| networks | what | figure | lowest to highest (rounds) | file |", "| --- | --- | --- | --- | --- |"]
+    order = list(ROWS)
+    measured = [result for result in results if result["benchmark"] in ROWS]
+    for result in sorted(measured, key=lambda result: (result["config"] or "", order.index(result["benchmark"]))):
+        for what, figure, rounds in ROWS[result["benchmark"]](result["figures"]):
+            spread = f"{min(rounds):.3g} to {max(rounds):.3g} ({len(rounds)})" if len(rounds) > 1 else ""
+            lines.append(f"| {result['config'] or ''} | {what} | {figure} | {spread} | `{result['file']}` |")
     return "\n".join(lines) + "\n"
 
 
 def _baseline(figures: Figures) -> Iterator[Row]:
     speedups = [turn["speedup"] for turn in figures["rounds"]]
-    yield f"pipeline over the contest's way, {figures['device']}", f"{figures['headline_speedup']:.3g}×", speedups
+    yield f"pipeline over the baseline, {figures['device'].upper()}", f"{figures['headline_speedup']:.3g}×", speedups
     ratios = [turn["cpu_ratio"] for turn in figures["rounds"]]
-    yield "the same in processor seconds", f"{figures['cpu_ratio']:.3g}×", ratios
-    unread = [turn["speedup_unread"] for turn in figures["rounds"]]
-    yield "the same if the contest's way read frames in no time", f"{figures['speedup_unread']:.3g}×", unread
+    yield "the same in CPU seconds", f"{figures['cpu_ratio']:.3g}×", ratios
+    speedups = [turn["speedup_unread"] for turn in figures["rounds"]]
+    yield "speed-up excluding the baseline's decoding", f"{figures['speedup_unread']:.3g}×", speedups
 
 
 def _concurrency(figures: Figures) -> Iterator[Row]:
     decoding = [turn["decoding"]["speedup"] for turn in figures["rounds"]]
-    yield "a clip decoded in one pass over seeking its frames", f"{figures['decoding_speedup']:.3g}×", decoding
+    yield "decoding a clip in one pass over seeking each frame", f"{figures['decoding_speedup']:.3g}×", decoding
     speedups = [turn["speedup"] for turn in figures["rounds"]]
-    yield f"embedding, {figures['concurrency']} sources at once over one", f"{figures['speedup']:.2f}×", speedups
+    yield f"embedding, {figures['concurrency']} sources in flight over one", f"{figures['speedup']:.2f}×", speedups
     computing = [turn["overlapped"]["computing"] for turn in figures["rounds"]]
-    yield "requests the server computes for at a time meanwhile", f"{figures['computing']:.2f}", computing
+    yield "average number of requests that the server computes at a time", f"{figures['computing']:.2f}", computing
 
 
 def _throughput(figures: Figures) -> Iterator[Row]:
     best = max(figures["sweep"], key=lambda point: (point["is_stable"], point["pictures_per_s"]))
-    pictures, crops = (rounded(best[rate], 3) for rate in ("pictures_per_s", "crops_per_s"))
-    figure = f"{pictures:g} pictures/s, {crops:g} crops/s"
+    images, crops = (rounded(best[rate], 3) for rate in ("pictures_per_s", "crops_per_s"))
+    figure = f"{images:g} images/s, {crops:g} crops/s"
     yield f"throughput, {best['concurrency']} in flight{_mark(best['is_stable'])}", figure, []
     first = figures["sweep"][0]
     yield f"latency, {first['concurrency']} in flight", _latencies(first["latency"]), []
@@ -75,44 +59,48 @@ def _latency(figures: Figures) -> Iterator[Row]:
 
 def _models(figures: Figures) -> Iterator[Row]:
     if "share_of_bound" in figures:
-        shares = [turn["share_of_bound"] for turn in figures["rounds"]]
+        fractions = [turn["share_of_bound"] for turn in figures["rounds"]]
         is_stable = all(turn.get("ensemble_is_stable", True) for turn in figures["rounds"])
         yield (
-            f"ensemble against its engines alone{_mark(is_stable)}",
+            f"throughput of the ensemble over that of its engines alone{_mark(is_stable)}",
             f"{figures['share_of_bound']['median']:.2f}",
-            shares,
+            fractions,
         )
     for model, row in figures["models"].items():
         if speedups := engine_speedups(figures, model):
-            figure = f"{row['speedup']:.2f}× eager, {row['share_of_bound']:.2f} of the bound of its work"
-            yield f"engine of {model}", figure, speedups
+            figure = f"{row['speedup']:.2f}×, and {row['share_of_bound']:.2f} of the bound that its arithmetic sets"
+            yield f"engine of {model} over eager PyTorch", figure, speedups
 
 
 def engine_speedups(figures: Figures, model: str) -> list[float]:
-    """How much faster a network's engine is than eager PyTorch, in each round; none for a graph that is no network."""
+    """Return the speed-up of a model's engine over eager PyTorch in each round; empty for a graph without a network."""
     rounds = figures["rounds"]
     return [turn["eager_ms"][model] / turn["engine_ms"][model] for turn in rounds if model in turn["eager_ms"]]
 
 
 def _detector(figures: Figures) -> Iterator[Row]:
     speedups = [turn["speedup"] for turn in figures["rounds"]]
-    yield "detector's engine over detectron2", f"{figures['speedup']:.2f}×", speedups
+    yield "engine of the detector over detectron2", f"{figures['speedup']:.2f}×", speedups
 
 
 def _perf_analyzer(figures: Figures) -> Iterator[Row]:
     ratios = [turn["ratio"] for turn in figures["rounds"]]
     is_stable = all(is_stable_on_both_sides(turn) for turn in figures["rounds"])
-    yield f"perf_analyzer's throughput over ours{_mark(is_stable)}", f"{figures['median_ratio']:.2f}", ratios
+    yield (
+        f"throughput that perf_analyzer measures over ours{_mark(is_stable)}",
+        f"{figures['median_ratio']:.2f}",
+        ratios,
+    )
 
 
 def is_stable_on_both_sides(turn: Figures) -> bool:
-    """Of a round of perf_analyzer's; older files do not say it of our side."""
-    return turn["perf_analyzer"]["is_stable"] and turn.get("ours_is_stable", True)
+    """Return whether both loops were stable in a round; older files do not record it for ours."""
+    return bool(turn["perf_analyzer"]["is_stable"] and turn.get("ours_is_stable", True))
 
 
 def _search(figures: Figures) -> Iterator[Row]:
-    what = f"matching {figures['num_queries']:,} × {figures['num_gallery']:,} against a plain matrix product"
-    yield what, f"{figures['ratio']:.2f}", figures["ratios"]
+    sizes = f"{figures['num_queries']:,} × {figures['num_gallery']:,}"
+    yield f"rate of matching {sizes} over that of a plain matrix product", f"{figures['ratio']:.2f}", figures["ratios"]
 
 
 def _mark(is_stable: bool) -> str:
@@ -124,7 +112,7 @@ def _latencies(latency: dict[str, Any]) -> str:
     if latency["num_failures"]:
         counts += f", {latency['num_failures']} more failed"
     if not latency["num_answered"]:
-        return f"no answer ({counts})"
+        return f"no response ({counts})"
     return f"p50 {latency['p50_ms']:.0f} ms, p99 {latency['p99_ms']:.0f} ms ({counts})"
 
 

@@ -1,23 +1,23 @@
-"""Everything livematch raises on purpose.
+"""Every exception that livematch raises on purpose.
 
-LivematchError              base: the command line prints it as one line and exits with 2
-├── InputError              a wrong argument, also a ValueError
-├── DecodeError             an image or a video that cannot be decoded; the other sources go on
-├── RequestError            the server answered, and refused this one picture; the others go on
-├── UnavailableError        the server does not answer, or is overloaded, after all retries
-├── ContractError           the server's models have other tensors than this client expects, or were exchanged
-├── FeaturesError           a features file that is damaged or cannot be used, or two that do not belong together
-├── FileFormatError         a result, an annotation or a truth folder that cannot be read
-└── LocalServerError             a local server that did not start or died
+LivematchError             base; the command line prints its message as one line and exits with 2
+├── InputError             an argument is wrong; also a ValueError
+├── DecodeError            an image or a video cannot be decoded; the other sources are still processed
+├── RequestError           the server refused this one image or frame; the others are still processed
+├── UnavailableError       the server does not answer, or is overloaded, after all retries
+├── ContractError          the server's models have unexpected tensors, or were replaced by different models
+├── FeaturesError          a features file is damaged or unusable, or two of them do not belong together
+├── FileFormatError        a result, an annotation or a ground truth folder cannot be read
+└── LocalServerError       a local server did not start, or ended unexpectedly
 """
 
 
 class LivematchError(Exception):
-    """Base of all exceptions of this package; its message is one line made for the user."""
+    """Base of all exceptions of this package; the message is one line written for the user."""
 
 
 class InputError(LivematchError, ValueError):
-    """An argument is wrong; the message names the value."""
+    """An argument is wrong; the message gives the value and says what to pass instead."""
 
 
 class DecodeError(LivematchError):
@@ -25,7 +25,7 @@ class DecodeError(LivematchError):
 
 
 class RequestError(LivematchError):
-    """The server refused one request for its content; the message is the server's own."""
+    """The server refused one request because of its content; the message is the server's own."""
 
 
 class UnavailableError(LivematchError):
@@ -33,7 +33,7 @@ class UnavailableError(LivematchError):
 
 
 class ContractError(LivematchError):
-    """The server's models have other tensors than this client expects, or are others than at the beginning."""
+    """The server's models have unexpected tensors, or are not the models it served at the beginning."""
 
 
 class FeaturesError(LivematchError, ValueError):
@@ -41,8 +41,8 @@ class FeaturesError(LivematchError, ValueError):
 
 
 class FileFormatError(LivematchError):
-    """A result, an annotation or a truth folder cannot be read; the message names the file."""
+    """A result, an annotation or a ground truth folder cannot be read; the message names the file."""
 
 
 class LocalServerError(LivematchError):
-    """A local server did not start or died; the message says why, with the end of its log."""
+    """A local server did not start or ended unexpectedly; the message says why and quotes its log."""

@@ -1,4 +1,4 @@
-"""Write a file so that a reader sees the old content or the new one, never a part of it."""
+"""Write a file so that readers see either the old content or the complete new content."""
 
 import os
 from collections.abc import Iterator
@@ -8,10 +8,10 @@ from pathlib import Path
 
 @contextmanager
 def replace_file(path: str | Path) -> Iterator[Path]:
-    """Context manager: yield a temporary path beside `path` to write to, which replaces `path` in the end.
+    """Context manager: yield a temporary path to write to; on success, that file replaces `path`.
 
-    Missing parent folders are made. The new content is on the disk before it replaces the old one. If the body raises,
-    `path` stays as it was and the temporary file is removed.
+    The temporary file lies in the same folder, which is created if it is missing. Its content is flushed to disk before
+    it replaces `path`. If the body raises, `path` keeps its old content and the temporary file is removed.
 
     >>> with replace_file("score.json") as temporary:
     ...     temporary.write_text("{}")

@@ -1,28 +1,50 @@
 """The nouns that the whole package shares: pixels, boxes, recognitions, failures."""
 
 import os
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 
 Pixels = npt.NDArray[np.uint8]
+"""An upright RGB image or frame, uint8 [H,W,3]."""
 Box = tuple[float, float, float, float]
+"""x0, y0, x1, y1 in pixels."""
 IntBox = tuple[int, int, int, int]
 
 EMBEDDING_SIZE = 2048
 KEY_NAME = "livematch-key"
-"""HTTP header of a server's access key; over gRPC "triton-grpc-protocol-" comes before it."""
+"""HTTP header that carries a server's access key; over gRPC it has the prefix "triton-grpc-protocol-"."""
+
+_NUM_SHOWN = 5
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
+class Detection:
+    """One garment of a `Recognition`.
+
+    box: x0, y0, x1, y1 in pixels of the image.
+    score: the detector's confidence, 0..1.
+    embedding: float32 [2048], unit length.
+    """
+
+    box: Box
+    score: float
+    embedding: npt.NDArray[np.float32] = field(repr=False)
+
+
+@dataclass(frozen=True, eq=False, repr=False)
 class Recognition:
-    """The n garments found in one picture, n >= 0, highest score first.
+    """The n >= 0 garments detected in one image or frame, highest score first; iterates over `Detection` items.
 
-    boxes: float32 [n,4], x0 y0 x1 y1 in pixels of the picture.
+    boxes: float32 [n,4], x0 y0 x1 y1 in pixels of the image.
     scores: float32 [n], 0..1.
     embeddings: float32 [n,2048], unit length.
+
+    >>> for detection in client.recognize_image("dress.jpg"):
+    ...     print(detection.box, detection.score)
     """
 
     boxes: npt.NDArray[np.float32]
@@ -32,10 +54,27 @@ class Recognition:
     def __len__(self) -> int:
         return len(self.scores)
 
+    def __iter__(self) -> Iterator[Detection]:
+        for box, score, embedding in zip(self.boxes.tolist(), self.scores.tolist(), self.embeddings, strict=True):
+            yield Detection(tuple(box), score, embedding)
+
+    def __repr__(self) -> str:
+        shown = [
+            f"{score:.2f} [{' '.join(f'{side:.0f}' for side in box)}]"
+            for box, score in zip(self.boxes[:_NUM_SHOWN].tolist(), self.scores.tolist(), strict=False)
+        ]
+        if len(self) > _NUM_SHOWN:
+            shown.append("...")
+        text = f"{len(self)} detection{'' if len(self) == 1 else 's'}"
+        return f"Recognition({text}: {', '.join(shown)})" if shown else f"Recognition({text})"
+
 
 @dataclass(frozen=True)
 class Failure:
-    """A row of the table; bytes of a file name that are not UTF-8 are replaced by U+FFFD."""
+    """Describe one image or video that could not be processed; a row of the failures table.
+
+    Bytes of a file name that are not UTF-8 are replaced by U+FFFD.
+    """
 
     kind: Literal["image", "video"]
     source: str
@@ -44,5 +83,5 @@ class Failure:
     reason: str
 
     def __post_init__(self) -> None:
-        for field in ("source", "name", "reason"):
-            object.__setattr__(self, field, os.fsencode(getattr(self, field)).decode("utf-8", "replace"))
+        for name in ("source", "name", "reason"):
+            object.__setattr__(self, name, os.fsencode(getattr(self, name)).decode("utf-8", "replace"))

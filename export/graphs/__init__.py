@@ -1,0 +1,1 @@
+"""The graphs that are exported: the networks in PyTorch, image preparation and cropping in ONNX Script."""

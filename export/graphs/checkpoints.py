@@ -1,11 +1,11 @@
-"""Networks from checkpoints, or with random weights."""
+"""Build the networks from checkpoints, or with random weights."""
 
 from dataclasses import replace
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from timm.layers import BatchNormAct2d, FrozenBatchNormAct2d
+from timm.layers.norm_act import BatchNormAct2d, FrozenBatchNormAct2d
 from torch import Tensor, nn
 
 from export.graphs.detector import DetectorGraph
@@ -24,57 +24,61 @@ def build_detector_graph(
     max_proposals: int | None = None,
     max_detections: int | None = None,
 ) -> DetectorGraph:
-    """The checkpoint's network or, for a config and a seed, one with random weights; float32, in eval mode.
+    """Return the detector of a checkpoint, or one with random weights; float32, in eval mode.
 
     Args:
-        checkpoint: what `training.detector.weights.load_checkpoint` reads; or None for random weights.
-        config: the architecture, for random weights; a checkpoint's is in the JSON beside it.
-        random_seed: the seed of random weights.
-        backbone: of a checkpoint without JSON, whose other settings are production's.
-        max_proposals: instead of the config's post_nms_top_k.
-        max_detections: instead of the config's.
+        checkpoint: read by `training.detector.weights.load_checkpoint`; None for random weights.
+        config: the architecture, with random weights; that of a checkpoint is in the JSON beside it.
+        random_seed: the seed of the random weights.
+        backbone: of a checkpoint without JSON, whose other settings are then production's.
+        max_proposals: replaces the config's post_nms_top_k.
+        max_detections: replaces the config's.
 
     Raises:
-        ValueError: the checkpoint's keys or shapes are not the config's, or the arguments do not fit together.
+        ValueError: the checkpoint's keys or shapes do not match the config, or the arguments contradict each other.
+        FileNotFoundError: the checkpoint is missing.
     """
-    if (checkpoint is None) == (random_seed is None) or (checkpoint is None) != (config is not None):
-        raise ValueError("either a checkpoint, or a config and a random seed")
-    if checkpoint is not None:
-        config = _config_of(checkpoint, backbone)
-    changes = {"post_nms_top_k": max_proposals, "max_detections": max_detections}
-    config = replace(config, **{name: value for name, value in changes.items() if value is not None})
+    if checkpoint is not None and config is None and random_seed is None:
+        config = _read_config(checkpoint, backbone)
+    elif checkpoint is not None or config is None or random_seed is None:
+        raise ValueError("give either a checkpoint, or a config and a random seed")
+    if max_proposals is not None:
+        config = replace(config, post_nms_top_k=max_proposals)
+    if max_detections is not None:
+        config = replace(config, max_detections=max_detections)
     if checkpoint is not None:
         graph = DetectorGraph(config).eval()
         load_weights(graph, load_checkpoint(checkpoint, config), checkpoint)
         return graph
+    assert random_seed is not None
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(random_seed)
         graph = DetectorGraph(config).eval()
-        _spread(graph)
+        _fit_random_weights(graph)
     return graph
 
 
 def build_embedder(
     checkpoint: Path | None, *, config: EmbedderConfig | None = None, random_seed: int | None = None
 ) -> Embedder:
-    """The checkpoint's network or, for a config and a seed, one with random weights; in eval mode.
+    """Return the embedder of a checkpoint or, for a config and a seed, one with random weights; in eval mode.
 
-    Raises FileNotFoundError for a missing checkpoint or JSON, ValueError for one that does not fit.
+    Raises FileNotFoundError if the checkpoint or its JSON is missing, ValueError if they do not match.
     """
     if checkpoint is not None:
         return load_embedder(checkpoint)
     if config is None or random_seed is None:
-        raise ValueError("either a checkpoint, or a config and a random seed")
+        raise ValueError("give either a checkpoint, or a config and a random seed")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(random_seed)
         return Embedder(config).eval()
 
 
-def _config_of(checkpoint: Path, backbone: str | None) -> DetectorConfig:
+def _read_config(checkpoint: Path, backbone: str | None) -> DetectorConfig:
     path = checkpoint.with_suffix(".json")
     if not path.exists():
         if backbone is None:
-            raise ValueError(f"{path} is not there, so the backbone has to be named: one of {sorted(ARCHITECTURES)}")
+            raise ValueError(f"{path} is missing, so name the backbone: one of {', '.join(sorted(ARCHITECTURES))}")
         return replace(PRODUCTION, backbone=backbone)
     config = DetectorConfig.load(path)
     if backbone not in (None, config.backbone):
@@ -83,12 +87,12 @@ def _config_of(checkpoint: Path, backbone: str | None) -> DetectorConfig:
 
 
 @torch.no_grad()
-def _spread(graph: DetectorGraph) -> None:
-    """Fits norms and predicting layers to a few pictures, so that an untrained network, too, has many detections.
+def _fit_random_weights(graph: DetectorGraph) -> None:
+    """Fit norms and predicting layers to a few random images, so that an untrained network has many detections.
 
-    As it comes from its constructor, activations behind frozen norms overflow. Norms that only standardise make a
-    hundred layers chaotic: they amplify what an input differs by, and the rounding of weights, until nothing is left to
-    compare. A shift that carries most activations over the ReLU's kink ends that.
+    With the weights of the constructor, activations after frozen norms overflow. Norms that only standardise make a
+    hundred layers chaotic: they amplify small differences of inputs, and of rounded weights, until two precisions have
+    nothing in common. Shifting most activations above ReLU's kink prevents that.
     """
     shift = 1.0  # standard deviations
     predictors = {
@@ -100,27 +104,29 @@ def _spread(graph: DetectorGraph) -> None:
 
     def fit_norm(norm: nn.Module, inputs: tuple[Tensor]) -> None:
         variance, mean = torch.var_mean(inputs[0], dim=(0, 2, 3))
-        norm.running_mean.copy_(mean)
-        norm.running_var.copy_(variance)
-        norm.bias.fill_(shift)
+        values = norm.state_dict()
+        values["running_mean"].copy_(mean)
+        values["running_var"].copy_(variance)
+        values["bias"].fill_(shift)
 
-    def fit_predictor(layer: nn.Module, inputs: tuple[Tensor], output: Tensor) -> Tensor:
-        if layer not in predictors:  # the first, largest pyramid level has set it
+    def fit_predictor(layer: nn.Conv2d | nn.Linear, inputs: tuple[Tensor], output: Tensor) -> Tensor:
+        if layer not in predictors:  # already fitted, on the first and largest pyramid level
             return output
         channels = output.transpose(0, 1).flatten(1)
         means = channels.mean(dim=1)
         factor = predictors.pop(layer) / (channels - means[:, None]).std()
         layer.weight.mul_(factor)
-        layer.bias.copy_((layer.bias - means) * factor)
+        bias = layer.get_parameter("bias")
+        bias.copy_((bias - means) * factor)
         return layer.forward(inputs[0])
 
     norms = [module for module in graph.modules() if isinstance(module, BatchNormAct2d | FrozenBatchNormAct2d)]
     hooks = [norm.register_forward_pre_hook(fit_norm) for norm in norms]
     hooks += [layer.register_forward_hook(fit_predictor) for layer in predictors]
-    pictures = [
+    images = [
         F.interpolate(torch.rand(1, 3, cells, cells) * 255 - 110, (192, 192), mode="bicubic")
         for cells in (3, 6, 12, 24)
     ]
-    graph(torch.cat(pictures), torch.full((len(pictures), 2), 192.0))
+    graph(torch.cat(images), torch.full((len(images), 2), 192.0))
     for hook in hooks:
         hook.remove()

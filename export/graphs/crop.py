@@ -1,8 +1,13 @@
-"""The graph that cuts boxes out of an image and resizes them, as cv2.resize(image[y0:y1, x0:x1], (w, h)) would.
+"""The graph that cuts boxes out of an image and resizes them as cv2.resize(image[y0:y1, x0:x1], (w, h)) does.
 
-Bilinear without antialiasing, samples clamped to the box (not to the image), within 1 grey level of cv2's INTER_LINEAR,
-which works in fixed point. No weights.
+Bilinear without antialiasing; samples are clamped to the box, not to the image. Within 1 grey level of cv2's
+INTER_LINEAR, which computes in fixed point. It has no weights.
 """
+
+# ONNX Script's annotations hold shapes, and its operators take Python constants, so no checker can read its functions.
+# ruff: noqa: F821
+
+from typing import no_type_check
 
 import onnx
 import onnx.inliner
@@ -11,28 +16,26 @@ from onnxscript import opset18 as op
 
 
 def build_crop() -> onnx.ModelProto:
-    """The graph of `crop`; boxes must lie inside the image and be at least one pixel wide and high."""
+    """Return the graph of `crop`; its boxes must lie inside the image and be at least one pixel wide and high."""
     return onnx.inliner.inline_local_functions(_crop.to_model_proto())
 
 
 @script(default_opset=op)
-def _sample_axis(start: INT32["n", 1], end: INT32["n", 1], num_samples: INT64[1]):  # noqa: F821
-    """For every sample along one axis: the pixels before and after it, and how far it is on the way between them."""
+@no_type_check
+def _sample_axis(start: INT32["n", 1], end: INT32["n", 1], num_samples: INT64[1]):
+    """For each sample along one axis: the pixels before and after it, and the weight of the one after, [n, samples]."""
     length = op.CastLike(end - start, 0.0)
     centre = op.CastLike(op.Range(0, op.Squeeze(num_samples), 1), 0.0) + 0.5
     sample = centre * (length / op.CastLike(num_samples, 0.0)) - 0.5
     sample = op.Min(op.Max(sample, 0.0), length - 1.0)
     before = op.Floor(sample)
     after = op.Min(before + 1.0, length - 1.0)
-    return start + op.CastLike(before, start), start + op.CastLike(after, start), sample - before  # each [n, samples]
+    return start + op.CastLike(before, start), start + op.CastLike(after, start), sample - before
 
 
 @script(default_opset=op)
-def _crop(
-    image: UINT8[1, "H", "W", 3],  # noqa: F821
-    boxes: INT32["n", 4],  # noqa: F821
-    size: INT64[2],
-) -> UINT8["n", "h", "w", 3]:  # noqa: F821
+@no_type_check
+def _crop(image: UINT8[1, "H", "W", 3], boxes: INT32["n", 4], size: INT64[2]) -> UINT8["n", "h", "w", 3]:
     x0, y0, x1, y1 = op.Split(boxes, axis=1, num_outputs=4)
     width, height = op.Split(size, axis=0, num_outputs=2)
     left, right, x_weight = _sample_axis(x0, x1, width)

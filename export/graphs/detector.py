@@ -1,18 +1,18 @@
-"""The detector as plain PyTorch with static, batched shapes: the graph that is exported.
+"""The detector in plain PyTorch with static, batched shapes: the graph that is exported.
 
-It holds the weights under detectron2's names and does what `training.detector.model` does at test time, box for box
-(Ren et al., Faster R-CNN; Lin et al., Feature Pyramid Networks), but never with a shape that depends on the data:
-what detectron2 filters out is masked here. Shape letters:
+It holds the weights under detectron2's names and computes the same boxes as `training.detector.model` at test time
+(Ren et al., Faster R-CNN; Lin et al., Feature Pyramid Networks). No shape depends on the data: where detectron2 filters
+boxes out, this graph masks them. Shape letters:
 
-    B images    L pyramid levels    A anchors per place    N anchors of one level    K pre_nms_top_k
+    B images    L pyramid levels    A anchors per location    N anchors of one level    K pre_nms_top_k
     P post_nms_top_k    D max_detections    C fpn_channels
 
 Boxes are x0 y0 x1 y1 in pixels of the padded image; sizes are (height, width). The weights of the backbone and of the
-hidden layers may be float16 (see `export.onnx.precision`), all arithmetic on logits and boxes is float32.
+hidden layers may be float16 (see `export.graphs.precision`); all arithmetic on logits and boxes is float32.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -23,14 +23,14 @@ from training.detector.backbone import VoVNet
 from training.detector.config import LEVELS, DetectorConfig
 
 LOWEST = -1e30
-"""Stands for the logit of a box that is not there; no network writes it."""
+"""The logit of a masked box, far below any that a network computes."""
 
 MAX_LOG_SCALE = math.log(1000 / 16)
 """detectron2's limit on predicted log width and height, so that exp cannot overflow."""
 
 
 class DetectorGraph(nn.Module):
-    """The whole detector behind its input resizing; load a detectron2 state dict into it, then call eval()."""
+    """The whole detector, after resizing: load a detectron2 state dict into it, then call eval()."""
 
     def __init__(self, config: DetectorConfig) -> None:
         super().__init__()
@@ -44,21 +44,26 @@ class DetectorGraph(nn.Module):
         self.proposal_generator = ProposalGenerator(config)
         self.roi_heads = RoiHeads(config)
 
+    def half_modules(self) -> Iterator[nn.Module]:
+        """Yield the parts that half precision turns into float16."""
+        yield from (self.backbone, self.proposal_generator.rpn_head.conv, self.roi_heads.box_head)
+
     def forward(self, pixels: Tensor, image_size: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Detects garments.
+        """Detect garments.
 
         Args:
-            pixels: float32 [B, 3, H, W] BGR, mean subtracted, zeros past each image; H and W multiples of 32.
+            pixels: float32 [B, 3, H, W] BGR, mean subtracted, zero outside each image; H and W multiples of 32.
             image_size: float32 [B, 2], each image's own (height, width) within H, W.
 
         Returns:
             boxes: float32 [B, D, 4] within image_size, zero past the count.
-            scores: float32 [B, D], falling, zero past the count.
+            scores: float32 [B, D] in descending order, zero past the count.
             num_detections: int32 [B, 1].
         """
         levels = self.backbone(pixels)
         proposals, is_proposal = self.proposal_generator(levels, image_size)
-        return self.roi_heads(levels[:-1], proposals, is_proposal, image_size)
+        detections: tuple[Tensor, Tensor, Tensor] = self.roi_heads(levels[:-1], proposals, is_proposal, image_size)
+        return detections
 
 
 class Pyramid(nn.Module):
@@ -72,8 +77,9 @@ class Pyramid(nn.Module):
             self.add_module(f"fpn_output{level}", nn.Conv2d(config.fpn_channels, config.fpn_channels, 3, padding=1))
 
     def forward(self, pixels: Tensor) -> list[Tensor]:
-        """Maps [B, 3, H, W] to P2..P6, each [B, C, H/s, W/s] with stride s = 2**level (rounded up for P6)."""
-        bottom_up = self.bottom_up.extract(pixels.to(self.fpn_lateral2.weight.dtype))
+        """Map [B, 3, H, W] to P2..P6, each [B, C, H/s, W/s] with stride s = 2**level (rounded up for P6)."""
+        dtype = self.get_parameter("fpn_lateral2.weight").dtype
+        bottom_up = self.bottom_up.extract(pixels.to(dtype))
         merged = None
         outputs = []
         for level, features in zip(LEVELS[-2::-1], bottom_up[::-1], strict=True):
@@ -84,7 +90,7 @@ class Pyramid(nn.Module):
 
 
 class RpnHead(nn.Module):
-    """One hidden layer, then a logit and four deltas per anchor."""
+    """One hidden layer, then a logit and four deltas for each anchor."""
 
     def __init__(self, channels: int, num_anchors: int) -> None:
         super().__init__()
@@ -93,7 +99,7 @@ class RpnHead(nn.Module):
         self.anchor_deltas = nn.Conv2d(channels, 4 * num_anchors, 1)
 
     def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
-        """Maps [B, C, h, w] to logits [B, N] and deltas [B, N, 4], N = h·w·A in this order."""
+        """Map [B, C, h, w] to logits [B, N] and deltas [B, N, 4], with N = h·w·A in this order."""
         hidden = F.relu(self.conv(features)).float()
         logits = self.objectness_logits(hidden).permute(0, 2, 3, 1).flatten(1)
         deltas = self.anchor_deltas(hidden).unflatten(1, (-1, 4)).permute(0, 3, 4, 1, 2).flatten(1, 3)
@@ -101,7 +107,11 @@ class RpnHead(nn.Module):
 
 
 class ProposalGenerator(nn.Module):
-    """The region proposal network: the best K anchors of each level, NMS per level, the best P of what is left."""
+    """The region proposal network: take the best K anchors of each level, NMS per level, the best P of the rest."""
+
+    cells: Tensor  # [L, A, 4]
+    rank_scores: Tensor  # [K]
+    placeholder: Tensor  # [4]
 
     def __init__(self, config: DetectorConfig) -> None:
         super().__init__()
@@ -111,14 +121,14 @@ class ProposalGenerator(nn.Module):
         self.nms_iou = config.rpn_nms_iou
         self.anchor_offset = config.anchor_offset
         cells = torch.stack([cell_anchors(size, config.anchor_ratios) for size in config.anchor_sizes_px])
-        self.register_buffer("cells", cells, persistent=False)  # [L, A, 4]
-        # The K boxes of a level are sorted already: their ranks are scores without ties and without negative numbers.
+        self.register_buffer("cells", cells, persistent=False)
+        # The K boxes of a level are already sorted, so ranks serve as scores: no ties, and all positive.
         self.register_buffer("rank_scores", torch.arange(self.top_k, 0, -1) / self.top_k, persistent=False)
-        # A placeholder has an area: RoiAlign of an empty box is not a number in some runtimes.
+        # The placeholder has an area, because some runtimes compute NaN for RoiAlign of an empty box.
         self.register_buffer("placeholder", torch.tensor([0.0, 0.0, 1.0, 1.0]), persistent=False)
 
     def forward(self, levels: Sequence[Tensor], image_size: Tensor) -> tuple[Tensor, Tensor]:
-        """Returns proposals [B, P, 4], best first, and bool [B, P]: which are there; the others are placeholders."""
+        """Return proposals [B, P, 4], best first, and a mask bool [B, P]; where it is False they are placeholders."""
         candidates = [self._best_of_level(index, features) for index, features in enumerate(levels)]
         logits, anchors, deltas = (torch.stack(parts, dim=1) for parts in zip(*candidates, strict=True))  # [B, L, K, …]
         boxes = clip(decode(deltas, anchors), image_size)
@@ -134,7 +144,7 @@ class ProposalGenerator(nn.Module):
         return torch.where(is_proposal[..., None], proposals, self.placeholder), is_proposal
 
     def _best_of_level(self, index: int, features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Returns the K highest logits [B, K] (LOWEST where the level has fewer anchors), their anchors and deltas."""
+        """Return the K highest logits [B, K], LOWEST where the level has fewer anchors, their anchors and deltas."""
         logits, deltas = self.rpn_head(features)
         anchors = grid_anchors(
             self.cells[index], features.shape[2], features.shape[3], 2 ** LEVELS[index], self.anchor_offset
@@ -154,13 +164,13 @@ class BoxHead(nn.Module):
         self.fc2 = nn.Linear(config.box_head_dim, config.box_head_dim)
 
     def forward(self, regions: Tensor) -> Tensor:
-        """Maps float32 [n, C, s, s] to float32 [n, box_head_dim]."""
+        """Map float32 [n, C, s, s] to float32 [n, box_head_dim]."""
         hidden = F.relu(self.fc1(regions.flatten(1).to(self.fc1.weight.dtype)))
         return F.relu(self.fc2(hidden)).float()
 
 
 class BoxPredictor(nn.Module):
-    """Logits of garment and background, and one set of deltas, as there is one class."""
+    """Predict the logits of garment and background, and one set of deltas, because there is one class."""
 
     def __init__(self, config: DetectorConfig) -> None:
         super().__init__()
@@ -169,7 +179,11 @@ class BoxPredictor(nn.Module):
 
 
 class RoiHeads(nn.Module):
-    """Classifies and refines the proposals; score threshold, NMS, the best D."""
+    """Classify and refine the proposals, apply the score threshold and NMS, and keep the best D."""
+
+    smallest_sizes: Tensor
+    scales: Tensor
+    box_weights: Tensor
 
     def __init__(self, config: DetectorConfig) -> None:
         super().__init__()
@@ -177,7 +191,7 @@ class RoiHeads(nn.Module):
         self.box_head = BoxHead(config)
         self.box_predictor = BoxPredictor(config)
         pooled_levels = LEVELS[:-1]
-        # A box belongs to level floor(canonical_level + log2(size / canonical size)): a sum of comparisons.
+        # A box is pooled from level floor(canonical_level + log2(size / canonical size)), here a sum of comparisons.
         steps = [level - config.canonical_level for level in pooled_levels[1:]]
         smallest_sizes = [config.canonical_box_size_px * 2.0**step for step in steps]
         self.register_buffer("smallest_sizes", torch.tensor(smallest_sizes), persistent=False)
@@ -187,7 +201,7 @@ class RoiHeads(nn.Module):
     def forward(
         self, levels: Sequence[Tensor], proposals: Tensor, is_proposal: Tensor, image_size: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Takes P2..P5 and what `ProposalGenerator` returns; see `DetectorGraph.forward` for the results."""
+        """Take P2..P5 and the output of `ProposalGenerator`; return the output of `DetectorGraph.forward`."""
         config = self.config
         hidden = self.box_head(self._pool(levels, proposals))
         scores = self.box_predictor.cls_score(hidden).softmax(dim=1)[:, 0].unflatten(0, (-1, config.post_nms_top_k))
@@ -202,10 +216,10 @@ class RoiHeads(nn.Module):
         return boxes, scores, is_detection.sum(dim=1, keepdim=True).to(torch.int32)
 
     def _pool(self, levels: Sequence[Tensor], proposals: Tensor) -> Tensor:
-        """Pools [B·P, C, s, s] with one RoiAlign over all levels (see `feature_atlas`)."""
+        """Pool each proposal to [C, s, s] with one RoiAlign over all levels (see `feature_atlas`); returns [B·P, …]."""
         level = assign_levels(proposals, self.smallest_sizes)
         scale = self.scales[level]
-        # Above a level lie its predecessors, each with a row more at either end, and its own extra row.
+        # The rows above a level are those of the finer levels, each with two padding rows, and its own padding row.
         stride = 2 ** LEVELS[0]
         image_height = levels[0].shape[2] * stride
         first_row = image_height * 2 * (self.scales[0] - scale) + (2 * level + 1)
@@ -214,36 +228,40 @@ class RoiHeads(nn.Module):
         regions = torch.stack([image, x0, y0 + first_row, x1, y1 + first_row], dim=-1).flatten(0, 1)
         pooled_size = self.config.pooled_size
         atlas = feature_atlas(levels).float()
-        return roi_align(atlas, regions, pooled_size, spatial_scale=1.0, sampling_ratio=0, aligned=True)
+        pooled: Tensor = roi_align(atlas, regions, pooled_size, spatial_scale=1.0, sampling_ratio=0, aligned=True)
+        return pooled
 
 
 def assign_levels(boxes: Tensor, smallest_sizes: Tensor) -> Tensor:
-    """Returns int64 [...] for boxes [..., 4]: how many levels after the first begin at or below the size √area."""
+    """Return int64 [...], the index of the level that each box [..., 4] is pooled from.
+
+    `smallest_sizes` holds √area of the smallest box of each level after the first, in pixels, ascending.
+    """
     size = (boxes[..., 2:] - boxes[..., :2]).prod(dim=-1).sqrt()
     return (size[..., None] >= smallest_sizes).sum(dim=-1)
 
 
 def feature_atlas(levels: Sequence[Tensor]) -> Tensor:
-    """Stacks the levels [B, C, h, w] from top to bottom in one map as wide as the first.
+    """Stack the levels [B, C, h, w] from top to bottom in one map as wide as the first.
 
-    Each level's edges are repeated outwards, by a row above and below and up to the full width on the right, so that
-    bilinear sampling at its border reads what it would read from the level alone.
+    Each level's edges are repeated: one row above and below, and up to the full width on the right. Bilinear sampling
+    at a level's border then reads the same values as from the level alone.
     """
     width = levels[0].shape[3]
     return torch.cat([F.pad(level, (0, width - level.shape[3], 1, 1), mode="replicate") for level in levels], dim=2)
 
 
 def cell_anchors(size: float, ratios: Sequence[float]) -> Tensor:
-    """Returns float32 [A, 4]: boxes of area size² about the origin, one per height / width ratio."""
+    """Return float32 [A, 4]: boxes of area size² centred on the origin, one for each height / width ratio."""
     widths = [math.sqrt(size**2 / ratio) for ratio in ratios]
     sides = [(width, ratio * width) for width, ratio in zip(widths, ratios, strict=True)]
     return torch.tensor([(-width / 2, -height / 2, width / 2, height / 2) for width, height in sides])
 
 
 def grid_anchors(cells: Tensor, height: int, width: int, stride: int, offset: float) -> Tensor:
-    """Puts the cells [A, 4] at every place of a height x width grid; returns [N, 4] in row order.
+    """Repeat the cells [A, 4] at every location of a height x width grid; return [N, 4] in row order.
 
-    `offset` is a share of the stride: 0 centres them on a place's upper left corner, 0.5 on its middle.
+    `offset` is a fraction of the stride: 0 centres them on a location's upper left corner, 0.5 on its middle.
     """
     x = (torch.arange(width) + offset) * stride
     y = (torch.arange(height) + offset) * stride
@@ -252,7 +270,7 @@ def grid_anchors(cells: Tensor, height: int, width: int, stride: int, offset: fl
 
 
 def decode(deltas: Tensor, boxes: Tensor) -> Tensor:
-    """Moves the boxes' centres by (dx, dy) of their sides and scales the sides by exp(dw), exp(dh); all [..., 4]."""
+    """Move the boxes' centres by (dx, dy) times their sides, and scale the sides by exp(dw), exp(dh); all [..., 4]."""
     sides = boxes[..., 2:] - boxes[..., :2]
     centre = boxes[..., :2] + 0.5 * sides + deltas[..., :2] * sides
     half = 0.5 * (deltas[..., 2:].clamp(max=MAX_LOG_SCALE).exp() * sides)
@@ -260,7 +278,7 @@ def decode(deltas: Tensor, boxes: Tensor) -> Tensor:
 
 
 def clip(boxes: Tensor, image_size: Tensor) -> Tensor:
-    """Clips boxes [B, ..., 4] to each image's (height, width) [B, 2]."""
+    """Clip boxes [B, ..., 4] to each image's (height, width) [B, 2]."""
     limit = image_size.flip(1).repeat(1, 2)
     while limit.ndim < boxes.ndim:
         limit = limit.unsqueeze(1)
@@ -268,18 +286,18 @@ def clip(boxes: Tensor, image_size: Tensor) -> Tensor:
 
 
 def take(rows: Tensor, order: Tensor) -> Tensor:
-    """Takes rows [B, n, 4] by order int64 [B, m]; returns [B, m, 4]."""
+    """Return the rows [B, m, 4] of `rows` [B, n, 4] at the indices `order` int64 [B, m]."""
     return rows.gather(1, order[..., None].expand(-1, -1, rows.shape[2]))
 
 
 @torch.library.custom_op("livematch::nms_mask", mutates_args=())
 def nms_mask(boxes: Tensor, scores: Tensor, max_iou: float) -> Tensor:
-    """Greedy non-maximum suppression in each of G groups, as a mask, so that no shape depends on the data.
+    """Apply greedy non-maximum suppression to each of G groups; return a mask, so that no shape depends on the data.
 
     Args:
         boxes: float32 [G, K, 4].
-        scores: float32 [G, K]; boxes with score 0 are not there. Of equal scores the first goes first.
-        max_iou: a box goes that overlaps a kept, better one with IoU > max_iou.
+        scores: float32 [G, K]; a box with score 0 is ignored. Of boxes with equal scores, the first is preferred.
+        max_iou: a box is dropped if its IoU with a kept, better box exceeds this.
 
     Returns:
         float32 [G, K]: 1 for the boxes that are kept, 0 for the others.

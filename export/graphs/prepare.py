@@ -1,8 +1,14 @@
-"""The graphs in front of the detector: an image as decoded → the pixels detectron2's predictor would feed its model.
+"""The graphs in front of the detector: from a decoded image to the pixels that detectron2's predictor gives its model.
 
-Resizing is done on uint8, because Pillow (which detectron2 uses) rounds to uint8 between and after its two passes; the
-same Resize on float is off by 0.3 grey levels on average. No weights; CPU only, as TensorRT has no antialiasing.
+They resize uint8 pixels, because Pillow (which detectron2 uses) rounds to uint8 between and after its two passes; the
+same Resize on float32 differs by 0.3 grey levels on average. They have no weights, and run on the CPU only, because
+TensorRT has no antialiasing.
 """
+
+# ONNX Script's annotations hold shapes, and its operators take Python constants, so no checker can read its functions.
+# ruff: noqa: F821
+
+from typing import Any, no_type_check
 
 import numpy as np
 import onnx
@@ -14,8 +20,8 @@ from export.signature import PADDING_MULTIPLE
 
 
 def build_prepare(config: PipelineConfig, kind: str) -> onnx.ModelProto:
-    """The graph of `prepare_<kind>`: the numbers of that kind bound to the graph below."""
-    constants = {
+    """Return the graph of `prepare_<kind>`, where `kind` is "image" or "frame"."""
+    constants: dict[str, np.ndarray[Any, Any]] = {
         "short_side": np.array([config.kind(kind).short_side_px], np.float64),
         "max_side": np.array([config.max_side_px], np.float64),
         "max_image_side": np.array([config.max_image_side_px], np.int64),
@@ -29,8 +35,8 @@ def build_prepare(config: PipelineConfig, kind: str) -> onnx.ModelProto:
     return model
 
 
-def bind(model: onnx.ModelProto, constants: dict[str, np.ndarray]) -> onnx.ModelProto:
-    """Turns inputs of a graph into constants, in place."""
+def bind(model: onnx.ModelProto, constants: dict[str, np.ndarray[Any, Any]]) -> onnx.ModelProto:
+    """Turn inputs of a graph, given by name, into constants; changes the graph in place and returns it."""
     free = [value for value in model.graph.input if value.name not in constants]
     del model.graph.input[:]
     model.graph.input.extend(free)
@@ -39,18 +45,19 @@ def bind(model: onnx.ModelProto, constants: dict[str, np.ndarray]) -> onnx.Model
 
 
 @script(default_opset=op)
+@no_type_check
 def _prepare(
-    image: UINT8["B", "H", "W", 3],  # noqa: F821
+    image: UINT8["B", "H", "W", 3],
     short_side: DOUBLE[1],
     max_side: DOUBLE[1],
     max_image_side: INT64[1],
     score: FLOAT[1, 1],
     mean_bgr: FLOAT[3, 1, 1],
     multiple: INT64[1],
-) -> tuple[FLOAT["B", 3, "PH", "PW"], FLOAT["B", 2], FLOAT["B", 2], FLOAT["B", 1]]:  # noqa: F821
+) -> tuple[FLOAT["B", 3, "PH", "PW"], FLOAT["B", 2], FLOAT["B", 2], FLOAT["B", 1]]:
     batch = op.Shape(image, start=0, end=1)
     sides = op.Shape(image, start=1, end=3)
-    # The one element of a list has index 0. A refused image asks for index 1: the run fails, and names this node.
+    # Gather from a list of one element: index 1, for an image to refuse, makes the run fail with this node's name.
     is_refused = op.Or(
         op.ReduceMax(sides, keepdims=1) > max_image_side,
         op.ReduceMin(sides, keepdims=1) < 1,
@@ -58,7 +65,7 @@ def _prepare(
     guard = op.Gather([0], op.CastLike(is_refused, sides))
     sides = sides + guard
 
-    # ResizeShortestEdge.get_output_shape, step by step in float64: its products decide which way halves are rounded.
+    # detectron2's ResizeShortestEdge.get_output_shape, step by step in float64, so that halves round the same way.
     exact = op.CastLike(sides, max_side)
     shortest = op.ReduceMin(exact, keepdims=1)
     wanted = op.Where(exact == shortest, short_side, (short_side / shortest) * exact)
@@ -67,7 +74,7 @@ def _prepare(
     size = op.Max(op.CastLike(op.Floor(wanted + 0.5), sides), 1)
 
     rgb = op.Resize(image, None, None, op.Concat(batch, size, [3], axis=0), mode="linear", antialias=1)
-    bgr = op.Gather(op.Transpose(rgb, perm=[0, 3, 1, 2]), [2, 1, 0], axis=1)  # channels first: whole planes move
+    bgr = op.Gather(op.Transpose(rgb, perm=[0, 3, 1, 2]), [2, 1, 0], axis=1)  # BGR by moving whole channels
     centred = op.CastLike(bgr, mean_bgr) - mean_bgr
     pixels = op.Pad(centred, op.Concat([0, 0, 0, 0, 0, 0], op.Mod(-size, multiple), axis=0))
 

@@ -1,0 +1,1 @@
+"""Write ONNX files, and read which precision they have."""

@@ -1,21 +1,22 @@
-"""PyTorch graphs to ONNX files."""
+"""Export the PyTorch graphs to ONNX files."""
 
 from pathlib import Path
+from typing import Any
 
 import onnx
+import onnxscript
 import torch
 from onnxscript import FLOAT
-from onnxscript import opset18 as op
 
 from export.graphs.checkpoints import build_detector_graph, build_embedder
-from export.graphs.detector import DetectorGraph
-from export.graphs.embedder import ServedEmbedder
+from export.graphs.embedder import EmbedderGraph
+from export.graphs.precision import set_precision
 from export.onnx import files
-from export.onnx.precision import PRECISIONS, to_half
 from training.detector.config import DetectorConfig
 from training.embedder.model import EmbedderConfig
 
 OPSET = 18
+op: Any = onnxscript.opset18  # its annotations do not admit Python constants, which its operators take
 
 
 def export_detector(
@@ -29,16 +30,14 @@ def export_detector(
     max_detections: int | None = None,
     precision: str = "fp32",
 ) -> None:
-    """Writes one ONNX file, weights inside.
+    """Write the detector as one ONNX file that includes its weights.
 
     Args:
-        output: the file to write; its folder is made.
-        precision: "fp32" or "fp16"; inputs and outputs are the same in both (see `export.onnx.precision`).
+        output: the file to write; missing parent folders are created.
+        precision: "fp32" or "fp16"; inputs and outputs are the same in both (see `export.graphs.precision`).
 
     The other arguments, and the errors, are those of `build_detector_graph`.
     """
-    if precision not in PRECISIONS:
-        raise ValueError(f"precision is {precision!r}, not one of {PRECISIONS}")
     graph = build_detector_graph(
         checkpoint,
         config=config,
@@ -47,9 +46,7 @@ def export_detector(
         max_proposals=max_proposals,
         max_detections=max_detections,
     )
-    if precision == "fp16":
-        detector_to_half(graph)
-    output.parent.mkdir(parents=True, exist_ok=True)
+    set_precision(graph, precision)
     batch, height, width = (torch.export.Dim(name, min=1) for name in ("B", "H", "W"))
     with torch.no_grad():
         program = torch.onnx.export(
@@ -63,9 +60,10 @@ def export_detector(
             dynamo=True,
             verbose=False,
         )
+    assert program is not None  # it is None only without dynamo
     for node in program.model.graph:
         if node.op_type == "ScatterND":
-            del node.attributes["reduction"]  # TensorRT up to 10.7 refuses even its default, none
+            del node.attributes["reduction"]  # TensorRT up to 10.7 rejects it, even with the default value "none"
     files.save(program.model_proto, output)
 
 
@@ -77,16 +75,20 @@ def export_embedder(
     random_seed: int | None = None,
     precision: str = "fp32",
 ) -> None:
-    """Writes the ONNX file of a checkpoint, or of random weights for a config, in "fp32" or "fp16"; makes its folder.
+    """Write an embedder as one ONNX file that includes its weights.
 
-    The errors are those of `build_embedder`, and ValueError for another precision.
+    Args:
+        output: the file to write; missing parent folders are created.
+        precision: "fp32" or "fp16"; inputs and outputs are the same in both (see `export.graphs.precision`).
+
+    The other arguments, and the errors, are those of `build_embedder`.
     """
-    served = ServedEmbedder(build_embedder(checkpoint, config=config, random_seed=random_seed), precision).eval()
-    output.parent.mkdir(parents=True, exist_ok=True)
-    # Sizes 0 and 1 are special to the exporter, and equal sizes would be taken for one symbol.
+    graph = EmbedderGraph(build_embedder(checkpoint, config=config, random_seed=random_seed))
+    set_precision(graph, precision)
+    # The exporter treats sizes 0 and 1 as constants, and equal sizes as one symbol.
     example = torch.zeros(2, 97, 66, 3, dtype=torch.uint8)
     program = torch.onnx.export(
-        served,
+        graph,
         (example,),
         dynamo=True,
         opset_version=OPSET,
@@ -96,25 +98,22 @@ def export_embedder(
         external_data=False,
         verbose=False,
     )
+    assert program is not None
     files.save(_cast_first(program.model_proto), output)
 
 
-def detector_to_half(graph: DetectorGraph) -> None:
-    """Turns backbone and heads into float16, in place; the rest stays float32 (see `export.onnx.precision`)."""
-    for module in (graph.backbone, graph.proposal_generator.rpn_head.conv, graph.roi_heads.box_head):
-        to_half(module)
-
-
 def _nms_mask_onnx(boxes: FLOAT, scores: FLOAT, max_iou: float) -> FLOAT:
-    """`nms_mask` in ONNX: the groups are NonMaxSuppression's batch, and its indices are scattered into the mask."""
-    selected = op.NonMaxSuppression(boxes, op.Unsqueeze(scores, [1]), [scores.shape[1]], [max_iou], [0.0])
+    """Return `nms_mask` in ONNX: groups are NonMaxSuppression's batch; its indices are scattered into the mask."""
+    num_boxes = scores.shape[1]  # type: ignore[index]
+    selected = op.NonMaxSuppression(boxes, op.Unsqueeze(scores, [1]), [num_boxes], [max_iou], [0.0])
     group_and_box = op.Gather(selected, [0, 2], axis=1)
     ones = op.Expand(1.0, op.Shape(selected, start=0, end=1))
-    return op.ScatterND(op.Sub(scores, scores), group_and_box, ones)
+    mask: FLOAT = op.ScatterND(op.Sub(scores, scores), group_and_box, ones)
+    return mask
 
 
 def _cast_first(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Takes sizes from the cast pixels: TensorRT allows no reader of a UINT8 input but a Cast."""
+    """Read the sizes from the cast pixels, because TensorRT allows a UINT8 input to feed only a Cast."""
     nodes = model.graph.node
     cast = next(node for node in nodes if node.op_type == "Cast" and node.input[0] == "crops")
     nodes.remove(cast)

@@ -1,24 +1,24 @@
-"""ONNX files that hold what is computed and nothing else: the same weights make the same file in any folder."""
+"""ONNX files that contain the computation and nothing else: the same weights give the same bytes in any folder."""
 
 from pathlib import Path
 
 import onnx
 from google.protobuf.message import Message
 
+from livematch.files import replace_file
+
 _NOTES = ("metadata_props", "doc_string")
 
 
 def save(model: onnx.ModelProto, path: Path) -> None:
-    """Takes the exporter's notes (paths and lines of source) out of `model`, and writes it, weights inside.
-
-    Raises FileNotFoundError if the folder is missing.
-    """
+    """Remove the exporter's notes (source paths and lines) from `model`, and write it with its weights to `path`."""
     _remove_notes(model)
-    onnx.save(model, path)
+    with replace_file(path) as temporary:
+        onnx.save(model, temporary)
 
 
 def precision_of(path: Path) -> str:
-    """Returns "fp16" for a file with half weights, else "fp32"."""
+    """Return "fp16" for a file with weights in half precision, else "fp32"."""
     weights = onnx.load(path).graph.initializer
     return "fp16" if any(weight.data_type == onnx.TensorProto.FLOAT16 for weight in weights) else "fp32"
 

@@ -1,0 +1,1 @@
+"""Check that exported files and engines compute what their PyTorch sources compute."""

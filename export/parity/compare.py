@@ -1,4 +1,4 @@
-"""What counts as the same result, and the error for what does not."""
+"""Limits on the differences between an exported file and its source, and the comparison of detections."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,44 +9,42 @@ import torch
 from torchvision.ops import box_iou
 
 Report = dict[str, Any]
-Arrays = dict[str, np.ndarray]
-Detected = list[tuple[torch.Tensor, torch.Tensor]]  # of each image: boxes float32 [n, 4], scores float32 [n]
+Arrays = dict[str, np.ndarray[Any, Any]]
+Detections = tuple[torch.Tensor, torch.Tensor]  # of one image: boxes float32 [n, 4], scores float32 [n]
 
 MAX_CROP_DIFFERENCE = 1  # grey levels
-MAX_PIXELS_DIFFERENCE = 3
-MAX_MEAN_PIXELS_DIFFERENCE = 0.05
-MAX_EMBEDDING_DIFFERENCE = 1e-5  # of fp32
-MIN_EMBEDDING_COSINE = 0.999  # of fp16
+MAX_PIXELS_DIFFERENCE = 3  # grey levels
+MAX_MEAN_PIXELS_DIFFERENCE = 0.05  # grey levels
+MAX_EMBEDDING_DIFFERENCE = 1e-5  # for fp32
+MIN_EMBEDDING_COSINE = 0.999  # for fp16
 
 
 @dataclass(frozen=True, kw_only=True)
 class DetectorLimits:
-    """What counts as the same detection, and which share of them has to be there.
+    """When two detections match, and which fraction of all detections must match.
 
-    The share is below 1 because rounding decides which of two equally good boxes survives NMS or is the hundredth.
+    The fraction is below 1 because rounding decides which of two equally good boxes survives NMS or ranks hundredth.
     """
 
     min_iou: float
     max_score_error: float
-    min_matched_share: float
+    min_matched_fraction: float
 
 
 DETECTOR_LIMITS = {
-    "fp32": DetectorLimits(min_iou=0.99, max_score_error=1e-3, min_matched_share=0.995),
-    "fp16": DetectorLimits(min_iou=0.95, max_score_error=0.02, min_matched_share=0.98),
+    "fp32": DetectorLimits(min_iou=0.99, max_score_error=1e-3, min_matched_fraction=0.995),
+    "fp16": DetectorLimits(min_iou=0.95, max_score_error=0.02, min_matched_fraction=0.98),
 }
-MIN_MATCHED_SHARE_MADE_UP = 0.85
-"""Of half precision with random weights, which leave many more boxes nearly tied than trained ones."""
+MIN_MATCHED_FRACTION_RANDOM = 0.85
+"""For half precision with random weights, which leave many more boxes nearly tied than trained weights do."""
 
 
 class ParityError(ValueError):
-    """An ONNX file computes something else than its source; the message has the file, the figure and the limit."""
+    """An ONNX file does not match its source; the message names the file, the figure and its limit."""
 
 
-def compare_detections(
-    found: tuple[torch.Tensor, torch.Tensor], expected: tuple[torch.Tensor, torch.Tensor], limits: DetectorLimits
-) -> tuple[int, float, float]:
-    """Returns how many expected detections were found, and their largest errors: of a box in pixels, of a score."""
+def compare_detections(found: Detections, expected: Detections, limits: DetectorLimits) -> tuple[int, float, float]:
+    """Return the number of expected detections found, and their largest errors of a box (pixels) and of a score."""
     if not len(found[1]) or not len(expected[1]):
         return 0, 0.0, 0.0
     overlap = box_iou(expected[0], found[0])
@@ -60,6 +58,7 @@ def compare_detections(
     return len(rows), float(box_error), float(score_error[rows, match[rows]].max())
 
 
-def check_limit(path: Path, what: str, value: float, limit: float) -> None:
+def require_at_most(limit: float, value: float, what: str, path: Path) -> None:
+    """Raise ParityError if `value` exceeds `limit` or is NaN."""
     if not value <= limit:
         raise ParityError(f"{path}: {what} is {value:.3g}, limit {limit:g}")

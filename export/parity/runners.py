@@ -1,6 +1,6 @@
-"""Runs one network of a model repository in different engines, arrays in and arrays out.
+"""Run one network of a model repository in different engines, on numpy arrays.
 
-Calls of TensorRT are those documented for 10.x and 11.x alike: Python API, Runtime, ICudaEngine, IExecutionContext.
+The TensorRT calls are documented for both 10.x and 11.x: Python API, Runtime, ICudaEngine, IExecutionContext.
 """
 
 import importlib
@@ -12,33 +12,29 @@ import onnxruntime
 import torch
 
 from export.config import CUDA_OPTIONS, PipelineConfig
+from export.parity.compare import Arrays
 from export.signature import MODELS
-from export.tensorrt.build import identity, is_current
+from export.tensorrt.build import EngineError, identity, is_current
 from export.tensorrt.profiles import profiles
 
-Arrays = dict[str, np.ndarray]
 Runner = Callable[[Arrays], Arrays]
 
 RUNNERS = ("tensorrt", "onnxruntime-cuda", "onnxruntime-cpu")
 _DTYPES = {"FP32": torch.float32, "INT32": torch.int32}  # of outputs
 
 
-class UnavailableError(RuntimeError):
-    """This machine lacks the engine's library or a GPU; the message is one line."""
-
-
 def open_runner(engine: str, repository: Path, model: str, config: PipelineConfig) -> Runner:
-    """The network `model` in one of RUNNERS.
+    """Return a function that runs the network `model` in one of RUNNERS.
 
     Raises:
-        UnavailableError: the library or the GPU is missing.
-        FileNotFoundError: the ONNX file or the engine is.
-        ValueError: the engine was made of another ONNX file, by another TensorRT or for another GPU or other profiles.
-        RuntimeError: TensorRT refuses it, for example for lack of memory; the runner raises it, too.
+        EngineError: the library or the GPU is missing, or TensorRT refuses the engine, for lack of memory for example.
+            The returned function raises it too.
+        FileNotFoundError: the ONNX file is missing.
+        ValueError: the engine is missing, or was built for another ONNX file, TensorRT, GPU or set of profiles.
     """
     onnx_path = repository / model / "1" / "model.onnx"
     if not onnx_path.exists():
-        raise FileNotFoundError(f"{onnx_path} is not there")
+        raise FileNotFoundError(f"{onnx_path} is missing")
     if engine == "tensorrt":
         return TensorRTRunner(onnx_path, model, config)
     return _onnxruntime(engine, onnx_path)
@@ -48,44 +44,48 @@ def _onnxruntime(engine: str, onnx_path: Path) -> Runner:
     provider = {"onnxruntime-cuda": "CUDAExecutionProvider", "onnxruntime-cpu": "CPUExecutionProvider"}[engine]
     present = onnxruntime.get_available_providers()
     if provider not in present:
-        raise UnavailableError(f"ONNX Runtime has no {provider}, only {', '.join(present)}: onnxruntime-gpu is needed")
+        raise EngineError(f"ONNX Runtime has no {provider}, only {', '.join(present)}; install onnxruntime-gpu")
     options: dict[str, str] = {}
     if engine == "onnxruntime-cuda":
         options = CUDA_OPTIONS
         onnxruntime.preload_dlls()  # CUDA and cuDNN from their wheels
     session = onnxruntime.InferenceSession(onnx_path, providers=[(provider, options)])
-    if provider not in session.get_providers():  # it only warns, and takes the CPU
-        raise UnavailableError(f"{provider} did not start: no GPU, or a CUDA library is missing")
+    if provider not in session.get_providers():  # ONNX Runtime only warns, and uses the CPU
+        raise EngineError(f"{provider} did not start: no GPU, or a CUDA library is missing")
     names = [output.name for output in session.get_outputs()]
     return lambda feeds: dict(zip(names, session.run(names, feeds), strict=True))
 
 
 class TensorRTRunner:
-    """An engine file, run on PyTorch's current GPU."""
+    """An engine file that runs on PyTorch's current GPU."""
 
     def __init__(self, onnx_path: Path, model: str, config: PipelineConfig) -> None:
         try:
             trt = importlib.import_module("tensorrt")
         except ImportError as error:
-            raise UnavailableError(f"TensorRT cannot be imported ({error})") from error
+            raise EngineError(f"TensorRT cannot be imported ({error})") from error
         if not torch.cuda.is_available():
-            raise UnavailableError("PyTorch sees no GPU")
+            raise EngineError("PyTorch sees no GPU")
         plan_path = onnx_path.with_name("model.plan")
         wanted = identity(onnx_path, profiles(model, config))
         wanted |= {"tensorrt": trt.__version__, "gpu": torch.cuda.get_device_name()}
         if not is_current(plan_path, wanted):
-            raise ValueError(f"{plan_path} is missing or not of {onnx_path.name}, TensorRT {trt.__version__}, this GPU")
+            raise ValueError(
+                f"{plan_path} is missing or was not built for this GPU, TensorRT {trt.__version__} and {onnx_path.name}"
+            )
         self._signature = MODELS[model]
         self._logger = trt.Logger(trt.Logger.WARNING)
         trt.init_libnvinfer_plugins(self._logger, "")
         self._runtime = trt.Runtime(self._logger)
         self._engine = self._runtime.deserialize_cuda_engine(plan_path.read_bytes())
         if self._engine is None:
-            raise ValueError(f"{plan_path}: TensorRT cannot read it; its log above says why")
+            raise ValueError(f"{plan_path}: TensorRT cannot read it; see its log above")
         self._context = self._engine.create_execution_context()
         if self._context is None:
-            raise RuntimeError(f"{plan_path}: TensorRT made no context, perhaps for lack of memory; its log says why")
-        self._stream = torch.cuda.Stream()
+            raise EngineError(
+                f"{plan_path}: TensorRT created no context, perhaps for lack of memory; see its log above"
+            )
+        self._stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
 
     def __call__(self, feeds: Arrays) -> Arrays:
         batch = next(iter(feeds.values())).shape[0]
@@ -114,9 +114,10 @@ class TensorRTRunner:
                 for low, side, high in zip(ranges[name][0], array.shape, ranges[name][2], strict=True)
             ):
                 return index
-        raise ValueError(f"no profile takes { ({name: array.shape for name, array in feeds.items()}) }")
+        shapes = {name: array.shape for name, array in feeds.items()}
+        raise ValueError(f"no profile of the engine admits {shapes}")
 
     @staticmethod
     def _succeed(is_done: bool) -> None:
         if not is_done:
-            raise RuntimeError("TensorRT refused a call; its log above says why")
+            raise EngineError("TensorRT refused a call; see its log above")

@@ -1,0 +1,1 @@
+"""Build TensorRT engines, and check ONNX files for what TensorRT does not support."""

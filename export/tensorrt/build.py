@@ -1,9 +1,9 @@
-"""Builds TensorRT engines, `1/model.plan`, from the ONNX files of a model repository.
+"""Build TensorRT engines, `1/model.plan`, from the ONNX files of a model repository.
 
 python -m export.tensorrt --repository DIR [--models detector …] [--workspace-gb 8] [--timing-cache FILE] [--dry-run]
 
-Networks are strongly typed: the precision is the ONNX file's. An engine whose sidecar `model.plan.json` does not fit
-its ONNX file, profiles, TensorRT or GPU any more is built anew. Exit code 2 where TensorRT or a GPU is missing.
+Networks are strongly typed: an engine has the precision of its ONNX file. The JSON beside an engine, `model.plan.json`,
+records its ONNX file, profiles, TensorRT and GPU; if any of them has changed, the engine is rebuilt.
 """
 
 import argparse
@@ -13,26 +13,33 @@ import importlib
 import json
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from tqdm import tqdm
 
-from export.config import CONFIGS, PipelineConfig
-from export.onnx.files import precision_of
+from export.config import CONFIGS
 from export.tensorrt.profiles import ENGINES, Profile, profiles
+from livematch.cli.commands import run_command
+from livematch.errors import LivematchError
+from livematch.files import replace_file
+
+
+class EngineError(LivematchError):
+    """An engine's library or its GPU is missing, or it refuses to run; the message is one line."""
 
 
 class BuildError(ValueError):
-    """TensorRT refused a file; the message has its errors with the names of the nodes."""
+    """TensorRT refused a file; the message lists its errors with the names of the nodes."""
 
 
-def trtexec(onnx_path: Path, plan_path: Path, found: list[Profile], workspace_gb: float) -> str:
-    """The equivalent command line."""
+def trtexec(onnx_path: Path, plan_path: Path, engine_profiles: list[Profile], workspace_gb: float) -> str:
+    """Return the equivalent trtexec command line."""
     parts = ["trtexec", f"--onnx={onnx_path}", f"--saveEngine={plan_path}", "--stronglyTyped", "--noTF32"]
     parts.append(f"--memPoolSize=workspace:{workspace_gb * 1024:g}M")
-    for index, profile in enumerate(found):
+    for index, profile in enumerate(engine_profiles):
         parts.append(f"--profile={index}")
         for option, field in (("minShapes", "minimum"), ("optShapes", "optimum"), ("maxShapes", "maximum")):
             shapes = (f"{name}:{'x'.join(map(str, getattr(shape, field)))}" for name, shape in profile.inputs.items())
@@ -40,25 +47,24 @@ def trtexec(onnx_path: Path, plan_path: Path, found: list[Profile], workspace_gb
     return " ".join(parts)
 
 
-def identity(onnx_path: Path, found: list[Profile]) -> dict[str, Any]:
-    """What an engine is made from, as far as it is known without TensorRT."""
+def identity(onnx_path: Path, engine_profiles: list[Profile]) -> dict[str, Any]:
+    """Return what an engine is made from, as JSON has it and as far as it is known without TensorRT."""
     digest = hashlib.sha256(onnx_path.read_bytes()).hexdigest()
-    return {"onnx_sha256": digest, "profiles": json.loads(json.dumps([dataclasses.asdict(item) for item in found]))}
+    parts = [dataclasses.asdict(profile) for profile in engine_profiles]
+    return {"onnx_sha256": digest, "profiles": json.loads(json.dumps(parts))}
 
 
 def is_current(plan_path: Path, wanted: dict[str, Any]) -> bool:
+    """Return whether there is an engine, and the JSON beside it has all values of `wanted`."""
     sidecar = plan_path.with_name("model.plan.json")
     if not plan_path.exists() or not sidecar.exists():
         return False
-    try:
-        present = json.loads(sidecar.read_text(encoding="utf-8"))
-    except json.JSONDecodeError:  # cut off when the build was killed
-        return False
+    present = json.loads(sidecar.read_text(encoding="utf-8"))
     return all(present.get(key) == value for key, value in wanted.items())
 
 
 def _progress_monitor(trt: Any) -> Any:
-    class ProgressBars(trt.IProgressMonitor):
+    class ProgressBars(trt.IProgressMonitor):  # type: ignore[misc]  # TensorRT is imported at run time
         def __init__(self) -> None:
             super().__init__()
             self.bars: dict[str, tqdm] = {}
@@ -69,7 +75,7 @@ def _progress_monitor(trt: Any) -> Any:
         def step_complete(self, phase_name: str, step: int) -> bool:
             bar = self.bars[phase_name]
             bar.update(step + 1 - bar.n)
-            return True  # go on
+            return True  # False would cancel the build
 
         def phase_finish(self, phase_name: str) -> None:
             self.bars.pop(phase_name).close()
@@ -78,7 +84,7 @@ def _progress_monitor(trt: Any) -> Any:
 
 
 def _use_timing_cache(config: Any, content: bytes) -> Any:
-    """The cache with that content, or an empty one if the content is cut off or of another GPU or TensorRT."""
+    """Set and return the cache with that content, or an empty one if it is damaged or from another GPU or TensorRT."""
     cache = config.create_timing_cache(content)
     if cache is None or not config.set_timing_cache(cache, ignore_mismatch=False):
         cache = config.create_timing_cache(b"")
@@ -87,22 +93,22 @@ def _use_timing_cache(config: Any, content: bytes) -> Any:
 
 
 def build_engine(
-    trt: Any, onnx_path: Path, found: list[Profile], *, workspace_gb: float, timing_cache: bytes
+    trt: Any, onnx_path: Path, engine_profiles: list[Profile], *, workspace_gb: float, timing_cache: bytes
 ) -> tuple[bytes, bytes]:
-    """Returns the engine and the timing cache with what was measured for it; raises BuildError with all errors."""
+    """Return the engine, and the timing cache with its measurements added; raises BuildError with all errors."""
     logger = trt.Logger(trt.Logger.WARNING)
     trt.init_libnvinfer_plugins(logger, "")
     builder = trt.Builder(logger)
-    # TensorRT 11 has strongly typed networks only, 10 needs the flag, and 11 still accepts it.
+    # TensorRT 10 needs this flag; 11 has only strongly typed networks, but still accepts it.
     network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
     parser = trt.OnnxParser(network, logger)
     if not parser.parse_from_file(str(onnx_path)):
         errors = [parser.get_error(index) for index in range(parser.num_errors)]
         raise BuildError("\n".join(f"{onnx_path}: node {error.node_name()}: {error.desc()}" for error in errors))
     config = builder.create_builder_config()
-    config.clear_flag(trt.BuilderFlag.TF32)  # it is on by default, and rounds what is meant to be float32 to 10 bits
+    config.clear_flag(trt.BuilderFlag.TF32)  # the default rounds float32 to 10 bits
     config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, int(workspace_gb * 2**30))
-    for item in found:
+    for item in engine_profiles:
         profile = builder.create_optimization_profile()
         for name, shape in item.inputs.items():
             profile.set_shape(name, shape.minimum, shape.optimum, shape.maximum)
@@ -113,66 +119,69 @@ def build_engine(
     config.progress_monitor = monitor
     plan = builder.build_serialized_network(network, config)
     if plan is None:
-        raise BuildError(f"{onnx_path}: TensorRT built no engine; its log above says why")
+        raise BuildError(f"{onnx_path}: TensorRT built no engine; see its log above")
     return bytes(plan), bytes(cache.serialize())
 
 
-def _run(arguments: argparse.Namespace, config: PipelineConfig, trt: Any | None) -> None:
-    cache_path: Path | None = arguments.timing_cache
-    if cache_path is not None:
-        cache_path.parent.mkdir(parents=True, exist_ok=True)
+def _load_tensorrt() -> Any:
+    try:
+        trt = importlib.import_module("tensorrt")
+    except ImportError as error:
+        raise EngineError(f"TensorRT cannot be imported ({error}); try --dry-run") from error
+    if not torch.cuda.is_available():
+        raise EngineError("PyTorch sees no GPU; try --dry-run")
+    return trt
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    config = CONFIGS[arguments.config]()
+    trt = None if arguments.dry_run else _load_tensorrt()
     for model in arguments.models:
         onnx_path = arguments.repository / model / "1" / "model.onnx"
-        plan_path = onnx_path.with_name("model.plan")
-        found = profiles(model, config)
-        wanted = identity(onnx_path, found)
+        engine_profiles = profiles(model, config)
+        wanted = identity(onnx_path, engine_profiles)
         if trt is None:
-            print(f"{model}: {onnx_path} -> {plan_path}, {len(found)} profiles")
-            print(trtexec(onnx_path, plan_path, found, arguments.workspace_gb))
+            print(f"{model}: {onnx_path} -> {onnx_path.with_name('model.plan')}, {len(engine_profiles)} profiles")
+            print(trtexec(onnx_path, onnx_path.with_name("model.plan"), engine_profiles, arguments.workspace_gb))
             continue
         wanted |= {"tensorrt": trt.__version__, "gpu": torch.cuda.get_device_name()}
-        wanted["precision"] = precision_of(onnx_path)
-        if is_current(plan_path, wanted):
+        if is_current(onnx_path.with_name("model.plan"), wanted):
             print(f"{model}: up to date")
-            continue
-        sidecar = plan_path.with_name("model.plan.json")
-        sidecar.unlink(missing_ok=True)
-        plan_path.unlink(missing_ok=True)
-        cache = cache_path.read_bytes() if cache_path is not None and cache_path.exists() else b""
-        start = time.perf_counter()
-        plan, cache = build_engine(trt, onnx_path, found, workspace_gb=arguments.workspace_gb, timing_cache=cache)
-        plan_path.write_bytes(plan)
-        report = {**wanted, "build_s": time.perf_counter() - start}
-        sidecar.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
-        if cache_path is not None:
-            cache_path.write_bytes(cache)
+        else:
+            _replace_engine(trt, onnx_path, engine_profiles, wanted, arguments)
+    return 0
 
 
-def main(argv: list[str] | None = None) -> int:
+def _replace_engine(
+    trt: Any, onnx_path: Path, engine_profiles: list[Profile], wanted: dict[str, Any], arguments: argparse.Namespace
+) -> None:
+    """Build one engine, and write it, its JSON and the timing cache; first remove an old engine, so none is served."""
+    plan_path, sidecar = onnx_path.with_name("model.plan"), onnx_path.with_name("model.plan.json")
+    cache_path: Path | None = arguments.timing_cache
+    sidecar.unlink(missing_ok=True)
+    plan_path.unlink(missing_ok=True)
+    cache = cache_path.read_bytes() if cache_path is not None and cache_path.exists() else b""
+    start_s = time.perf_counter()
+    plan, cache = build_engine(trt, onnx_path, engine_profiles, workspace_gb=arguments.workspace_gb, timing_cache=cache)
+    report = {**wanted, "build_s": time.perf_counter() - start_s}
+    contents = {plan_path: plan, sidecar: (json.dumps(report, indent=2) + "\n").encode()}
+    if cache_path is not None:
+        contents[cache_path] = cache
+    for path, content in contents.items():
+        with replace_file(path) as temporary:
+            temporary.write_bytes(content)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repository", type=Path, required=True, metavar="DIR")
-    parser.add_argument("--models", nargs="+", choices=ENGINES, default=ENGINES)
-    parser.add_argument("--config", choices=sorted(CONFIGS), default="production", help="sizes of the profiles")
-    parser.add_argument("--workspace-gb", type=float, default=8.0)
-    parser.add_argument("--timing-cache", type=Path, metavar="FILE")
-    parser.add_argument("--dry-run", action="store_true", help="print what would be done, with trtexec lines")
+    parser.add_argument("--models", nargs="+", choices=ENGINES, default=ENGINES, help="default: all")
+    parser.add_argument("--config", choices=sorted(CONFIGS), default="production", help="default: %(default)s")
+    parser.add_argument("--workspace-gb", type=float, default=8.0, help="default: %(default)s")
+    parser.add_argument("--timing-cache", type=Path, metavar="FILE", help="read and updated, to build faster again")
+    parser.add_argument("--dry-run", action="store_true", help="print what would be done, with trtexec command lines")
     arguments = parser.parse_args(argv)
-    trt = None
-    if not arguments.dry_run:
-        try:
-            trt = importlib.import_module("tensorrt")
-        except ImportError as error:
-            print(f"export.tensorrt: TensorRT cannot be imported ({error}); try --dry-run", file=sys.stderr)
-            return 2
-        if not torch.cuda.is_available():
-            print("export.tensorrt: PyTorch sees no GPU; try --dry-run", file=sys.stderr)
-            return 2
-    try:
-        _run(arguments, CONFIGS[arguments.config](), trt)
-    except (BuildError, OSError) as error:
-        print(f"export.tensorrt: {error}", file=sys.stderr)
-        return 1
-    return 0
+    return run_command("export.tensorrt", lambda: _run(arguments))
 
 
 if __name__ == "__main__":

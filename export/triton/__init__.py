@@ -1,0 +1,1 @@
+"""Generate the config.pbtxt files that Triton reads."""

@@ -1,4 +1,4 @@
-"""What a config.pbtxt says about an engine besides what every model's says; derived from the engine's profiles.
+"""The settings in a config.pbtxt that only TensorRT engines have; derived from the engine's profiles.
 
 Sources: the README and `instance_state.cc` of Triton's tensorrt_backend, `model_config.proto` of Triton.
 """
@@ -9,17 +9,17 @@ from export.config import PipelineConfig
 from export.signature import EMBEDDERS, MODELS
 from export.tensorrt.profiles import profiles
 
-GRAPH_BATCHES = (1, 2, 4, 8)  # crops of one template in a call; larger calls keep the GPU busy without a graph
+GRAPH_BATCHES = (1, 2, 4, 8)  # crops per call; larger calls keep the GPU busy without a CUDA graph
 
 
 def add_engine_options(message: proto.ModelConfig, config: PipelineConfig) -> None:
-    """Names every profile, without which Triton uses the first alone; for embedders records CUDA graphs.
+    """List every profile, because Triton otherwise uses only the first, and record CUDA graphs for the embedders.
 
-    The detector has none: the number of boxes that its NMS finds is known only while it runs, and its sizes are many.
+    The detector has no CUDA graphs: the number of boxes from its NMS is known only at run time, and it gets many sizes.
     """
     (instances,) = message.instance_group
     instances.profile.extend(str(index) for index in range(len(profiles(message.name, config))))
-    # Each context then reserves what its own profile needs, instead of the most that any needs; from Triton 25.05 on.
+    # From Triton 25.05 on, each context then reserves what its own profile needs, not what the largest one needs.
     message.parameters["execution_context_allocation_strategy"].string_value = "ON_PROFILE_CHANGE"
     if message.name in EMBEDDERS:
         (crops,) = MODELS[message.name].inputs

@@ -10,7 +10,7 @@ from benchmarks.harness.results import read_results
 pytestmark = pytest.mark.detectron2
 
 
-def test_calls_take_turns_and_the_order_turns_round() -> None:
+def test_calls_are_interleaved_and_their_order_alternates() -> None:
     calls: list[str] = []
     times = interleaved(lambda: calls.append("a"), lambda: calls.append("b"), rounds=3)
     assert "".join(calls) == "ab" + "ab" + "ba" + "ab"

@@ -1,14 +1,14 @@
 import shutil
-from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
-from benchmarks.harness.bench import Bench
 from benchmarks.harness.engines import Engines
-from benchmarks.harness.workload import Picture, read_pictures
+from benchmarks.harness.images import InputImage, sample_images
+from benchmarks.harness.server import connect
 from benchmarks.regression import measure_ratios, slower_stages
 from export.config import demo
+from livematch import LocalServer
 
 SLEEP_S = 0.25
 
@@ -17,7 +17,7 @@ def ratios(**values: float) -> dict[str, dict[str, float]]:
     return {stage: {"ratio": value} for stage, value in values.items()}
 
 
-def test_only_what_is_slower_than_the_tolerance_is_named() -> None:
+def test_only_stages_slower_than_the_tolerance_are_named() -> None:
     stored = ratios(detector=1.0, crop=2.0)
     assert slower_stages(ratios(detector=1.49, crop=1.0), stored, 0.5) == []
     assert slower_stages(ratios(detector=1.51, crop=3.0), stored, 0.5) == ["detector: 1.51 times its engine, stored 1"]
@@ -31,7 +31,7 @@ def test_a_planted_sleep_shows_in_its_stage_and_trips_the_guard(
     demo_repository: Path, demo_world: Path, tmp_path: Path
 ) -> None:
     """crop_and_embed sleeps a quarter of a second in every call; the engines and all other stages are as before."""
-    pictures = read_pictures(demo_world, "frame", 8, seed=0)
+    images = sample_images(demo_world, "frame", 8, seed=0)
     engines = Engines(demo_repository, demo())
     slowed = tmp_path / "repository"
     shutil.copytree(demo_repository, slowed)
@@ -41,15 +41,14 @@ def test_a_planted_sleep_shows_in_its_stage_and_trips_the_guard(
     assert marker in text
     code.write_text(text.replace(marker, f"{marker}        __import__('time').sleep({SLEEP_S})\n"))
 
-    usual = ratios_of(demo_repository, pictures, engines)
-    slow = ratios_of(slowed, pictures, engines)
+    usual = ratios_of(demo_repository, images, engines)
+    slow = ratios_of(slowed, images, engines)
     added_ms = {stage: slow[stage]["server_ms"] - usual[stage]["server_ms"] for stage in usual}
     assert max(set(added_ms) - {"recognize_frame"}, key=added_ms.__getitem__) == "crop_and_embed"
     assert added_ms["crop_and_embed"] > 0.5 * SLEEP_S * 1e3
     assert any(line.startswith("crop_and_embed:") for line in slower_stages(slow, usual, tolerance=0.5))
 
 
-def ratios_of(repository: Path, pictures: list[Picture], engines: Engines) -> dict[str, dict[str, float]]:
-    with ExitStack() as resources:
-        bench = Bench.open(resources, repository, pictures)
-        return measure_ratios(bench, engines, num_rounds=2)
+def ratios_of(repository: Path, images: list[InputImage], engines: Engines) -> dict[str, dict[str, float]]:
+    with LocalServer(repository) as local, connect(local.url, images, local.pid) as server:
+        return measure_ratios(server, engines, num_rounds=2)

@@ -8,7 +8,7 @@ from livematch import Client, LocalServer
 
 
 @pytest.mark.triton
-def test_a_server_that_runs_is_measured_by_its_answers_and_statistics(
+def test_a_running_server_is_measured_by_its_answers_and_statistics(
     triton_server: LocalServer, demo_world: Path, tmp_path: Path
 ) -> None:
     output = tmp_path / "figures.json"

@@ -1,7 +1,7 @@
-"""A server that speaks Triton's gRPC protocol, and small worlds of coloured rectangles for it to recognise.
+"""A server that speaks Triton's gRPC protocol, and small data sets of coloured rectangles for it to recognise.
 
-The server is a real one on a real port; only its models are simple: a picture's garments are the rectangles on its
-white ground, and an embedding is a smooth function of the rectangle's colour.
+It is a real gRPC server on a real port; only its models are simple: the garment of an image is the rectangle on its
+white background, and the embedding is a smooth function of the rectangle's colour.
 """
 
 import json
@@ -33,27 +33,27 @@ SHAPES = {
 
 
 def color_embedding(color: np.ndarray) -> np.ndarray:
-    """float32 [2048], unit length; colours that are close get embeddings that are close."""
+    """Return a float32 [2048] of unit length; similar colours get similar embeddings."""
     closeness = np.exp(-np.square(ANCHORS - color).sum(axis=1) / (2 * 80**2))
     embedding = closeness.astype(np.float32) @ DIRECTIONS
     return embedding / np.linalg.norm(embedding)
 
 
-def recognize(picture: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The rectangle of pixels that are clearly not white, if there is one."""
-    rows, columns = np.nonzero((picture.astype(int) < 225).any(axis=2))
+def recognize(image: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return boxes, scores and embeddings: of the rectangle of clearly non-white pixels, if there is one."""
+    rows, columns = np.nonzero((image.astype(int) < 225).any(axis=2))
     if len(rows) < 16:
         return np.empty((0, 4)), np.empty(0), np.empty((0, EMBEDDING_SIZE))
     box = [columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]
-    color = np.median(picture[rows, columns], axis=0)
+    color = np.median(image[rows, columns], axis=0)
     return np.array([box]), np.array([0.97]), color_embedding(color)[np.newaxis]
 
 
 class LoopbackServer(service_pb2_grpc.GRPCInferenceServiceServicer):
     """Serves both ensembles.
 
-    `faults` are statuses that the next requests get instead of an answer; from request number `faults_from` on, all are
-    answered with UNAVAILABLE.
+    `faults` are the statuses that the next requests get instead of a response. From request number `faults_from` on,
+    all get UNAVAILABLE.
     """
 
     def __init__(self) -> None:
@@ -78,7 +78,7 @@ class LoopbackServer(service_pb2_grpc.GRPCInferenceServiceServicer):
         return f"127.0.0.1:{self._port}"
 
     def start(self) -> None:
-        """Start, after a stop on the same port."""
+        """Start the server; after `stop()`, on the same port."""
         self._is_stopping = threading.Event()
         options = [("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1)]
         self._server = grpc.server(futures.ThreadPoolExecutor(8), options=options)
@@ -155,9 +155,9 @@ class LoopbackServer(service_pb2_grpc.GRPCInferenceServiceServicer):
             content = self.regions[region][: tensor.parameters["shared_memory_byte_size"].int64_param]
         else:
             content = request.raw_input_contents[0]
-        picture = np.frombuffer(content, np.uint8).reshape(tensor.shape)[0]
-        boxes, scores, embeddings = recognize(picture)
-        # One row more than there are detections, as when a batch holds another picture with more of them.
+        image = np.frombuffer(content, np.uint8).reshape(tensor.shape)[0]
+        boxes, scores, embeddings = recognize(image)
+        # One padding row, as in a batch with another image that has more detections.
         padding = ((0, 1), (0, 0))
         tensors = {
             "boxes": np.pad(boxes, padding)[np.newaxis].astype(np.float32),
@@ -180,15 +180,15 @@ def loopback_server() -> Iterator[LoopbackServer]:
 
 
 def draw(size: tuple[int, int], box: Sequence[int], color: Sequence[int]) -> np.ndarray:
-    """uint8 [H,W,3]: a rectangle on white; size is (width, height)."""
-    picture = np.full((size[1], size[0], 3), 255, np.uint8)
+    """Return uint8 [H,W,3]: a rectangle on white; `size` is (width, height)."""
+    image = np.full((size[1], size[0], 3), 255, np.uint8)
     x0, y0, x1, y1 = box
-    picture[y0:y1, x0:x1] = color
-    return picture
+    image[y0:y1, x0:x1] = color
+    return image
 
 
 def write_clip(path: Path, frames: Sequence[np.ndarray], *, quarter_turns: int = 0) -> None:
-    """H.264 with even sides; `quarter_turns` is what a player has to turn it by, counter-clockwise."""
+    """Write H.264 with even sides, which a player has to rotate by `quarter_turns`, counter-clockwise."""
     with av.open(str(path), "w") as container:
         stream = container.add_stream("libx264", rate=25, options={"crf": "12", "preset": "ultrafast"})
         stream.height, stream.width = frames[0].shape[:2]
@@ -206,9 +206,9 @@ FRAME_BOX = (10, 20, 40, 80)
 
 
 def write_part(directory: Path) -> None:
-    """Three items with four images each, three clips of 400 frames, and their annotations on the grid 0, 40, ...
+    """Write three items with four images each, three clips of 400 frames, and annotations for frames 0, 40, ...
 
-    The garment of clip k comes into view at frame 101, so frames 0, 40 and 80 of the annotation grid are not positive.
+    The garment appears at frame 101 of each clip, so the annotated frames 0, 40 and 80 do not show it.
     """
     for number, (item_id, color) in enumerate(COLORS.items()):
         folders = [directory / "image" / item_id, directory / "image_annotation" / item_id]
@@ -237,7 +237,7 @@ def _garment(instance_id: int, box: Sequence[int]) -> dict[str, object]:
 
 @pytest.fixture(scope="session")
 def part(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A part that tests read and do not change."""
+    """A part of the data set; tests only read it."""
     directory = tmp_path_factory.mktemp("part")
     write_part(directory)
     return directory
@@ -245,7 +245,7 @@ def part(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def drawing() -> SimpleNamespace:
-    """The functions and the server of this file."""
+    """The functions and the fake server of this file."""
     return SimpleNamespace(
         draw=draw, write_clip=write_clip, write_part=write_part, recognize=recognize, LoopbackServer=LoopbackServer
     )

@@ -19,7 +19,7 @@ import tritonclient.http as triton_http
 
 import livematch
 from benchmarks.harness.resources import process_tree
-from livematch.cli.main import EXIT_ERROR, EXIT_INTERRUPTED
+from livematch.cli.commands import EXIT_ERROR, EXIT_INTERRUPTED
 from tests.model_repository import handmade
 from tests.model_repository.load import ask_at_once, ask_one_by_one
 from tests.model_repository.malformed import GRPC, Input, Malformed, send
@@ -166,4 +166,4 @@ def test_a_run_notices_at_once_that_the_server_it_started_has_died(handmade_repo
     assert process.returncode == EXIT_ERROR
     last_line = errors.splitlines()[-1]
     assert last_line.startswith("livematch: tritonserver was killed by signal 9: ")
-    assert "the same command goes on from there" in last_line
+    assert "the next run resumes there" in last_line

@@ -1,4 +1,4 @@
-"""`python -m livematch.cli` runs the command."""
+"""Run the `livematch` command with `python -m livematch.cli`."""
 
 import sys
 

@@ -1,9 +1,9 @@
-"""The annotations of one part of the Watch and Buy dataset, as far as scoring needs them.
+"""Read the annotations that scoring needs from one part of the Watch and Buy dataset.
 
     image_annotation/<item_id>/<k>.json   {"annotations": [{"instance_id", "box", ...}]}
     video_annotation/<video_id>.json      {"frames": [{"frame_index", "annotations": [...]}]}
 
-A video's item has the video's id. Annotations with the same nonzero instance_id in both are the same garment.
+A video shows the item with the same id. Annotations with the same nonzero instance_id are the same garment.
 """
 
 from collections.abc import Mapping
@@ -18,7 +18,11 @@ from livematch.types import IntBox
 
 @dataclass(frozen=True)
 class Garment:
-    """One annotation: box x0 y0 x1 y1 in pixels, exclusive; instance_id 0 means that it has no counterpart."""
+    """One annotation.
+
+    instance_id: identifies the garment; 0 if it has no counterpart in the item's images or the video's frames.
+    box: x0 y0 x1 y1 in pixels, x1 and y1 exclusive.
+    """
 
     instance_id: int
     box: IntBox
@@ -26,41 +30,48 @@ class Garment:
 
 @dataclass(frozen=True)
 class GroundTruth:
-    """images: item id to image name to garments; frames: video id to frame_index to garments."""
+    """The annotated garments of a part.
+
+    images: garments by item id and image name.
+    frames: garments by video id and frame index.
+    """
 
     images: dict[str, dict[str, tuple[Garment, ...]]]
     frames: dict[str, dict[int, tuple[Garment, ...]]]
 
     def positive_frame_boxes(self, video_id: str, frame_index: int) -> list[IntBox]:
-        """Boxes in one annotated frame whose garment occurs in the images of the video's item."""
+        """Return the boxes in an annotated frame whose garment also occurs in an image of the video's item."""
         item_instances = _instances(self.images.get(video_id, {}))
         return [g.box for g in self.frames[video_id][frame_index] if g.instance_id in item_instances]
 
     def positive_image_boxes(self, item_id: str, img_name: str) -> list[IntBox]:
-        """Boxes in one image whose garment occurs in the annotated frames of the item's video."""
+        """Return the boxes in an image whose garment also occurs in an annotated frame of the item's video."""
         video_instances = _instances(self.frames.get(item_id, {}))
         garments = self.images.get(item_id, {}).get(img_name, ())
         return [g.box for g in garments if g.instance_id in video_instances]
 
     def positive_videos(self) -> list[str]:
-        """Videos that have at least one positive frame: one with a positive box."""
+        """Return the ids of the videos with at least one positive frame, which is a frame with a positive box."""
         return [v for v in self.frames if any(self.positive_frame_boxes(v, index) for index in self.frames[v])]
 
     def judged_frame(self, video_id: str, frame_index: int) -> int:
-        """The annotated frame nearest to a frame, the earlier one if two are equally near."""
+        """Return the index of the annotated frame nearest to a frame; of two equally near ones, the earlier."""
         return min(self.frames[video_id], key=lambda annotated: (abs(annotated - frame_index), annotated))
 
 
-def read_ground_truth(directory: Path) -> GroundTruth:
-    """Read the annotations of a part, `directory` holding image_annotation/ and video_annotation/.
+def read_ground_truth(directory: str | Path) -> GroundTruth:
+    """Read the annotations of a part: `directory` contains image_annotation/ and video_annotation/.
+
+    >>> score = evaluate(read_result("result.json"), read_ground_truth("wab/part1"))
 
     Raises:
         InputError: one of the two folders is missing.
-        FileFormatError: an annotation file cannot be read; it is named.
+        FileFormatError: an annotation file cannot be read; the message names it.
     """
+    directory = Path(directory)
     for name in ("image_annotation", "video_annotation"):
         if not (directory / name).is_dir():
-            raise InputError(f"{directory} is no annotated part: it has no folder {name}")
+            raise InputError(f"{directory} is not an annotated part: it has no folder {name}")
     images: dict[str, dict[str, tuple[Garment, ...]]] = {}
     for path in sorted((directory / "image_annotation").glob("*/*.json")):
         images.setdefault(path.parent.name, {})[path.stem] = _garments(read_json(path), path)
@@ -73,12 +84,12 @@ def read_ground_truth(directory: Path) -> GroundTruth:
     return GroundTruth(images, frames)
 
 
-def _garments(picture: Any, path: Path) -> tuple[Garment, ...]:
+def _garments(image_or_frame: Any, path: Path) -> tuple[Garment, ...]:
     try:
-        return tuple(Garment(int(a["instance_id"]), to_int_box(a["box"])) for a in picture["annotations"])
+        return tuple(Garment(int(a["instance_id"]), to_int_box(a["box"])) for a in image_or_frame["annotations"])
     except (KeyError, TypeError, ValueError) as error:
         raise FileFormatError(f"{path}: not an annotation: {type(error).__name__} {error}") from error
 
 
-def _instances(pictures: Mapping[Any, tuple[Garment, ...]]) -> set[int]:
-    return {g.instance_id for garments in pictures.values() for g in garments if g.instance_id}
+def _instances(garments_of: Mapping[Any, tuple[Garment, ...]]) -> set[int]:
+    return {g.instance_id for garments in garments_of.values() for g in garments if g.instance_id}

@@ -1,9 +1,9 @@
-"""result.json in the dataset's own format, and matches.json, which keeps what that format has no place for.
+"""Read and write result.json, in the dataset's own format, and matches.json, which also has distances and votes.
 
 result.json   {"<video_id>": {"item_id": "...", "frame_index": 240,
                               "result": [{"img_name": "5", "item_box": [4 ints], "frame_box": [4 ints]}]}}
 matches.json  [{"video_id", "item_id", "frame_index", "pairs": [{"img_name", "item_box", "frame_box"}], "distance",
-                "num_votes"}], boxes with all their decimals
+                "num_votes"}], box corners not rounded
 """
 
 import json
@@ -13,13 +13,14 @@ from pathlib import Path
 from typing import Any
 
 from livematch.errors import FileFormatError
+from livematch.files import replace_file
 from livematch.matching.vote import Match
 from livematch.types import Box, IntBox
 
 
 @dataclass(frozen=True)
 class BoxPair:
-    """An item's box in one of its images and the box of the same garment in the answer's frame, x0 y0 x1 y1."""
+    """The box of a garment in an image of the item, and its box in the answer's frame; each x0 y0 x1 y1 in pixels."""
 
     img_name: str
     item_box: IntBox
@@ -28,33 +29,36 @@ class BoxPair:
 
 @dataclass(frozen=True)
 class Answer:
-    """What result.json says about one clip."""
+    """The entry of result.json for one video: the item it shows, and where to see it."""
 
     item_id: str
     frame_index: int
     pairs: tuple[BoxPair, ...]
 
 
-def truncated(box: Box) -> IntBox:
-    """To whole pixels, toward zero as the crops are cut; a box thinner than a pixel becomes one pixel wide."""
+def truncate_box(box: Box) -> IntBox:
+    """Round toward zero, as the embedded crops are cut; a box thinner than a pixel becomes one pixel wide."""
     x0, y0, x1, y1 = map(int, box)
     return x0, y0, max(x1, x0 + 1), max(y1, y0 + 1)
 
 
 def to_result(matches: Sequence[Match]) -> dict[str, Answer]:
-    """Video id to answer, in order of video id."""
+    """Convert matches to answers by video id, sorted by video id."""
     return {
         m.video_id: Answer(
             m.item_id,
             m.frame_index,
-            tuple(BoxPair(p.img_name, truncated(p.item_box), truncated(p.frame_box)) for p in m.pairs),
+            tuple(BoxPair(p.img_name, truncate_box(p.item_box), truncate_box(p.frame_box)) for p in m.pairs),
         )
         for m in sorted(matches, key=lambda m: m.video_id)
     }
 
 
-def write_result(matches: Sequence[Match], path: Path) -> None:
-    """Write result.json."""
+def write_result(matches: Sequence[Match], path: str | Path) -> None:
+    """Write result.json, replacing an existing one.
+
+    >>> write_result(match(read_features("images.parquet"), read_features("videos.parquet")), "result.json")
+    """
     content = {
         video_id: {
             "item_id": answer.item_id,
@@ -66,11 +70,11 @@ def write_result(matches: Sequence[Match], path: Path) -> None:
     write_json(content, path)
 
 
-def read_result(path: Path) -> dict[str, Answer]:
-    """Read a result.json, also one written by another tool.
+def read_result(path: str | Path) -> dict[str, Answer]:
+    """Read a result.json, of livematch or of another tool, and return its answers by video id.
 
     Raises:
-        FileFormatError: no such file, not JSON, or not of this format.
+        FileFormatError: the file does not exist, is not JSON, or has another format.
     """
     content = read_json(path)
     try:
@@ -89,16 +93,16 @@ def read_result(path: Path) -> dict[str, Answer]:
         raise FileFormatError(f"{path}: not a result file: {type(error).__name__} {error}") from error
 
 
-def write_matches(matches: Sequence[Match], path: Path) -> None:
+def write_matches(matches: Sequence[Match], path: str | Path) -> None:
     """Write matches.json, smallest distance first."""
     write_json([asdict(m) for m in sorted(matches, key=lambda m: (m.distance, m.video_id))], path)
 
 
-def read_distances(path: Path) -> dict[str, float]:
-    """Video id to distance, of a matches.json.
+def read_distances(path: str | Path) -> dict[str, float]:
+    """Read the distance of each video's match from a matches.json.
 
     Raises:
-        FileFormatError: no such file, not JSON, or not of this format.
+        FileFormatError: the file does not exist, is not JSON, or has another format.
     """
     try:
         return {str(entry["video_id"]): float(entry["distance"]) for entry in read_json(path)}
@@ -106,21 +110,21 @@ def read_distances(path: Path) -> dict[str, float]:
         raise FileFormatError(f"{path}: not a matches file: {type(error).__name__} {error}") from error
 
 
-def read_json(path: Path) -> Any:
+def read_json(path: str | Path) -> Any:
+    """Parse a JSON file; raise FileFormatError if that is not possible."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(Path(path).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise FileFormatError(f"{path}: cannot be read: {error}") from error
 
 
-def write_json(content: object, path: Path) -> None:
-    """Write JSON so that a reader sees the old file or the new one, never half of one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(path.name + ".unfinished")
-    unfinished.write_text(json.dumps(content, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
-    unfinished.replace(path)
+def write_json(content: object, path: str | Path) -> None:
+    """Write `content` as JSON, and replace an existing file in one step."""
+    with replace_file(path) as temporary:
+        temporary.write_text(json.dumps(content, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
 
 
 def to_int_box(values: Sequence[float]) -> IntBox:
+    """Convert four numbers to a box; raise ValueError or TypeError if they are not four numbers."""
     x0, y0, x1, y1 = map(int, values)
     return x0, y0, x1, y1

@@ -1,16 +1,17 @@
-"""Scoring a result against the annotations, on the competition's three levels.
+"""Score a result against the annotations, on the competition's three levels.
 
-    S1  the clip's item is right: item id equals video id, and the video has a positive frame at all
-    S2  S1, and the answer's frame shows the item: the annotated frame nearest to it has a positive box
-    S3  S2, and a submitted item box has IoU > 0.5 with a positive box of the image it names
+    S1  the item is right: item id and video id are equal, and the video has a positive frame
+    S2  S1, and the frame shows the item: the annotated frame nearest to the answer's frame is positive
+    S3  S2, and an item box of the answer has IoU > 0.5 with a positive box of the image it names
 
-    precision = hits / clips in the result
-    recall    = hits / videos with at least one positive frame
+    precision = answers that reach the level / all answers
+    recall    = answers that reach the level / videos with a positive frame
     final     = 0.2·F1(S1) + 0.6·F1(S2) + 0.2·F1(S3)
 
-A frame box is positive if its nonzero instance_id occurs in the images of the item with the video's id; an image box
-is positive if its nonzero instance_id occurs in the annotated frames of the video with the item's id. No official text
-of the competition survives; its participants' scorers agree on these levels.
+A frame box is positive if its nonzero instance_id occurs in the images of the item with the video's id. An image box
+is positive if its nonzero instance_id occurs in the annotated frames of the video with the item's id. A frame is
+positive if it has a positive box. The competition's official text is lost; these are the levels on which the scoring
+scripts of its participants agree.
 """
 
 from collections.abc import Mapping
@@ -19,7 +20,7 @@ from typing import Any
 
 from livematch.evaluation.ground_truth import GroundTruth
 from livematch.evaluation.results import Answer
-from livematch.types import IntBox
+from livematch.types import Box
 
 LEVEL_WEIGHTS = (0.2, 0.6, 0.2)
 MIN_IOU = 0.5
@@ -36,12 +37,12 @@ class LevelScore:
 
 @dataclass(frozen=True)
 class Score:
-    """The three levels and their weighted mean.
+    """The scores on the three levels, and their weighted mean `final`.
 
-    levels: video id of each answer to the highest level it reaches, 0 (wrong item) to 3.
-    frame_box_iou: mean over the answers of level 2 and 3 of the best IoU between a submitted frame box and a positive
-        box of the judged frame; None if there are none. For frames off the annotation grid it is a lower bound,
-        because the garment may have moved.
+    frame_box_iou: over the answers of level 2 and 3, the mean of the best IoU between a frame box of the answer and a
+        positive box of the judged frame; None without such answers. If the answer's frame is not annotated, this is a
+        lower bound, because the garment may have moved between the two frames.
+    levels: for each answer's video id, the highest level reached, 0 (wrong item) to 3.
     """
 
     s1: LevelScore
@@ -54,22 +55,33 @@ class Score:
     levels: dict[str, int]
 
     def to_json(self) -> dict[str, Any]:
-        """The content of score.json."""
+        """Return the content of score.json."""
         return asdict(self)
+
+    def summary(self) -> dict[str, Any]:
+        """Return the content of score.json without the levels, which have one entry per answer."""
+        return {name: value for name, value in self.to_json().items() if name != "levels"}
 
 
 def evaluate(result: Mapping[str, Answer], truth: GroundTruth) -> Score:
-    """Score answers, by video id, against the annotations of the same videos and items."""
+    """Score the answers of a result against the annotations of the same videos and items.
+
+    >>> score = evaluate(read_result("result.json"), read_ground_truth("wab/part1"))
+    >>> print(score.final, score.s1.f1)
+
+    Args:
+        result: answers by video id.
+    """
     positive_videos = set(truth.positive_videos())
     levels = {
-        video_id: level_of(video_id, answer, truth) if video_id in positive_videos else 0
+        video_id: _reached_level(video_id, answer, truth) if video_id in positive_videos else 0
         for video_id, answer in result.items()
     }
     s1, s2, s3 = (
         _level_score(sum(reached >= level for reached in levels.values()), len(result), len(positive_videos))
         for level in (1, 2, 3)
     )
-    ious = [frame_box_iou(v, answer, truth) for v, answer in result.items() if levels[v] >= 2]
+    ious = [_frame_box_iou(v, answer, truth) for v, answer in result.items() if levels[v] >= 2]
     return Score(
         s1=s1,
         s2=s2,
@@ -82,8 +94,17 @@ def evaluate(result: Mapping[str, Answer], truth: GroundTruth) -> Score:
     )
 
 
-def level_of(video_id: str, answer: Answer, truth: GroundTruth) -> int:
-    """The highest level, 0 to 3, that the answer for a video with a positive frame reaches."""
+def iou(first: Box, second: Box) -> float:
+    """Return the intersection over union of two boxes x0 y0 x1 y1, x1 and y1 exclusive; 0 if both are empty."""
+    width = min(first[2], second[2]) - max(first[0], second[0])
+    height = min(first[3], second[3]) - max(first[1], second[1])
+    intersection = max(width, 0) * max(height, 0)
+    union = _area(first) + _area(second) - intersection
+    return intersection / union if union else 0.0
+
+
+def _reached_level(video_id: str, answer: Answer, truth: GroundTruth) -> int:
+    """Return the highest level, 0 to 3, that the answer reaches; the video must have a positive frame."""
     if answer.item_id != video_id:
         return 0
     judged_frame = truth.judged_frame(video_id, answer.frame_index)
@@ -96,23 +117,13 @@ def level_of(video_id: str, answer: Answer, truth: GroundTruth) -> int:
     return 2
 
 
-def frame_box_iou(video_id: str, answer: Answer, truth: GroundTruth) -> float:
-    """The best IoU between a submitted frame box and a positive box of the judged frame, 0 if there is none."""
+def _frame_box_iou(video_id: str, answer: Answer, truth: GroundTruth) -> float:
     judged_frame = truth.judged_frame(video_id, answer.frame_index)
     positive_boxes = truth.positive_frame_boxes(video_id, judged_frame)
     return max((iou(pair.frame_box, box) for pair in answer.pairs for box in positive_boxes), default=0.0)
 
 
-def iou(first: IntBox, second: IntBox) -> float:
-    """Intersection over union of two boxes x0 y0 x1 y1 with exclusive ends; 0 if both are empty."""
-    width = min(first[2], second[2]) - max(first[0], second[0])
-    height = min(first[3], second[3]) - max(first[1], second[1])
-    intersection = max(width, 0) * max(height, 0)
-    union = _area(first) + _area(second) - intersection
-    return intersection / union if union else 0.0
-
-
-def _area(box: IntBox) -> int:
+def _area(box: Box) -> float:
     return max(box[2] - box[0], 0) * max(box[3] - box[1], 0)
 
 

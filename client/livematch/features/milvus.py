@@ -1,8 +1,8 @@
-"""A gallery in Milvus, embedded in a file or on a cluster, for video features that outgrow one machine.
+"""Keep the features of videos in Milvus, in a file or on a cluster, when they outgrow one machine.
 
-Milvus searches with a FLAT index, which compares every row, and only preselects: what is as near as float32 can tell is
-fetched and decided in float64 as `livematch.matching.nearest` does. Rows are numbered in the order in which they were
-loaded, so ties go the same way as with the features files. Matches are the same to the last byte.
+Milvus compares a query with every row (a FLAT index), but in float32, so it only selects candidates; `livematch.match`
+decides between them as between the rows of a features file. Rows are numbered in the order in which they were loaded,
+so that ties go to the first row here as well.
 """
 
 import json
@@ -10,48 +10,44 @@ import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self
 
 import numpy as np
-import numpy.typing as npt
 
 from livematch.errors import FeaturesError, InputError, LivematchError, UnavailableError
-from livematch.features.table import AnyFeatures, Block, Origin, Rows, StoredFeatures, check_comparable
-from livematch.matching.nearest import exact_cosines, keep_best, relative_margin, to_distances
-from livematch.matching.vote import Match, MatchOptions, vote
+from livematch.features.table import Features, check_comparable
 
 PREFIX = "milvus:"
 COLLECTION = "livematch_gallery"
 
 # A message may have 64 MB by default, and a request 16384 rows.
 _INSERTED_ROWS = 1000
-_DESCRIBED_ROWS = 8192
-_FETCHED_ROWS = 500
+_READ_ROWS = 500
 _SEARCHED_QUERIES = 256
 _DELETED_SOURCES = 500
-_FIRST_CANDIDATES = 16
-_MAX_CANDIDATES = 16384
 
-_DESCRIPTION = ["row", "source", "frame_index", "box", "score", "model_identity"]
+_NUM_CANDIDATES = 64
+_TOLERANCE = 1e-5  # between float32 cosines; far above their rounding errors
+
+_COLUMNS = ["row", "source", "frame_index", "box", "score", "model_identity", "embedding"]
 
 
 class MilvusGallery:
     """Features of videos in a Milvus collection.
 
     >>> with MilvusGallery("milvus:gallery.db") as gallery:
-    ...     gallery.load(open_features([path]))
-    ...     matches = gallery.match(queries)
+    ...     gallery.load(open_features(["videos.parquet"]))
+    ...     matches = match(queries, gallery)
 
     Args:
         address: "milvus:" and a file whose name ends in .db, or the URI of a cluster.
-        must_exist: refuse a file that is not there, which would be made.
+        must_exist: refuse a file that does not exist instead of creating it.
 
     Raises:
         LivematchError: pymilvus is not installed.
-        InputError: `address` is none.
-        FeaturesError: the file has to be there, and is not.
-        UnavailableError: the cluster does not answer; also raised by every method.
+        InputError: `address` is malformed.
+        FeaturesError: `must_exist`, and the file does not exist.
+        UnavailableError: the cluster does not respond; every method may raise this.
     """
 
     def __init__(self, address: str, *, must_exist: bool = False) -> None:
@@ -62,7 +58,7 @@ class MilvusGallery:
             import pymilvus
         except ImportError as error:
             raise LivematchError(f"{address} needs pymilvus: pip install 'livematch[milvus]'") from error
-        # The server inside of Milvus Lite logs a traceback for each call of pymilvus that it does not know.
+        # The server inside Milvus Lite logs a traceback for each call of pymilvus that it does not know.
         logging.getLogger("grpc._server").setLevel(logging.CRITICAL)
         self.origin = address
         if must_exist and "://" not in uri and not Path(uri).exists():
@@ -71,19 +67,17 @@ class MilvusGallery:
         with self._translated():
             self._client = pymilvus.MilvusClient(uri)
 
-    def load(self, features: StoredFeatures) -> None:
-        """Add the rows of features files at the end; rows of the same sources that are there already are replaced.
+    def load(self, features: Features) -> None:
+        """Append all rows of `features`; rows of the same sources that are in the gallery are deleted first.
 
-        A load that was interrupted is made good by the same load again.
+        If a load was interrupted, repeat it.
 
         Raises:
-            FeaturesError: `features` are of other models or another dimension than the gallery's.
+            FeaturesError: `features` have embeddings of another model or size than the gallery's.
         """
         with self._translated():
             if self._client.has_collection(COLLECTION):
-                self._client.load_collection(COLLECTION)  # opened by another process, it is released
-                if (first := self._first_row()) is not None:
-                    check_comparable(features, Origin(self.origin, first["model_identity"] or None, self._size()))
+                self._check_comparable(features)
             else:
                 self._create(features.embedding_size)
         self.delete(list(dict.fromkeys(features.sources)))
@@ -109,10 +103,10 @@ class MilvusGallery:
             self._client.flush(COLLECTION)
 
     def delete(self, sources: Sequence[str]) -> None:
-        """Remove all rows of these sources; unknown ones are left out.
+        """Delete all rows of these sources; sources that are not in the gallery are ignored.
 
         Raises:
-            FeaturesError: the gallery is not there.
+            FeaturesError: the gallery does not exist.
         """
         with self._translated():
             if not self._client.has_collection(COLLECTION):
@@ -121,20 +115,27 @@ class MilvusGallery:
                 some = json.dumps(sources[start : start + _DELETED_SOURCES], ensure_ascii=False)
                 self._client.delete(COLLECTION, filter=f"source in {some}")
 
-    def match(self, queries: AnyFeatures, rule: MatchOptions | None = None) -> list[Match]:
-        """The matches of `livematch.match` with this gallery.
+    def candidates(self, queries: Features) -> Features:
+        """Return the rows that may be nearest to one of `queries`, in the order in which they were loaded.
+
+        For each query, these are the nearest row and the rows whose distance float32 cannot tell from it, at most 64.
+        Their embeddings are in memory; unless many rows are equally near, they take no more of it than `queries` would.
 
         Raises:
-            FeaturesError: `queries` are of other models or dimension, the gallery is not there, or it holds rows of
-                several models.
+            FeaturesError: `queries` have embeddings of another model or size than the gallery's, or the gallery does
+                not exist.
         """
-        row_ids, rows = self._describe()
-        if not len(queries) or not len(rows):
-            return []
         with self._translated():
-            check_comparable(queries, Origin(self.origin, rows.model_identity, self._size()))
-            hits, distances = self._nearest(queries, row_ids)
-        return vote(queries, rows, hits, distances, rule or MatchOptions())
+            if not self._client.has_collection(COLLECTION):
+                raise self._no_gallery()
+            self._check_comparable(queries)
+            rows: set[int] = set()
+            for block in queries.blocks(_SEARCHED_QUERIES):
+                for hits in self._client.search(
+                    COLLECTION, data=list(block.embeddings), anns_field="embedding", limit=_NUM_CANDIDATES
+                ):
+                    rows.update(hit["row"] for hit in hits if hit["distance"] >= hits[0]["distance"] - _TOLERANCE)
+            return self._read(sorted(rows))
 
     def close(self) -> None:
         self._client.close()
@@ -142,9 +143,7 @@ class MilvusGallery:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, *exception: object) -> None:
         self.close()
 
     def _create(self, embedding_size: int) -> None:
@@ -161,17 +160,24 @@ class MilvusGallery:
         index.add_index("embedding", index_type="FLAT", metric_type="COSINE")
         self._client.create_collection(COLLECTION, schema=schema, index_params=index, consistency_level="Strong")
 
-    def _size(self) -> int:
+    def _check_comparable(self, features: Features) -> None:
+        self._client.load_collection(COLLECTION)  # a collection that another process has opened is not loaded
+        if (first := self._first_row()) is not None:
+            check_comparable(features, self.origin, first["model_identity"] or None, self._embedding_size())
+
+    def _embedding_size(self) -> int:
         fields = self._client.describe_collection(COLLECTION)["fields"]
         return next(int(field["params"]["dim"]) for field in fields if field["name"] == "embedding")
 
     def _first_row(self, start: int = 0) -> dict[str, Any] | None:
-        """Some row from number `start` on."""
-        found = self._client.query(COLLECTION, filter=f"row >= {start}", limit=1, output_fields=_DESCRIPTION)
+        """Return some row whose number is at least `start`, None if there is none."""
+        found = self._client.query(
+            COLLECTION, filter=f"row >= {start}", limit=1, output_fields=["row", "model_identity"]
+        )
         return dict(found[0]) if found else None
 
     def _end(self) -> int:
-        """One more than the largest row number."""
+        """Return the largest row number plus one."""
         low, high = 0, 1
         while self._first_row(high) is not None:
             low, high = high, 2 * high
@@ -183,85 +189,35 @@ class MilvusGallery:
                 low = middle + 1
         return low
 
-    def _describe(self) -> tuple[npt.NDArray[np.int64], Rows]:
-        """The numbers of all rows, int64 [n] increasing, and all of them but the embeddings."""
-        found: list[dict[str, Any]] = []
-        with self._translated():
-            if not self._client.has_collection(COLLECTION):
-                raise self._no_gallery()
-            self._client.load_collection(COLLECTION)
-            for start in range(0, self._end(), _DESCRIBED_ROWS):
-                range_filter = f"row >= {start} and row < {start + _DESCRIBED_ROWS}"
-                part = self._client.query(COLLECTION, filter=range_filter, output_fields=_DESCRIPTION)
-                found += sorted(part, key=lambda row: row["row"])
-        identities = {row["model_identity"] for row in found}
+    def _read(self, row_numbers: Sequence[int]) -> Features:
+        """Return rows with their embeddings, in the order given."""
+        found: dict[int, dict[str, Any]] = {}
+        for start in range(0, len(row_numbers), _READ_ROWS):
+            ids = list(row_numbers[start : start + _READ_ROWS])
+            for row in self._client.query(COLLECTION, ids=ids, output_fields=_COLUMNS):
+                row["embedding"] = np.array(row["embedding"], np.float32)  # Python's floats take eight times as much
+                found[row["row"]] = row
+        rows = [found[number] for number in row_numbers]
+        identities = sorted({row["model_identity"] for row in rows})
         if len(identities) > 1:
-            raise FeaturesError(f"{self.origin}: holds rows of several models: {', '.join(sorted(identities))}")
-        rows = Rows(
-            sources=[row["source"] for row in found],
-            names=[""] * len(found),
-            frame_indices=np.array([row["frame_index"] for row in found], np.int32),
-            boxes=np.array([row["box"] for row in found], np.float32).reshape(-1, 4),
-            scores=np.array([row["score"] for row in found], np.float32),
+            raise FeaturesError(f"{self.origin}: holds rows of several models: {', '.join(identities)}")
+        return Features(
+            sources=[row["source"] for row in rows],
+            names=[""] * len(rows),
+            frame_indices=[row["frame_index"] for row in rows],
+            boxes=np.reshape([row["box"] for row in rows], (-1, 4)),
+            scores=[row["score"] for row in rows],
+            embeddings=np.reshape([row["embedding"] for row in rows], (-1, self._embedding_size())),
             model_identity=next(iter(identities), None) or None,
             origin=self.origin,
         )
-        return np.array([row["row"] for row in found], np.int64), rows
-
-    def _nearest(
-        self, queries: AnyFeatures, row_ids: npt.NDArray[np.int64]
-    ) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.float64]]:
-        """As `livematch.matching.nearest.nearest`; hits are places in `row_ids`."""
-        hits = np.zeros(len(queries), np.intp)
-        cosines = np.full(len(queries), -np.inf)
-        for block in queries.blocks(_SEARCHED_QUERIES):
-            near = self._near(block, np.arange(len(block.lengths)), _FIRST_CANDIDATES, len(row_ids))
-            near_queries, near_ids = (np.array(column, np.int64) for column in zip(*near, strict=True))
-            ids, positions = np.unique(near_ids, return_inverse=True)
-            exact = exact_cosines(block, self._fetch(ids), near_queries, positions)
-            places = np.searchsorted(row_ids, near_ids)
-            keep_best(near_queries, places, exact, hits[block.rows], cosines[block.rows])
-        return hits, to_distances(cosines)
-
-    def _near(
-        self, block: Block, places: npt.NDArray[np.intp], num_candidates: int, num_rows: int
-    ) -> list[tuple[int, int]]:
-        """(place in the block, row number) of what float32 cannot tell from the nearest, for queries at `places`."""
-        answers = self._client.search(
-            COLLECTION, data=list(block.embeddings[places]), anns_field="embedding", limit=min(num_candidates, num_rows)
-        )
-        margin = relative_margin(block.embeddings.shape[1])
-        near: list[tuple[int, int]] = []
-        undecided = []
-        for place, answer in zip(places.tolist(), answers, strict=True):
-            close = [hit["row"] for hit in answer if hit["distance"] >= answer[0]["distance"] - margin]
-            if len(close) == len(answer) < num_rows:
-                undecided.append(place)
-            else:
-                near += [(place, row) for row in close]
-        if undecided:
-            if num_candidates == _MAX_CANDIDATES:
-                raise FeaturesError(f"{self.origin}: more than {_MAX_CANDIDATES} rows are equally near to a query")
-            more = min(8 * num_candidates, _MAX_CANDIDATES)
-            for place in undecided:  # one at a time: an answer of this size is a large message
-                near += self._near(block, np.array([place]), more, num_rows)
-        return near
-
-    def _fetch(self, ids: npt.NDArray[np.int64]) -> Block:
-        embeddings: dict[int, Any] = {}
-        for start in range(0, len(ids), _FETCHED_ROWS):
-            some = ids[start : start + _FETCHED_ROWS].tolist()
-            for row in self._client.query(COLLECTION, ids=some, output_fields=["row", "embedding"]):
-                embeddings[row["row"]] = row["embedding"]
-        values = np.array([embeddings[row] for row in ids.tolist()], np.float32)
-        return Block(0, values, np.linalg.norm(values.astype(np.float64), axis=1))
 
     def _no_gallery(self) -> FeaturesError:
         return FeaturesError(f"{self.origin}: holds no gallery; make one with `livematch load`")
 
     @contextmanager
     def _translated(self) -> Iterator[None]:
-        """Turns pymilvus's errors into one that names the gallery."""
+        """Context manager: turn errors of pymilvus into UnavailableError with the gallery's address."""
         try:
             yield
         except self._pymilvus.MilvusException as error:

@@ -1,8 +1,8 @@
-"""Writing a features file so that a run killed at any moment goes on where it stopped.
+"""Write a features file in such a way that a run killed at any moment can be continued.
 
-While a run is going on, each finished source file (an image, a video) is appended to `<FEATURES>.partial` as one
-Arrow record batch that carries the source's key, also when it holds no boxes. A batch cut off by a kill is dropped at
-the next start. When the run ends, the batches become a plain Parquet file, which replaces the old one in one step.
+During the run, each finished source file (an image or a video) is appended to `<FEATURES>.partial` as one Arrow record
+batch that carries the source's key, even if it holds no boxes. A batch that a kill has cut off is dropped at the next
+start. At the end, the batches become a plain Parquet file, which replaces the old one in one step.
 """
 
 import fcntl
@@ -10,7 +10,6 @@ import json
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self
 
 import numpy as np
@@ -19,7 +18,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from livematch.errors import FeaturesError
-from livematch.features.table import BOUNDED_READING, IDENTITY_KEY, features_schema, read_identity
+from livematch.features.parquet import BOUNDED_READING, IDENTITY_KEY, features_schema, read_identity, unreadable
+from livematch.files import replace_file
 from livematch.types import EMBEDDING_SIZE, Recognition
 
 SELECTION_KEY = b"livematch:selection"
@@ -39,35 +39,35 @@ class FeaturesStore:
     ...     store.append(("000013", "0"), [(-1, recognition)])
     ...     store.finish()
 
-    Without `finish` the appended sources stay in the partial file, where the next store on `path` finds them.
+    Without `finish`, the appended sources stay in the partial file, where the next store on `path` finds them.
 
     Args:
         path: the features file. If it exists, sources are added to it.
-        model_identity: names the models at work now; None if unknown.
-        selection: what is taken of each source file, e.g. "frames 80:400:20".
+        model_identity: names the models that the server has now; None if unknown.
+        selection: describes which frames of each source file are stored, e.g. "frames 80:400:20".
 
     Raises:
-        FeaturesError: what is stored already is no features file, or is of other models or another selection.
+        FeaturesError: what is stored already is not a features file, or is of other models or another selection.
     """
 
-    def __init__(self, path: Path, *, model_identity: str | None, selection: str) -> None:
-        self.path = path
-        self.partial_path = path.with_name(path.name + ".partial")
+    def __init__(self, path: str | Path, *, model_identity: str | None, selection: str) -> None:
+        self.path = Path(path)
+        self.partial_path = self.path.with_name(self.path.name + ".partial")
         self._model_identity = model_identity
         self._selection = selection
         metadata = {SELECTION_KEY: selection.encode()}
         if model_identity is not None:
             metadata[IDENTITY_KEY] = model_identity.encode()
-        self._schema = features_schema(EMBEDDING_SIZE).with_metadata(metadata)
-        path.parent.mkdir(parents=True, exist_ok=True)
+        self._schema = features_schema().with_metadata(metadata)
+        self.path.parent.mkdir(parents=True, exist_ok=True)
         self._file = self.partial_path.open("ab")
         try:
             self._lock()
-            # Not before it is locked: another run may just be finishing it.
+            # Only now that it is locked: before, another run might still have been finishing the file.
             try:
                 self._num_rows_of = self._read_final()
             except FeaturesError:
-                if not self._file.tell():  # there was no partial file
+                if not self._file.tell():  # the partial file did not exist before
                     self.partial_path.unlink()
                 raise
             self._final_keys = set(self._num_rows_of)
@@ -88,26 +88,27 @@ class FeaturesStore:
         """Number of boxes stored so far."""
         return sum(self._num_rows_of.values())
 
-    def append(self, key: Key, pictures: Sequence[tuple[int, Recognition]]) -> None:
-        """Store one source file: (frame_index, recognition) for each picture of it, frame_index -1 for an image."""
-        batch = _to_batch(key, pictures, self._schema)
+    def append(self, key: Key, recognitions: Sequence[tuple[int, Recognition]]) -> None:
+        """Store one source file: (frame_index, recognition) of each of its frames, frame_index -1 for an image."""
+        batch = _to_batch(key, recognitions, self._schema)
         self._writer.write_batch(batch, custom_metadata={"key": json.dumps(key)})
         self._file.flush()
         self._num_rows_of[key] = batch.num_rows
 
     def finish(self) -> None:
-        """Turn all that is stored into the Parquet file, and remove the partial file."""
+        """Write all stored sources to the Parquet file, and remove the partial file."""
         self._end_stream()
         if self._num_rows_of.keys() != self._final_keys or not self.path.exists():
             without_boxes = sorted(key for key, num_rows in self._num_rows_of.items() if num_rows == 0)
-            metadata = self._schema.metadata | {WITHOUT_BOXES_KEY: json.dumps(without_boxes).encode()}
-            unfinished = self.path.with_name(self.path.name + ".unfinished")
-            with pq.ParquetWriter(
-                unfinished, self._schema.with_metadata(metadata), use_dictionary=["source", "name"]
-            ) as writer:
+            schema = self._schema.with_metadata(
+                self._schema.metadata | {WITHOUT_BOXES_KEY: json.dumps(without_boxes).encode()}
+            )
+            with (
+                replace_file(self.path) as temporary,
+                pq.ParquetWriter(temporary, schema, use_dictionary=["source", "name"]) as writer,
+            ):
                 for table in self._row_groups():
-                    writer.write_table(table.replace_schema_metadata(metadata))
-            unfinished.replace(self.path)
+                    writer.write_table(table.cast(schema))
         self.partial_path.unlink()
         self._file.close()
 
@@ -119,21 +120,20 @@ class FeaturesStore:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, *exception: object) -> None:
         self.close()
 
     def _read_final(self) -> dict[Key, int]:
+        """Return the number of boxes of each source in the finished file."""
         if not self.path.exists():
             return {}
         try:
             with pq.ParquetFile(self.path) as file:
                 schema = file.schema_arrow
-                self._check_origin(schema, self.path)
+                self._check_schema(schema, self.path)
                 keys = file.read(columns=["source", "name"]).to_pydict()
         except (pa.ArrowException, OSError) as error:
-            raise FeaturesError(f"{self.path}: not a readable Parquet file: {' '.join(str(error).split())}") from error
+            raise unreadable(self.path, error) from error
         num_rows_of: dict[Key, int] = {tuple(key): 0 for key in json.loads(schema.metadata[WITHOUT_BOXES_KEY])}
         for key in zip(keys["source"], keys["name"], strict=True):
             num_rows_of[key] = num_rows_of.get(key, 0) + 1
@@ -146,7 +146,7 @@ class FeaturesStore:
             self._file.flush()
 
     def _lock(self) -> None:
-        """Keep the partial file for this process, until it is closed or the process ends."""
+        """Lock the partial file for this process until the file is closed or the process ends."""
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
@@ -155,7 +155,7 @@ class FeaturesStore:
             raise FeaturesError(f"{self.path}: another run has just finished it; run the same command again")
 
     def _recover_partial(self) -> None:
-        """Note the sources in the partial file, and cut off what a kill left half-written behind them."""
+        """Register the sources in the partial file, and cut off an incomplete batch at its end."""
         end = 0
         for key, batch, offset in self._partial_batches():
             self._num_rows_of.setdefault(key, batch.num_rows)
@@ -167,25 +167,25 @@ class FeaturesStore:
                 file.write(_END_OF_STREAM)
 
     def _partial_batches(self) -> Iterator[tuple[Key, pa.RecordBatch, int]]:
-        """Each whole batch with its key and the offset of its end. Every run has appended one stream to the file."""
+        """Yield each complete batch with its key and the offset of its end; each run has appended one stream."""
         with pa.OSFile(str(self.partial_path)) as file:
             while file.tell() < file.size():
                 try:
                     reader = pa.ipc.open_stream(file)
                 except (pa.ArrowException, OSError):
-                    return  # killed while it wrote the stream's head
-                self._check_origin(reader.schema, self.partial_path)
+                    return  # a run was killed while it wrote the stream's header
+                self._check_schema(reader.schema, self.partial_path)
                 while True:
                     try:
                         batch, metadata = reader.read_next_batch_with_custom_metadata()
                     except StopIteration:
                         break
                     except (pa.ArrowException, OSError):
-                        return  # killed while it wrote this batch
+                        return  # a run was killed while it wrote this batch
                     source, name = json.loads(metadata["key"])
                     yield (source, name), batch, file.tell()
 
-    def _check_origin(self, schema: pa.Schema, path: Path) -> None:
+    def _check_schema(self, schema: pa.Schema, path: Path) -> None:
         selection = (schema.metadata or {}).get(SELECTION_KEY, b"something else").decode()
         if selection != self._selection:
             raise FeaturesError(f"{path} holds {selection}, not {self._selection}: give another output file")
@@ -207,10 +207,10 @@ class FeaturesStore:
             waiting.append(batch)
             num_rows += batch.num_rows
             if num_rows >= ROW_GROUP_ROWS:
-                yield pa.Table.from_batches(waiting, self._schema)
+                yield pa.Table.from_batches(waiting)
                 waiting, num_rows = [], 0
         if waiting:
-            yield pa.Table.from_batches(waiting, self._schema)
+            yield pa.Table.from_batches(waiting)
 
     def _all_batches(self) -> Iterator[pa.RecordBatch]:
         if self.path.exists():
@@ -218,28 +218,28 @@ class FeaturesStore:
                 for batch in file.iter_batches(batch_size=ROW_GROUP_ROWS):
                     yield pa.RecordBatch.from_arrays(batch.columns, schema=self._schema)
         for key, batch, _ in self._partial_batches():
-            if key not in self._final_keys:  # a kill between the replacement and the removal leaves both
+            if key not in self._final_keys:  # a run killed between replacing the file and this removal leaves both
                 yield pa.RecordBatch.from_arrays(batch.columns, schema=self._schema)
 
 
-def _to_batch(key: Key, pictures: Sequence[tuple[int, Recognition]], schema: pa.Schema) -> pa.RecordBatch:
+def _to_batch(key: Key, recognitions: Sequence[tuple[int, Recognition]], schema: pa.Schema) -> pa.RecordBatch:
     source, name = key
-    recognitions = [recognition for _, recognition in pictures]
-    counts = [len(recognition) for recognition in recognitions]
+    counts = [len(recognition) for _, recognition in recognitions]
     num_rows = sum(counts)
 
-    def stacked(column: str, *width: int) -> npt.NDArray[np.float32]:
-        empty = np.empty((0, *width), np.float32)
-        return np.concatenate([empty, *(getattr(recognition, column) for recognition in recognitions)])
+    def lists(column: str, width: int) -> pa.Array:
+        return pa.FixedSizeListArray.from_arrays(values(column, (0, width)).ravel(), width)
+
+    def values(column: str, shape: tuple[int, ...] = (0,)) -> npt.NDArray[np.float32]:
+        arrays = (getattr(recognition, column) for _, recognition in recognitions)
+        return np.concatenate([np.empty(shape, np.float32), *arrays])
 
     columns: list[Any] = [
         pa.array([source] * num_rows, pa.string()),
         pa.array([name] * num_rows, pa.string()),
-        pa.array(np.repeat([frame_index for frame_index, _ in pictures], counts), pa.int32()),
-        pa.FixedSizeListArray.from_arrays(pa.array(stacked("boxes", 4).ravel(), pa.float32()), 4),
-        pa.array(stacked("scores"), pa.float32()),
-        pa.FixedSizeListArray.from_arrays(
-            pa.array(stacked("embeddings", EMBEDDING_SIZE).ravel(), pa.float32()), EMBEDDING_SIZE
-        ),
+        pa.array(np.repeat([frame_index for frame_index, _ in recognitions], counts), pa.int32()),
+        lists("boxes", 4),
+        values("scores"),
+        lists("embeddings", EMBEDDING_SIZE),
     ]
     return pa.RecordBatch.from_arrays(columns, schema=schema)

@@ -1,4 +1,4 @@
-"""A server's process and those it started: begun, watched, ended with their parent."""
+"""A server's process and its children: started, watched, and ended together with the calling process."""
 
 import contextlib
 import os
@@ -9,10 +9,12 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 
+import psutil
+
 from livematch.errors import LocalServerError
 
-# Runs between fork and the server: asks the kernel for SIGTERM when the parent dies, then becomes the server.
-# The parent may have died before the request was made, hence the second look at it.
+# Runs between fork and the server: asks the kernel to send SIGTERM when the parent dies, then becomes the server.
+# The parent may have died before that request, so the launcher checks afterwards whether it still has its parent.
 _LAUNCHER = """
 import ctypes, os, signal, sys
 PR_SET_PDEATHSIG = 1
@@ -21,38 +23,48 @@ if os.getppid() != int(sys.argv[1]):
     sys.exit("the parent has ended")
 os.execv(sys.argv[2], sys.argv[2:])
 """
-_LOOK_INTERVAL_S = 1.0
+_CHECK_INTERVAL_S = 1.0
 
 
 class Process:
-    """Runs `command` in a process group of its own; stdout and stderr go to `log_path`.
+    """Runs `command` in its own process group.
 
-    Once `watch_children()` was called, the process is ended when one of its children ends: tritonserver would stay, and
-    refuse whatever needs that child. `on_end` is called in another thread when the process has ended.
+    After `watch_children()`, the process is killed as soon as one of its children ends: tritonserver itself would keep
+    running, and reject every request that needs this child.
+
+    Args:
+        command: the program and its arguments.
+        environment: the environment variables.
+        log_path: stdout and stderr are appended to this file.
+        on_exit: called in another thread when the process ends without `stop()`.
+
+    Raises:
+        LocalServerError: the command cannot be run.
     """
 
     def __init__(
-        self, command: list[str], environment: dict[str, str], log_path: Path, on_end: Callable[[], None]
+        self, command: list[str], environment: dict[str, str], log_path: Path, on_exit: Callable[[], None]
     ) -> None:
         self._command = command
         self._environment = environment
         self._log_path = log_path
-        self._on_end = on_end
-        self._children: set[int] = set()
+        self._on_exit = on_exit
+        self._children: list[psutil.Process] = []
         self._has_lost_child = False
         self._is_stopping = False
         self._popen: subprocess.Popen[bytes] | None = None
-        has_begun = threading.Event()
+        self._start_error: OSError | None = None
+        has_started = threading.Event()
         # The kernel sends the parent-death signal when the *thread* that forked ends, so not a caller's thread.
-        threading.Thread(target=self._run, args=(has_begun,), name="tritonserver", daemon=True).start()
-        has_begun.wait()
+        threading.Thread(target=self._run, args=(has_started,), name="tritonserver", daemon=True).start()
+        has_started.wait()
         if self._popen is None:
-            raise LocalServerError(f"cannot run {command[0]}")
+            raise LocalServerError(f"cannot run {command[0]}: {self._start_error}") from self._start_error
         self.pid: int = self._popen.pid
 
     @property
-    def ending(self) -> str | None:
-        """How the process has ended, None while it runs."""
+    def exit_reason(self) -> str | None:
+        """How the process ended, such as "was killed by signal 9"; None while it runs."""
         assert self._popen is not None
         return_code = self._popen.poll()
         if return_code is None:
@@ -62,10 +74,12 @@ class Process:
         return f"was killed by signal {-return_code}" if return_code < 0 else f"ended with exit code {return_code}"
 
     def watch_children(self) -> None:
-        self._children = _children(self.pid)
+        """From now on, kill the process when one of its present children ends."""
+        with contextlib.suppress(psutil.NoSuchProcess):  # it has ended itself, which `exit_reason` tells
+            self._children = psutil.Process(self.pid).children()
 
     def stop(self, timeout_s: float) -> None:
-        """Ends the process, gently for `timeout_s`, and whatever is left of its group."""
+        """Send SIGTERM, then SIGKILL after `timeout_s`; kill whatever is left of the process group."""
         assert self._popen is not None
         self._is_stopping = True
         self._popen.terminate()
@@ -77,7 +91,7 @@ class Process:
         with contextlib.suppress(ProcessLookupError):  # nothing is left after a clean stop
             os.killpg(self.pid, signal.SIGKILL)
 
-    def _run(self, has_begun: threading.Event) -> None:
+    def _run(self, has_started: threading.Event) -> None:
         launcher = [sys.executable, "-I", "-S", "-c", _LAUNCHER, str(os.getpid()), *self._command]
         try:
             with self._log_path.open("ab") as log:
@@ -90,31 +104,26 @@ class Process:
                     start_new_session=True,
                 )
             self._popen = popen
+        except OSError as error:
+            self._start_error = error
+            return
         finally:
-            has_begun.set()
+            has_started.set()
         while True:
             try:
-                popen.wait(_LOOK_INTERVAL_S)
+                popen.wait(_CHECK_INTERVAL_S)
                 break
             except subprocess.TimeoutExpired:
-                if not (self._is_stopping or self._has_lost_child) and not all(map(is_running, self._children)):
+                if not (self._is_stopping or self._has_lost_child) and any(map(has_ended, self._children)):
                     self._has_lost_child = True
-                    popen.kill()  # a gentle end would wait for requests that the lost child holds
+                    popen.kill()  # after SIGTERM it would wait for the requests that the lost child holds
         if not self._is_stopping:
-            self._on_end()
+            self._on_exit()
 
 
-def is_running(pid: int) -> bool:
-    """False also for a process that has ended and that its parent has not asked about."""
+def has_ended(process: psutil.Process) -> bool:
+    """Tell whether a process has ended, even if its parent has not collected the exit code yet."""
     try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except (FileNotFoundError, ProcessLookupError):  # the second if it ends while this reads
-        return False
-
-
-def _children(pid: int) -> set[int]:
-    children: set[int] = set()
-    for task in Path(f"/proc/{pid}/task").glob("*/children"):
-        with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # a thread that ends meanwhile
-            children.update(map(int, task.read_text().split()))
-    return children
+        return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True

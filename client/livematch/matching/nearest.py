@@ -1,161 +1,152 @@
-"""Exact nearest neighbours at the speed of a matrix product, in a given amount of memory.
+"""Find exact nearest neighbours at the speed of a matrix product, in a given amount of memory.
 
-A float32 product of tiles only preselects, float64 decides, and cosines are compared to 12 decimals. So nothing depends
-on the BLAS in use, on its threads or on the tiles, and what is equal on paper is equal here: the first row wins.
+A float32 matrix product only selects candidates, whose distances are then computed in float64. So the result depends
+neither on the BLAS library and its threads nor on how the rows are divided into tiles.
 """
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+import psutil
 
 from livematch.errors import InputError
-from livematch.features.table import AnyFeatures, Block
+from livematch.features.table import Block, Features
 
-DECIMALS = 12  # float64 is good for 15, the float32 embeddings themselves for 7
+DECIMALS = 12
+"""Distances are rounded to this many decimals, so that mathematically equal ones compare equal.
+
+Without rounding, the last bit of a float64 would decide between rows of the same direction but different lengths.
+"""
 DEFAULT_MEMORY_BYTES = 2 << 30
 
 _TILE_QUERIES = 1024  # per matrix product; with _BLOCK_ROWS, 8 MB of products, which stay in the cache
 _BLOCK_ROWS = 2048  # of the gallery
 _MIN_BLOCK_ROWS = 64
-_NUM_BLOCKS_BESIDE = 8  # what reading, scaling and comparing a block of the gallery takes, in blocks of its size
-_RESERVED_BYTES = 48 << 20  # for Arrow's reader and its pool, whatever the tiles
+_NUM_WORK_BLOCKS = 8  # memory for reading, scaling and comparing a block of the gallery, in multiples of its size
+_RESERVED_BYTES = 48 << 20  # for Arrow's reader and its memory pool, whatever the tiles
 _REFINED_PAIRS = 512  # per float64 step, 16 MB for 2048-d embeddings
+
+_Indices = npt.NDArray[np.intp]
 
 
 def nearest(
-    queries: AnyFeatures, gallery: AnyFeatures, *, memory_bytes: int = DEFAULT_MEMORY_BYTES
-) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.float64]]:
-    """The nearest gallery row of each query, and the squared distance 2 - 2·cos to it.
+    queries: Features, gallery: Features, *, memory_bytes: int = DEFAULT_MEMORY_BYTES
+) -> tuple[_Indices, npt.NDArray[np.float64]]:
+    """Return the nearest gallery row of each query, and the squared distance 2 - 2·cos to it.
 
-    As many queries as fit are held at once, and the gallery goes past them block by block.
+    As many queries as fit into memory are held at once, and all of the gallery is read block by block for them.
 
     Args:
-        memory_bytes: what this may use besides what the process holds already; see `memory_left`.
+        memory_bytes: what this may use on top of what the process uses already; see `memory_left`.
 
     Returns:
-        hits: intp [n], the first row of those equally near.
+        hits: intp [n]; of equally near rows, the first.
         distances: float64 [n], 0..4.
 
     Raises:
-        InputError: `memory_bytes` is too little.
+        InputError: `memory_bytes` is too small.
         FeaturesError: a features file is damaged.
     """
     hits = np.zeros(len(queries), np.intp)
-    cosines = np.full(len(queries), -np.inf)
-    num_held, num_rows = _tiles(memory_bytes, queries.embedding_size)
-    scaled = np.empty((min(num_rows, len(gallery)), gallery.embedding_size), np.float32)
-    products = np.empty(min(_TILE_QUERIES, len(queries)) * len(scaled), np.float32)
+    distances = np.full(len(queries), np.inf)
+    num_held, num_rows = _plan_memory(memory_bytes, queries.embedding_size)
     for held in queries.blocks(num_held):
         largest = np.full(len(held.lengths), -np.inf, np.float32)
-        for block in _ahead(gallery.blocks(num_rows, num_buffers=2)):
-            inverse_lengths = (1 / block.lengths).astype(np.float32)[:, np.newaxis]
-            directions = np.multiply(block.embeddings, inverse_lengths, out=scaled[: len(inverse_lengths)])
+        for block in _read_ahead(gallery.blocks(num_rows, num_buffers=2)):
+            directions = np.divide(block.embeddings, block.lengths[:, np.newaxis].astype(np.float32))
             for start in range(0, len(largest), _TILE_QUERIES):
                 part = slice(start, start + _TILE_QUERIES)
                 tile = Block(held.start + start, held.embeddings[part], held.lengths[part])
-                shape = (len(tile.lengths), len(directions))
-                product = products[: shape[0] * shape[1]].reshape(shape)
-                np.matmul(tile.embeddings, directions.T, out=product)
-                near_queries, near_rows = _near(product, largest[part], _margins(tile))
-                exact = exact_cosines(tile, block, near_queries, near_rows)
-                keep_best(near_queries, near_rows + block.start, exact, hits[tile.rows], cosines[tile.rows])
-    return hits, to_distances(cosines)
-
-
-def _ahead(blocks: Iterator[Block]) -> Iterator[Block]:
-    """The same blocks, with the next one being read while one is worked on."""
-    with ThreadPoolExecutor(1) as reader:
-        coming = reader.submit(next, blocks, None)
-        while (block := coming.result()) is not None:
-            coming = reader.submit(next, blocks, None)
-            yield block
-
-
-def exact_cosines(
-    queries: Block, gallery: Block, query_places: npt.NDArray[np.intp], gallery_places: npt.NDArray[np.intp]
-) -> npt.NDArray[np.float64]:
-    """Cosines of pairs, given by their places in two blocks, float64 rounded to 12 decimals."""
-    cosines = np.empty(len(query_places), np.float64)
-    for start in range(0, len(query_places), _REFINED_PAIRS):
-        pairs = slice(start, start + _REFINED_PAIRS)
-        products = queries.embeddings[query_places[pairs]].astype(np.float64)
-        products *= gallery.embeddings[gallery_places[pairs]]
-        cosines[pairs] = products.sum(axis=1)
-    return np.round(cosines / (queries.lengths[query_places] * gallery.lengths[gallery_places]), DECIMALS)
-
-
-def keep_best(
-    query_places: npt.NDArray[np.intp],
-    rows: npt.NDArray[np.intp],
-    exact: npt.NDArray[np.float64],
-    hits: npt.NDArray[np.intp],
-    cosines: npt.NDArray[np.float64],
-) -> None:
-    """Enter the nearest of new pairs into `hits` and `cosines`, where it is nearer than what they hold.
-
-    The rows of one call must come after those of the calls before.
-    """
-    order = np.lexsort((rows, -exact, query_places))
-    improved, first = np.unique(query_places[order], return_index=True)
-    best = order[first]
-    is_nearer = exact[best] > cosines[improved]
-    hits[improved[is_nearer]] = rows[best[is_nearer]]
-    cosines[improved[is_nearer]] = exact[best[is_nearer]]
-
-
-def relative_margin(embedding_size: int) -> float:
-    """How far apart two float32 cosines may be that are equal on paper.
-
-    Each is off by at most (size + 8)·eps/2, whatever order it is summed in.
-    """
-    return (embedding_size + 8) * float(np.finfo(np.float32).eps)
-
-
-def to_distances(cosines: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """Squared distances of unit vectors, 0..4."""
-    return np.clip(2 - 2 * cosines, 0, 4).round(DECIMALS)
-
-
-def _near(
-    product: npt.NDArray[np.float32], largest: npt.NDArray[np.float32], margins: npt.NDArray[np.float32]
-) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.intp]]:
-    """Places in a tile that may be nearer than all before; `largest`, each query's largest product, is updated."""
-    row_largest = product.max(axis=1)
-    np.maximum(largest, row_largest, out=largest)
-    lowest = largest - margins
-    rows = np.flatnonzero(row_largest >= lowest)
-    places, near_rows = np.nonzero(product[rows] >= lowest[rows, np.newaxis])
-    return rows[places], near_rows
-
-
-def _margins(queries: Block) -> npt.NDArray[np.float32]:
-    """How far apart two products may be that are equal on paper; queries keep their length, which changes no order."""
-    margins: npt.NDArray[np.float32] = (relative_margin(queries.embeddings.shape[1]) * queries.lengths).astype(
-        np.float32
-    )
-    return margins
-
-
-def _tiles(memory_bytes: int, embedding_size: int) -> tuple[int, int]:
-    """How many queries to hold, and how many gallery rows to read at once."""
-    row_bytes = 4 * max(embedding_size, 1)
-    num_free = (memory_bytes - _RESERVED_BYTES) // row_bytes
-    num_rows = min(_BLOCK_ROWS, num_free // (2 * _NUM_BLOCKS_BESIDE))
-    if num_rows < _MIN_BLOCK_ROWS:
-        needed_bytes = _RESERVED_BYTES + 2 * _NUM_BLOCKS_BESIDE * _MIN_BLOCK_ROWS * row_bytes
-        raise InputError(
-            f"{memory_bytes >> 20} MiB of memory are too little for matching: it takes {-(-needed_bytes >> 20)} MiB"
-        )
-    return num_free - _NUM_BLOCKS_BESIDE * num_rows, num_rows
+                pairs = _candidates(tile, directions, largest[part])
+                _keep_nearest(tile, block, *pairs, hits[tile.rows], distances[tile.rows])
+    return hits, distances
 
 
 def memory_left(limit_bytes: int) -> int:
-    """What is left of a limit for the whole process; all of it where there is no /proc to tell what is in use."""
-    status = Path("/proc/self/status")
-    if not status.exists():
-        return limit_bytes
-    (line,) = (line for line in status.read_text().splitlines() if line.startswith("VmRSS:"))
-    return max(0, limit_bytes - (int(line.split()[1]) << 10))
+    """Return how much of a limit for the whole process is left."""
+    return max(0, limit_bytes - int(psutil.Process().memory_info().rss))
+
+
+def _read_ahead(blocks: Iterator[Block]) -> Iterator[Block]:
+    """Yield the blocks while a thread reads the next one."""
+    with ThreadPoolExecutor(1) as reader:
+        following = reader.submit(next, blocks, None)
+        while (block := following.result()) is not None:
+            following = reader.submit(next, blocks, None)
+            yield block
+
+
+def _candidates(
+    queries: Block, directions: npt.NDArray[np.float32], largest: npt.NDArray[np.float32]
+) -> tuple[_Indices, _Indices]:
+    """Return the pairs of a query and a gallery row that may be nearer than all rows before.
+
+    Args:
+        queries: need no unit length, because their length does not change the order of the products.
+        directions: the gallery's embeddings scaled to unit length.
+        largest: each query's largest product so far, which is updated.
+
+    Returns:
+        Indices of the queries, ascending, and of the rows.
+    """
+    products = queries.embeddings @ directions.T
+    row_largest = products.max(axis=1)
+    np.maximum(largest, row_largest, out=largest)
+    # A float32 cosine is off by at most (size + 8)·eps/2, in whatever order it is summed: two by twice as much.
+    margin = (directions.shape[1] + 8) * np.finfo(np.float32).eps
+    lowest = largest - (margin * queries.lengths).astype(np.float32)
+    near_queries = np.flatnonzero(row_largest >= lowest)
+    positions, rows = np.nonzero(products[near_queries] >= lowest[near_queries, np.newaxis])
+    return near_queries[positions], rows
+
+
+def _keep_nearest(
+    queries: Block,
+    gallery: Block,
+    query_indices: _Indices,
+    gallery_indices: _Indices,
+    hits: _Indices,
+    distances: npt.NDArray[np.float64],
+) -> None:
+    """Update `hits` and `distances` of the queries that have a pair nearer than all rows before.
+
+    Args:
+        query_indices, gallery_indices: the pairs, in order of query, then row.
+        hits, distances: of all `queries`. Rows of earlier blocks win ties.
+    """
+    exact = _exact_distances(queries, gallery, query_indices, gallery_indices)
+    order = np.lexsort((exact, query_indices))  # stable, so the first of equally near rows stays in front
+    candidates, first = np.unique(query_indices[order], return_index=True)
+    best = order[first]
+    is_nearer = exact[best] < distances[candidates]
+    hits[candidates[is_nearer]] = gallery.start + gallery_indices[best[is_nearer]]
+    distances[candidates[is_nearer]] = exact[best[is_nearer]]
+
+
+def _exact_distances(
+    queries: Block, gallery: Block, query_indices: _Indices, gallery_indices: _Indices
+) -> npt.NDArray[np.float64]:
+    """Return the squared distance 2 - 2·cos of each pair, computed in float64 and rounded to DECIMALS."""
+    products = np.empty(len(query_indices))
+    for start in range(0, len(query_indices), _REFINED_PAIRS):
+        pairs = slice(start, start + _REFINED_PAIRS)
+        factors = queries.embeddings[query_indices[pairs]].astype(np.float64)
+        factors *= gallery.embeddings[gallery_indices[pairs]]
+        products[pairs] = factors.sum(axis=1)
+    cosines = products / (queries.lengths[query_indices] * gallery.lengths[gallery_indices])
+    return np.clip(2 - 2 * cosines, 0, 4).round(DECIMALS)
+
+
+def _plan_memory(memory_bytes: int, embedding_size: int) -> tuple[int, int]:
+    """Return how many queries to hold, and how many gallery rows to read at once."""
+    row_bytes = 4 * max(embedding_size, 1)
+    num_free = (memory_bytes - _RESERVED_BYTES) // row_bytes
+    num_rows = min(_BLOCK_ROWS, num_free // (2 * _NUM_WORK_BLOCKS))
+    if num_rows < _MIN_BLOCK_ROWS:
+        needed_bytes = _RESERVED_BYTES + 2 * _NUM_WORK_BLOCKS * _MIN_BLOCK_ROWS * row_bytes
+        raise InputError(
+            f"matching needs at least {-(-needed_bytes >> 20)} MiB of memory, got {memory_bytes >> 20} MiB"
+        )
+    return num_free - _NUM_WORK_BLOCKS * num_rows, num_rows

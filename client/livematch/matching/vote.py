@@ -1,31 +1,27 @@
-"""Which clip shows which item: exact nearest neighbours, then a vote of each item's boxes.
+"""Decide which clip shows which item: exact nearest neighbours, then a vote of each item's boxes.
 
-The rule is that of the reference solution's README (see `match`), in exact arithmetic: distances are compared to 12
-decimals, and all ties go to the row, clip or item that comes first in its features.
+The rule is the one in the README of the reference solution; see `match`. All ties go to the row, clip or item that
+comes first in its features.
 """
 
 import logging
-import math
 from dataclasses import dataclass
-from typing import Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
 
 from livematch.errors import InputError
-from livematch.features.table import AnyFeatures, Rows, check_comparable, factorize
-from livematch.matching.assignment import assign_jointly, assign_nearest
+from livematch.features.milvus import MilvusGallery
+from livematch.features.table import Features, check_comparable, factorize
 from livematch.matching.nearest import DECIMALS, DEFAULT_MEMORY_BYTES, nearest
 from livematch.types import Box
-
-Assignment = Literal["nearest", "joint"]
 
 _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
 class MatchOptions:
-    """How boxes become matches; the defaults are the reference solution's. See `match` for what each means.
+    """Options of `match`, which explains them; the defaults are those of the reference solution.
 
     Raises:
         InputError: a value is out of range.
@@ -34,7 +30,6 @@ class MatchOptions:
     quantile: float = 0.28
     vote_share: float = 0.5
     limit: float = 1.12
-    assignment: Assignment = "nearest"
     num_pairs: int = 1
 
     def __post_init__(self) -> None:
@@ -42,15 +37,13 @@ class MatchOptions:
             value = getattr(self, name)
             if not 0 <= value <= high:
                 raise InputError(f"{name} must be in 0..{high:g}, got {value}")
-        if self.assignment not in get_args(Assignment):
-            raise InputError(f"assignment must be nearest or joint, got {self.assignment!r}")
         if self.num_pairs < 1:
             raise InputError(f"num_pairs must be at least 1, got {self.num_pairs}")
 
 
 @dataclass(frozen=True)
 class Pair:
-    """One garment in an image of the item and in the clip's frame; boxes x0 y0 x1 y1 in their pixels, untruncated."""
+    """The same garment in an image of the item and in a frame of the clip; boxes are x0 y0 x1 y1 in float pixels."""
 
     img_name: str
     item_box: Box
@@ -59,10 +52,11 @@ class Pair:
 
 @dataclass(frozen=True)
 class Match:
-    """A clip, the item it shows, and the boxes that show it, best pair first.
+    """A clip, the item it shows, and the boxes that show it.
 
-    `distance` is the mean squared distance of the deciding queries, 0 (same direction) to 4 (opposite).
-    `num_votes` is the number of those queries.
+    pairs: the best pair of boxes comes first.
+    distance: mean squared distance of the queries that decided, 0 (same direction) to 4 (opposite).
+    num_votes: number of those queries.
     """
 
     video_id: str
@@ -74,93 +68,128 @@ class Match:
 
 
 def match(
-    queries: AnyFeatures,
-    gallery: AnyFeatures,
-    rule: MatchOptions | None = None,
+    queries: Features,
+    gallery: Features | MilvusGallery,
+    options: MatchOptions | None = None,
     *,
     memory_bytes: int = DEFAULT_MEMORY_BYTES,
 ) -> list[Match]:
-    """Match items (queries: boxes of images) to clips (gallery: boxes of frames).
+    """Decide which clip shows which item.
 
-    With d, for each query, the squared distance 2 - 2·cos to its nearest gallery box, for each item:
+    Let d be the squared distance 2 - 2·cos from a query to its nearest gallery box. For each item:
 
-    (a) each query votes for its nearest gallery box's clip;
-    (b) queries with d < quantile(d) are kept (linear interpolation; strict, so a single query is never kept);
-    (c) among the K kept, clips with at least round(vote_share·K) votes stay (half to even);
-    (d) of several the one with the smallest mean d of its kept queries is the item's clip, with that distance;
-    (e) of those queries, the one with the highest score gives the image and the item box;
-    (f) of the gallery boxes they hit, the one with the highest score gives the frame and the frame box.
+    (a) Each query votes for the clip of its nearest gallery box.
+    (b) Queries whose d is below the `quantile` of the item's values of d are kept. The quantile is interpolated
+        linearly; the comparison is strict, so an item with a single query keeps none.
+    (c) If K queries are kept, clips with fewer than round(vote_share·K) of their votes drop out. A half is rounded to
+        the even number.
+    (d) Of the remaining clips, the item chooses the one whose voters have the smallest mean d. This mean is the
+        distance of the match, and these voters decide the rest:
+    (e) The voter with the highest score gives the image and the item's box.
+    (f) Of the gallery boxes nearest to the voters, the one with the highest score gives the frame and the clip's box.
 
-    A clip keeps the item with the smallest distance, and matches with a distance of `limit` or more are dropped.
-    With `assignment="joint"`, (d) and this are replaced: of all pairs of item and clip that (c) leaves, those are taken
-    that together have the largest sum of limit - distance. With `num_pairs` above 1, other deciding queries that hit a
-    box in the frame of (f) add that pair of boxes, those with higher scores first.
+    If several items choose the same clip, the one with the smallest distance gets it. Matches whose distance is not
+    below `limit` are dropped. With `num_pairs` above 1, a match also has the pairs of the other voters whose nearest
+    box is in the frame of (f), in descending order of score.
+
+    In this example, d is 0.0099, 0.5134 and 0.2111. Only the first is below the quantile, 0.1226, so one vote decides:
+
+    >>> gallery = Features(
+    ...     sources=["clip", "clip"], names=["", ""], frame_indices=[80, 100],
+    ...     boxes=[[10, 10, 50, 90], [12, 10, 52, 90]], scores=[0.9, 0.95], embeddings=[[1, 0], [0, 1]],
+    ... )
+    >>> queries = Features(
+    ...     sources=["shirt"] * 3, names=["0", "1", "2"], frame_indices=[-1] * 3,
+    ...     boxes=[[0, 0, 40, 80]] * 3, scores=[0.8, 0.9, 0.7], embeddings=[[1, 0.1], [1, 0.9], [0.5, 1]],
+    ... )
+    >>> (found,) = match(queries, gallery)
+    >>> found.video_id, found.item_id, found.frame_index, found.num_votes, round(found.distance, 4)
+    ('clip', 'shirt', 80, 1, 0.0099)
 
     Args:
-        rule: the options; None for the reference solution's.
+        queries: boxes of the items' images; `sources` are item ids.
+        gallery: boxes of the clips' frames; `sources` are video ids.
+        options: None for the reference solution's.
         memory_bytes: see `nearest`.
 
     Returns:
         At most one match per clip and per item, in the gallery's order of clips.
 
     Raises:
-        FeaturesError: queries and gallery are of different models or dimension, or a file is damaged.
-        InputError: `memory_bytes` is too little.
+        FeaturesError: queries and gallery have embeddings of different models or sizes, a file is damaged, or the
+            Milvus gallery does not exist.
+        InputError: `memory_bytes` is too small.
+        UnavailableError: the Milvus cluster does not respond.
     """
-    if not len(queries) or not len(gallery):
+    if not len(queries):
         return []
-    check_comparable(queries, gallery)
+    if isinstance(gallery, MilvusGallery):
+        gallery = gallery.candidates(queries)
+    if not len(gallery):
+        return []
+    check_comparable(queries, gallery.origin, gallery.model_identity, gallery.embedding_size)
     if not queries.model_identity or not gallery.model_identity:
-        _log.warning("features without a model identity: cannot tell whether the same models made both")
+        _log.warning("features without a model identity: cannot tell whether both are of the same models")
     hits, distances = nearest(queries, gallery, memory_bytes=memory_bytes)
-    return vote(queries, gallery, hits, distances, rule or MatchOptions())
+    return _vote(queries, gallery, hits, distances, options or MatchOptions())
 
 
-def vote(
-    queries: Rows, gallery: Rows, hits: npt.NDArray[np.intp], distances: npt.NDArray[np.float64], rule: MatchOptions
+def _vote(
+    queries: Features,
+    gallery: Features,
+    hits: npt.NDArray[np.intp],
+    distances: npt.NDArray[np.float64],
+    options: MatchOptions,
 ) -> list[Match]:
-    """Matches from each query's nearest gallery row and the distance to it; see `match`."""
+    """Return the matches, given each query's nearest gallery row and the distance to it."""
     clips, items = factorize(gallery.sources)[hits], factorize(queries.sources)
-    voters_of: dict[tuple[int, int], npt.NDArray[np.intp]] = {}
-    for item, rows in enumerate(np.split(np.argsort(items, kind="stable"), np.cumsum(np.bincount(items))[:-1])):
-        for voters in contending_queries(clips[rows], distances[rows], rule):
-            voters_of[item, int(clips[rows[voters[0]]])] = rows[voters]
-    edges = {edge: _mean(distances[voters]) for edge, voters in voters_of.items()}
-    taken = assign_nearest(edges) if rule.assignment == "nearest" else assign_jointly(edges, rule.limit)
+    nearest_item: dict[int, tuple[float, npt.NDArray[np.intp]]] = {}  # clip: distance and queries of its nearest item
+    for rows in np.split(np.argsort(items, kind="stable"), np.cumsum(np.bincount(items))[:-1]):
+        contenders = [rows[voters] for voters in contending_queries(clips[rows], distances[rows], options)]
+        if not contenders:
+            continue
+        # Rounded, because the last bit of a mean depends on the order in which its terms are added.
+        means = [round(float(distances[voters].mean()), DECIMALS) for voters in contenders]
+        distance, voters = min(zip(means, contenders, strict=True), key=lambda contender: contender[0])
+        clip = int(clips[voters[0]])
+        if clip not in nearest_item or distance < nearest_item[clip][0]:
+            nearest_item[clip] = distance, voters
     return [
-        _to_match(queries, gallery, voters_of[item, clip], hits, edges[item, clip], rule.num_pairs)
-        for item, clip in sorted(taken, key=lambda edge: edge[1])
-        if edges[item, clip] < rule.limit
+        _to_match(queries, gallery, voters, hits, distance, options.num_pairs)
+        for _, (distance, voters) in sorted(nearest_item.items(), key=lambda entry: entry[0])
+        if distance < options.limit
     ]
 
 
 def contending_queries(
-    clips: npt.NDArray[np.intp], distances: npt.NDArray[np.float64], rule: MatchOptions
+    clips: npt.NDArray[np.intp], distances: npt.NDArray[np.float64], options: MatchOptions
 ) -> list[npt.NDArray[np.intp]]:
-    """Steps (a) to (c) of `match` for the queries of one item.
+    """Apply steps (a) to (c) of `match` to the queries of one item.
 
     Args:
         clips: intp [n], number of the clip that each query is nearest to.
         distances: float64 [n], to that clip's nearest box.
 
     Returns:
-        For each clip that stays, in order, the indices of the kept queries that voted for it.
+        For each remaining clip, in order, the indices of the kept queries that voted for it.
     """
-    kept = np.flatnonzero(distances < np.round(np.quantile(distances, rule.quantile), DECIMALS))
-    min_votes = round(rule.vote_share * len(kept))
+    # Rounded, or a query that lies exactly at the quantile may be just below it: 25 * 0.28 is 7.000000000000001.
+    threshold = np.round(np.quantile(distances, options.quantile), DECIMALS)
+    kept = np.flatnonzero(distances < threshold)
+    min_votes = round(options.vote_share * len(kept))
     voters_by_clip = [kept[clips[kept] == clip] for clip in np.unique(clips[kept])]
     return [voters for voters in voters_by_clip if len(voters) >= min_votes]
 
 
 def _to_match(
-    queries: Rows,
-    gallery: Rows,
+    queries: Features,
+    gallery: Features,
     voters: npt.NDArray[np.intp],
     hits: npt.NDArray[np.intp],
     distance: float,
     num_pairs: int,
 ) -> Match:
-    """Steps (e) and (f); argmax takes the first of equals, and both orders here are file order."""
+    """Apply steps (e) and (f). argmax takes the first of equals, and voters and rows are both in table order."""
     best = int(voters[queries.scores[voters].argmax()])
     rows = np.unique(hits[voters])
     row = int(rows[gallery.scores[rows].argmax()])
@@ -177,10 +206,6 @@ def _to_match(
     )
 
 
-def _box(rows: Rows, row: int) -> Box:
-    x0, y0, x1, y1 = rows.boxes[row].tolist()
+def _box(features: Features, row: int) -> Box:
+    x0, y0, x1, y1 = features.boxes[row].tolist()
     return x0, y0, x1, y1
-
-
-def _mean(distances: npt.NDArray[np.float64]) -> float:
-    return round(math.fsum(distances) / len(distances), DECIMALS)

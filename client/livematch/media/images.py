@@ -1,54 +1,58 @@
-"""Image files to upright RGB pixels."""
+"""Decode image files and Pillow images to upright RGB pixels."""
 
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageOps
 
-from livematch.errors import DecodeError
+from livematch.errors import DecodeError, InputError
+from livematch.media.errors import check_file, describe_error
 from livematch.types import Pixels
 
-SIXTEEN_BIT_MODES = ("I;16", "I;16L", "I;16B", "I;16N", "I")
+_SIXTEEN_BIT_MODES = ("I;16", "I;16L", "I;16B", "I;16N", "I")
 
 
-def read_image(path: Path) -> Pixels:
-    """Decode an image of any mode Pillow knows.
+def read_image(path: str | Path) -> Pixels:
+    """Decode an image file of any format that Pillow reads; see `to_pixels` for the conversion.
 
-    Grayscale, palette, CMYK and the like are converted to RGB, transparency is put on white, 16-bit samples keep their
-    high byte, an animation gives its first picture.
+    >>> recognition = client.recognize_image(read_image("images/000013/0.jpg"))
+
+    Returns:
+        uint8 [H,W,3], RGB, upright.
 
     Raises:
         DecodeError: the file is missing, empty, truncated, or not an image.
     """
+    path = Path(path)
     check_file(path)
     try:
         with Image.open(path) as image:
-            image.load()
-            return np.asarray(_rgb(ImageOps.exif_transpose(image)))
+            return to_pixels(image)
     except Exception as error:  # Pillow's decoders raise a dozen unrelated types on damaged files
         raise DecodeError(f"{path}: not a readable image: {describe_error(error)}") from error
 
 
-def check_file(path: Path) -> None:
-    try:
-        if not path.is_file():
-            raise DecodeError(f"{path}: no such file")
-        if path.stat().st_size == 0:
-            raise DecodeError(f"{path}: the file is empty")
-    except OSError as error:  # its folder cannot be searched, say
-        raise DecodeError(f"{path}: {error.strerror}") from error
+def to_pixels(image: Image.Image) -> Pixels:
+    """Convert a Pillow image of any mode to RGB, and rotate it upright as its EXIF orientation says.
+
+    Transparent pixels are blended with white, 16-bit samples keep their high byte, and an animation is reduced to its
+    current frame, which is the first one if the image was just opened.
+
+    Returns:
+        uint8 [H,W,3].
+
+    Raises:
+        InputError: floating-point or 32-bit pixels, whose range is unknown.
+    """
+    image.load()
+    return np.asarray(_to_rgb(ImageOps.exif_transpose(image)))
 
 
-def describe_error(error: Exception) -> str:
-    text = " ".join(str(error).split())
-    return text or type(error).__name__
-
-
-def _rgb(image: Image.Image) -> Image.Image:
-    if image.mode in SIXTEEN_BIT_MODES:
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode in _SIXTEEN_BIT_MODES:
         return _from_sixteen_bits(image)
     if image.mode == "F":
-        raise ValueError("floating-point pixels have no defined range")
+        raise InputError("floating-point pixels have no defined range")
     if image.has_transparency_data:
         rgba = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
@@ -58,6 +62,6 @@ def _rgb(image: Image.Image) -> Image.Image:
 def _from_sixteen_bits(image: Image.Image) -> Image.Image:
     samples = np.asarray(image)
     if samples.min() < 0 or samples.max() > 0xFFFF:
-        raise ValueError(f"pixel values {samples.min()}..{samples.max()} are not 16-bit")
-    # Image.convert would clip at 255; Pillow itself keeps the high byte of 16-bit colour files.
+        raise InputError(f"pixel values {samples.min()}..{samples.max()} are not 16-bit")
+    # Image.convert would clip at 255. Keeping the high byte is what Pillow itself does with 16-bit colour files.
     return Image.fromarray((samples >> 8).astype(np.uint8)).convert("RGB")

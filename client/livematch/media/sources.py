@@ -1,7 +1,7 @@
-"""The files of a run: `DIR/<item_id>/<k>.jpg` and `DIR/<video_id>.mp4`, whatever their format."""
+"""List the image and video files to work on: `DIR/<item_id>/<k>.jpg` and `DIR/<video_id>.mp4`, in any format."""
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -14,7 +14,7 @@ _NOT_UTF8 = "the name is not UTF-8"
 
 @dataclass(frozen=True)
 class Source:
-    """One image or video file. `source` is the item or video id, `name` the image's name, empty for a video."""
+    """One image or video file. `source` is the item or video id, `name` the image's name (empty for a video)."""
 
     kind: Literal["image", "video"]
     source: str
@@ -26,66 +26,62 @@ class Source:
         return self.source, self.name
 
 
-def list_images(directory: Path) -> tuple[list[Source], list[Failure]]:
-    """All files in the item folders of `directory`, numbers in numeric order; hidden files are left out.
+def list_images(directory: str | Path) -> tuple[list[Source], list[Failure]]:
+    """List the files in the item folders of `directory`, except hidden ones.
 
-    What the extension says does not matter: a file that is no image fails when it is decoded. A folder that is empty or
-    cannot be read, a file whose name without extension occurs twice in its folder, and a name that is not UTF-8 are
-    failures already here.
+    Names are sorted; names that are numbers come last, in numeric order. File name extensions are ignored: a file that
+    is not an image fails later, when it is decoded.
+
+    Returns:
+        The sources, and the failures that are known without decoding: an item folder that is empty or cannot be read,
+        a file with the same name as another one but for the extension, and a name that is not UTF-8.
 
     Raises:
-        InputError: `directory` is no folder.
+        InputError: `directory` is not a folder.
     """
     sources: list[Source] = []
     failures: list[Failure] = []
-    for folder in _visible(directory):
+    for folder in _list_visible(Path(directory)):
         try:
             if not folder.is_dir():
                 continue
-            paths = list(_visible(folder))
+            paths = [path for path in _list_visible(folder) if not _is_folder(path)]
         except OSError as error:
             failures.append(Failure("image", folder.name, "", "list", f"{folder}: {error.strerror}"))
             continue
         if not _is_utf8(folder.name):
             failures.append(Failure("image", folder.name, "", "list", f"{folder}: {_NOT_UTF8}"))
             continue
-        names: set[str] = set()
-        for path in paths:
-            if _is_folder(path):
-                continue
-            if reason := _unusable(path.stem, names):
+        if not paths:
+            failures.append(Failure("image", folder.name, "", "list", f"{folder}: the item has no images"))
+        for path, reason in _check_names(paths):
+            if reason:
                 failures.append(Failure("image", folder.name, path.stem, "list", f"{path}: {reason}"))
             else:
                 sources.append(Source("image", folder.name, path.stem, path))
-            names.add(path.stem)
-        if not names:
-            failures.append(Failure("image", folder.name, "", "list", f"{folder}: the item has no images"))
     return sources, failures
 
 
-def list_videos(directory: Path) -> tuple[list[Source], list[Failure]]:
-    """All files in `directory`, like `list_images`."""
+def list_videos(directory: str | Path) -> tuple[list[Source], list[Failure]]:
+    """List the files in `directory` itself; see `list_images`."""
     sources: list[Source] = []
     failures: list[Failure] = []
-    names: set[str] = set()
-    for path in _visible(directory):
-        if _is_folder(path):
-            continue
-        if reason := _unusable(path.stem, names):
+    for path, reason in _check_names(path for path in _list_visible(Path(directory)) if not _is_folder(path)):
+        if reason:
             failures.append(Failure("video", path.stem, "", "list", f"{path}: {reason}"))
         else:
             sources.append(Source("video", path.stem, "", path))
-        names.add(path.stem)
     return sources, failures
 
 
 def take_shard(sources: list[Source], shard: tuple[int, int]) -> list[Source]:
-    """Part `index` of `num_shards`, counted from 0: neighbouring sources, and all images of an item in one part.
+    """Return shard `index` of `num_shards`, where `shard` is (index, num_shards) and the index starts at 0.
 
-    The parts one after another are all sources in order, so that their features files match as one file would.
+    A shard is a run of consecutive sources and never splits an item. All shards in order are all sources in order, so
+    their features files match just as one file would.
 
     Raises:
-        InputError: no 0 <= index < num_shards.
+        InputError: not 0 <= index < num_shards.
     """
     index, num_shards = shard
     if not 0 <= index < num_shards:
@@ -95,27 +91,31 @@ def take_shard(sources: list[Source], shard: tuple[int, int]) -> list[Source]:
     return [source for source in sources if source.source in taken]
 
 
-def _unusable(name: str, others: set[str]) -> str | None:
-    """Why a file of this name cannot be a source beside those of `others`."""
-    if not _is_utf8(name):
-        return _NOT_UTF8
-    return "another file has the same name" if name in others else None
+def _check_names(paths: Iterable[Path]) -> Iterator[tuple[Path, str | None]]:
+    """Yield each path with the reason why its name cannot be used, or None."""
+    seen: set[str] = set()
+    for path in paths:
+        if not _is_utf8(path.stem):
+            yield path, _NOT_UTF8
+        else:
+            yield path, "another file has the same name" if path.stem in seen else None
+        seen.add(path.stem)
 
 
 def _is_utf8(name: str) -> bool:
-    """False if Python had to put surrogates for some of its bytes."""
+    """Return False if Python had to decode some bytes of the name to surrogates."""
     return not any("\ud800" <= letter <= "\udfff" for letter in name)
 
 
 def _is_folder(path: Path) -> bool:
-    """False also for what cannot be looked at, which fails when it is decoded."""
+    """Return False also for a path that cannot be accessed: decoding it will fail with the reason."""
     with contextlib.suppress(OSError):
         return path.is_dir()
     return False
 
 
-def _visible(directory: Path) -> Iterator[Path]:
+def _list_visible(directory: Path) -> list[Path]:
     if not directory.is_dir():
         raise InputError(f"no such folder: {directory}")
     paths = (path for path in directory.iterdir() if not path.name.startswith("."))
-    yield from sorted(paths, key=lambda path: (len(path.stem) if path.stem.isdecimal() else 0, path.name))
+    return sorted(paths, key=lambda path: (len(path.stem) if path.stem.isdecimal() else 0, path.name))

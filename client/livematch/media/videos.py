@@ -1,8 +1,4 @@
-"""Image and video files to upright RGB pixels.
-
-Everything here returns uint8 [H,W,3], RGB, in display orientation: EXIF and video rotation are applied, so that
-boxes are in the pixels a person sees. Whatever is wrong with a file becomes a `DecodeError` that names it.
-"""
+"""Decode single frames of video files to upright RGB pixels."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -13,28 +9,36 @@ from av.container import InputContainer
 from av.video.stream import VideoStream
 
 from livematch.errors import DecodeError, InputError
-from livematch.media.images import check_file, describe_error
+from livematch.media.errors import check_file, describe_error
 from livematch.types import Pixels
 
 DEFAULT_FRAMES = range(80, 400, 20)
-"""The 16 frames of a clip that are looked at: 80, 100, ..., 380."""
-
+"""The 16 frames of a clip that are embedded by default: 80, 100, ..., 380."""
 
 MAX_REORDERED_FRAMES = 16
-"""By so much the display order of H.264 differs from the decoding order at most (its max_num_reorder_frames)."""
+"""How many frames may precede a frame in decoding order but follow it in display order (H.264's
+max_num_reorder_frames)."""
 
 
-def read_frames(path: Path, frame_indices: Sequence[int] = DEFAULT_FRAMES) -> Iterator[tuple[int, Pixels]]:
+def read_frames(path: str | Path, frame_indices: Sequence[int] = DEFAULT_FRAMES) -> Iterator[tuple[int, Pixels]]:
     """Decode frames of a video in one pass, and yield (frame_index, pixels) in increasing order.
 
-    Frames count from 0 in display order. Colours go through swscale as ffmpeg's own conversion to rgb24 does: the
-    matrix (BT.601 or BT.709) and the range are those the stream declares, BT.601 limited if it declares none. Only
-    the frames asked for are converted, and only one is held at a time.
+    >>> for frame_index, pixels in read_frames("videos/000013.mp4", [80, 100]):
+    ...     recognition = client.recognize_frame(pixels)
+
+    Frames are counted from 0 in display order. Only the requested frames are converted to RGB, and only one is held in
+    memory at a time. The conversion is swscale's, as in `ffmpeg -pix_fmt rgb24`: with the matrix (BT.601 or BT.709)
+    and the range that the stream declares, or BT.601 and limited range if it declares none.
+
+    Yields:
+        The index and uint8 [H,W,3], RGB, rotated as the video's metadata says.
 
     Raises:
-        DecodeError: the video cannot be read, or ends before the last frame asked for (when iteration gets there).
+        DecodeError: the video cannot be read, or ends before the last requested frame. Like every error of this
+            function, it is raised during iteration.
         InputError: a frame index is negative.
     """
+    path = Path(path)
     wanted = sorted(set(frame_indices))
     if wanted and wanted[0] < 0:
         raise InputError(f"frame index {wanted[0]} is negative")
@@ -43,14 +47,14 @@ def read_frames(path: Path, frame_indices: Sequence[int] = DEFAULT_FRAMES) -> It
         return
     num_frames = 0
     try:
-        display_order = _display_order(path, wanted[-1] + 1)
+        display_order = _read_display_order(path, wanted[-1] + 1)
         for order in (display_order, None) if display_order else (None,):
             with open_video(path) as container:
                 for index, frame in _decode(container, order, frozenset(wanted)):
                     if index == wanted[0]:
-                        yield wanted.pop(0), upright(frame)
+                        yield wanted.pop(0), frame_to_pixels(frame)
                     elif index > wanted[0] and order:
-                        break  # the decoder gave no picture for the packet of that time: count pictures instead
+                        break  # the packet with this time gave no frame: decode again, and count frames instead
                     num_frames = index + 1
                     if not wanted:
                         return
@@ -59,12 +63,13 @@ def read_frames(path: Path, frame_indices: Sequence[int] = DEFAULT_FRAMES) -> It
     raise DecodeError(f"{path}: has {num_frames} frames, so there is no frame {wanted[0]}")
 
 
-def _display_order(path: Path, num_frames: int) -> dict[int, int] | None:
-    """The frame index of each presentation time, for the first frames of an H.264 video.
+def _read_display_order(path: Path, num_frames: int) -> dict[int, int] | None:
+    """Map presentation times to frame indices for the first frames of an H.264 video, without decoding it.
 
-    None where it does not follow from the packets: another codec, packets without or with equal times, packets that
-    are decoded but not shown, a beginning that cannot be decoded, pictures before the first key frame, which refer to
-    one that was cut off.
+    Returns:
+        None if packets do not determine the indices: the codec is not H.264, times are missing or repeated, a packet
+        is decoded but not shown, or the video does not begin with a key frame or shows frames before it (they refer to
+        frames that were cut off).
     """
     times: list[int] = []
     with open_video(path) as container:
@@ -85,7 +90,7 @@ def _display_order(path: Path, num_frames: int) -> dict[int, int] | None:
 def _decode(
     container: InputContainer, display_order: dict[int, int] | None, wanted: frozenset[int]
 ) -> Iterator[tuple[int, av.VideoFrame]]:
-    """Frames with their index. With a display order, those that are neither wanted nor referred to are left out."""
+    """Yield (frame_index, frame). If the display order is known, skip unwanted frames that no other frame refers to."""
     if display_order is None:
         yield from enumerate(container.decode(video=0))
         return
@@ -98,12 +103,13 @@ def _decode(
                 yield display_order[frame.pts], frame
 
 
-def open_video(video: Path | str, timeout: float | None = None) -> InputContainer:
-    return av.open(str(video), timeout=timeout, metadata_errors="replace")  # a title may be in GBK
+def open_video(video: str | Path, timeout_s: float | None = None) -> InputContainer:
+    """Open a file or a URL; bytes of its metadata that are not UTF-8, such as a title in GBK, are replaced."""
+    return av.open(str(video), timeout=timeout_s, metadata_errors="replace")
 
 
-def video_stream(container: InputContainer, video: Path | str) -> VideoStream:
-    """The first one; raises DecodeError if there is none, or no decoder for it."""
+def video_stream(container: InputContainer, video: str | Path) -> VideoStream:
+    """Return the first video stream; raise DecodeError if there is none or ffmpeg has no decoder for it."""
     if not container.streams.video:
         raise DecodeError(f"{video}: has no video stream")
     stream = container.streams.video[0]
@@ -112,7 +118,8 @@ def video_stream(container: InputContainer, video: Path | str) -> VideoStream:
     return stream
 
 
-def upright(frame: av.VideoFrame) -> Pixels:
+def frame_to_pixels(frame: av.VideoFrame) -> Pixels:
+    """Convert a decoded frame to uint8 [H,W,3], RGB, rotated upright."""
     pixels = frame.to_ndarray(format="rgb24")
     num_quarter_turns = round(frame.rotation / 90) % 4
     return np.ascontiguousarray(np.rot90(pixels, num_quarter_turns))

@@ -1,53 +1,53 @@
-"""Sources to a features file: decode, send, store, with several sources under way at once.
+"""Embed image or video files: decode them, send them to the server, and store the result in a features file.
 
-Each of a few threads takes one source file, decodes it once and sends its pictures one after another, so that the
-server works for some while others decode, and memory holds one picture per thread. Results are stored in the order of
-the sources, whichever is ready first, so the file does not depend on timing.
+Several threads work at once. Each takes one source (an image or video file), decodes it once, and sends its images or
+frames one after another. So the server computes for some sources while others are decoded, and memory holds one
+decoded image per thread. Results are stored in the order of the sources, so the file does not depend on timing.
 """
 
 import logging
 import os
 import sys
-import threading
 import time
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Sequence
-from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
-from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Literal
+from typing import Any
 
 from tqdm import tqdm
 
 from livematch.errors import ContractError, DecodeError, InputError, RequestError, UnavailableError
 from livematch.features.store import FeaturesStore
-from livematch.flip import with_flip
 from livematch.media.images import read_image
 from livematch.media.sources import Source, list_images, list_videos, take_shard
 from livematch.media.videos import DEFAULT_FRAMES, read_frames
 from livematch.serving.client import Client
-from livematch.types import Failure, Pixels, Recognition
+from livematch.types import Failure, Recognition
 
 DEFAULT_CONCURRENCY = max(4, 2 * (os.cpu_count() or 1))
-"""Half of the threads decode on a core each while the others wait for the server."""
+"""Twice the number of cores: half of the threads can decode while the others wait for the server."""
 
-_WINDOW_PER_THREAD = 4  # sources begun or waiting, so that one slow source does not leave the other threads idle
+_SUBMITTED_PER_THREAD = 4  # more than one, so that a slow source does not leave the other threads idle
 
 _log = logging.getLogger(__name__)
 
-Pictures = list[tuple[int, Recognition]]
+Recognitions = list[tuple[int, Recognition]]
+"""(frame_index, recognition) for each embedded frame of a video; a single one with frame_index -1 for an image."""
 
 
 @dataclass(frozen=True)
 class EmbedSummary:
-    """What a run has done.
+    """What a call of `embed_images` or `embed_videos` did.
 
-    num_stored, num_boxes: sources and boxes in the file now, those of other folders included.
-    num_resumed: sources of this folder that were in the file already.
-    num_tried: sources that were not, failed ones included.
+    num_stored: sources in the features file now, including those of earlier runs on other folders.
+    num_resumed: sources of this folder that the file already contained.
+    num_tried: sources of this folder that it did not contain, including those that failed.
+    num_boxes: boxes in the features file now.
+    failures: sources that could not be listed, decoded or recognized; the file does not contain them.
     """
 
     num_stored: int
@@ -59,18 +59,29 @@ class EmbedSummary:
 
     @property
     def sources_per_s(self) -> float:
-        """Of those that were tried."""
+        """Tried sources per second."""
         return self.num_tried / self.elapsed_s
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the summary that `livematch embed` prints."""
+        return {
+            "num_stored": self.num_stored,
+            "num_resumed": self.num_resumed,
+            "num_boxes": self.num_boxes,
+            "num_failures": len(self.failures),
+            "elapsed_s": round(self.elapsed_s, 3),
+            "sources_per_s": round(self.sources_per_s, 2),
+        }
 
 
 @dataclass(frozen=True, kw_only=True)
 class EmbedOptions:
-    """How sources are worked on.
+    """How to embed a folder.
 
-    concurrency: sources under way at once, which is also the number of requests in flight.
-    shard: (index, num_shards) of the sources to take; see `take_shard`.
-    strict: stop at the first source that fails.
-    flip: average each embedding with that of the mirrored picture; see `with_flip`.
+    concurrency: number of sources to work on at once, and thereby of requests in flight.
+    shard: (index, num_shards): embed only that part of the folder, to spread the work over several runs that write
+        one file each; see `take_shard`.
+    strict: raise the first failure instead of collecting failures in the summary.
 
     Raises:
         InputError: `concurrency` is below 1.
@@ -79,163 +90,176 @@ class EmbedOptions:
     concurrency: int = DEFAULT_CONCURRENCY
     shard: tuple[int, int] = (0, 1)
     strict: bool = False
-    flip: bool = False
 
     def __post_init__(self) -> None:
         if self.concurrency < 1:
             raise InputError(f"concurrency must be at least 1, got {self.concurrency}")
 
 
-@dataclass(frozen=True)
-class _Stages:
-    decode: Callable[[Source], Iterable[tuple[int, Pixels]]]
-    recognize: Callable[[Client, Pixels], Recognition]
+def embed_images(
+    client: Client, directory: str | Path, output: str | Path, options: EmbedOptions | None = None
+) -> EmbedSummary:
+    """Embed the images `directory/<item_id>/<k>.jpg`, and write their features to the Parquet file `output`.
 
+    Images that `output` already contains are skipped. If a run is interrupted, the next one resumes it.
 
-def embed_images(client: Client, directory: Path, output: Path, flow: EmbedOptions | None = None) -> EmbedSummary:
-    """Write the features of `directory/<item_id>/<k>.jpg` to `output`; images already in it are skipped.
+    >>> with livematch.Client("127.0.0.1:8001") as client:
+    ...     summary = embed_images(client, "images", "images.parquet")
+    >>> features = livematch.read_features("images.parquet")
 
     Raises:
-        DecodeError, RequestError: with `strict`, at the first source that fails. What is stored stays.
-        UnavailableError: the server went away. What is stored stays, and the next run goes on from there.
-        ContractError: the server's models were exchanged meanwhile. `output` is not written.
-        FeaturesError: `output` holds features of other models, or of something else.
-        InputError: `directory` is no folder.
+        DecodeError, RequestError: a source failed, and `strict` is set. The sources before it stay stored.
+        UnavailableError: the server no longer answers. What is stored stays, and the next run resumes from there.
+        ContractError: the server's models were replaced during the run. `output` is not written.
+        FeaturesError: `output` contains features of different models, or is not a file of image features.
+        InputError: `directory` is not a folder.
     """
-    flow = flow or EmbedOptions()
-    stages = _Stages(lambda source: [(-1, read_image(source.path))], Client.recognize_image)
-    return _embed(client, list_images(directory), stages, output, "images", flow)
+
+    def recognize(client: Client, source: Source) -> Iterator[tuple[int, Recognition]]:
+        yield -1, client.recognize_image(read_image(source.path))
+
+    return _embed(client, list_images(directory), recognize, Path(output), "images", options or EmbedOptions())
 
 
 def embed_videos(
     client: Client,
-    directory: Path,
-    output: Path,
-    flow: EmbedOptions | None = None,
+    directory: str | Path,
+    output: str | Path,
+    options: EmbedOptions | None = None,
     *,
     frames: range = DEFAULT_FRAMES,
 ) -> EmbedSummary:
-    """Write the features of `frames` of each `directory/<video_id>.mp4` to `output`, like `embed_images`.
+    """Embed `frames` of each video `directory/<video_id>.mp4`; see `embed_images`, whose errors are raised here too.
 
-    A video that lacks one of the frames fails as a whole: none of its frames is stored.
+    A video without one of the frames fails as a whole: none of its frames is stored.
+
+    >>> with livematch.Client("127.0.0.1:8001") as client:
+    ...     summary = embed_videos(client, "videos", "videos.parquet", frames=range(0, 400, 40))
+
+    Raises:
+        InputError: also if `frames` is empty or contains a negative index.
     """
+    selection = f"{frames.start}:{frames.stop}:{frames.step}"
     if not frames or min(frames) < 0:
-        raise InputError(f"frames must be at least one, from 0 on; got {frames.start}:{frames.stop}:{frames.step}")
-    stages = _Stages(lambda source: read_frames(source.path, frames), Client.recognize_frame)
-    selection = f"frames {frames.start}:{frames.stop}:{frames.step}"
-    return _embed(client, list_videos(directory), stages, output, selection, flow or EmbedOptions())
+        raise InputError(f"frames must be at least one index and none negative, got {selection}")
+
+    def recognize(client: Client, source: Source) -> Iterator[tuple[int, Recognition]]:
+        for frame_index, pixels in read_frames(source.path, frames):
+            yield frame_index, client.recognize_frame(pixels)
+
+    listing = list_videos(directory)
+    return _embed(client, listing, recognize, Path(output), f"frames {selection}", options or EmbedOptions())
+
+
+_Recognize = Callable[[Client, Source], Iterator[tuple[int, Recognition]]]
 
 
 def _embed(
     client: Client,
-    listed: tuple[list[Source], list[Failure]],
-    stages: _Stages,
+    listing: tuple[list[Source], list[Failure]],
+    recognize: _Recognize,
     output: Path,
     selection: str,
-    flow: EmbedOptions,
+    options: EmbedOptions,
 ) -> EmbedSummary:
-    if flow.flip:
-        selection += ", flip"
     if client.crop_scale != 1:
         selection += f", crops scaled by {client.crop_scale}"
-    sources = take_shard(listed[0], flow.shard)
-    failures = listed[1] if flow.shard[0] == 0 else []  # these are in no shard
+    sources = take_shard(listing[0], options.shard)
+    failures = listing[1] if options.shard[0] == 0 else []  # they are in no shard: the first one reports them
     for failure in failures:
-        if flow.strict:
+        if options.strict:
             raise DecodeError(failure.reason)
         _log.warning("%s", failure.reason)
     with FeaturesStore(output, model_identity=client.model_identity, selection=selection) as store:
-        return _fill(store, client, sources, failures, stages, flow)
+        start_s = time.monotonic()
+        finished = store.finished
+        waiting = [source for source in sources if source.key not in finished]
+        num_resumed = len(sources) - len(waiting)
+        with _progress_bar(sources, num_resumed) as progress:
+            failures = [*failures, *_store(store, waiting, recognize, client, options, progress)]
+        try:
+            client.check_identity()
+        except ContractError as error:  # the models were replaced between two requests, which no request noticed
+            reason = f"{error}; remove {store.partial_path}, which may contain embeddings of both models"
+            raise ContractError(reason) from error
+        store.finish()
+        return EmbedSummary(
+            num_stored=len(store.finished),
+            num_resumed=num_resumed,
+            num_tried=len(waiting),
+            num_boxes=store.num_rows,
+            failures=failures,
+            elapsed_s=time.monotonic() - start_s,
+        )
 
 
-def _fill(
-    store: FeaturesStore,
-    client: Client,
-    sources: Sequence[Source],
-    failures: list[Failure],
-    stages: _Stages,
-    flow: EmbedOptions,
-) -> EmbedSummary:
-    start_s = time.monotonic()
-    finished = store.finished
-    waiting = [source for source in sources if source.key not in finished]
-    num_resumed = len(sources) - len(waiting)
-    description = sources[0].kind + "s" if sources else "sources"
-    with tqdm(
+def _progress_bar(sources: Sequence[Source], num_done: int) -> tqdm:
+    return tqdm(
         total=len(sources),
-        initial=num_resumed,
-        desc=description,
+        initial=num_done,
+        desc=f"{sources[0].kind}s" if sources else "sources",
         unit="file",
         dynamic_ncols=True,
-        mininterval=0.1 if sys.stderr.isatty() else 10,  # a log file needs fewer lines
-    ) as progress:
-        try:
-            with closing(_in_order(waiting, client, stages, flow)) as ordered:
-                for source, future in ordered:
-                    try:
-                        store.append(source.key, future.result())
-                    except (DecodeError, RequestError) as error:
-                        reason = str(error) if isinstance(error, DecodeError) else f"{source.path}: {error}"
-                        if flow.strict:
-                            raise type(error)(reason) from error
-                        _log.warning("%s", reason)
-                        stage: Literal["decode", "recognize"] = (
-                            "decode" if isinstance(error, DecodeError) else "recognize"
-                        )
-                        failures.append(Failure(source.kind, source.source, source.name, stage, reason))
-                    progress.update()
-        except UnavailableError as error:
-            raise UnavailableError(
-                f"{error}; {len(store.finished)} sources are stored, the same command goes on from there"
-            ) from error
-    try:
-        client.check_identity()
-    except ContractError as error:  # they were exchanged between two requests
-        raise ContractError(f"{error}; remove {store.partial_path}, which may hold embeddings of both") from error
-    store.finish()
-    return EmbedSummary(
-        num_stored=len(store.finished),
-        num_resumed=num_resumed,
-        num_tried=len(waiting),
-        num_boxes=store.num_rows,
-        failures=failures,
-        elapsed_s=time.monotonic() - start_s,
+        mininterval=0.1 if sys.stderr.isatty() else 10,  # seconds; fewer lines in a log file
     )
 
 
-def _in_order(
-    sources: Iterable[Source], client: Client, stages: _Stages, flow: EmbedOptions
-) -> Generator[tuple[Source, Future[Pictures]], None, None]:
-    """Work on the sources in threads, and yield each with its future, in order.
+def _store(
+    store: FeaturesStore,
+    sources: Iterable[Source],
+    recognize: _Recognize,
+    client: Client,
+    options: EmbedOptions,
+    progress: tqdm,
+) -> list[Failure]:
+    """Recognize the sources and store them one by one; return those that failed."""
+    failures = []
+    with closing(_recognize_in_order(sources, recognize, client, options.concurrency)) as recognized:
+        for source, future in recognized:
+            try:
+                store.append(source.key, future.result())
+            except (DecodeError, RequestError) as error:
+                failure = _to_failure(source, error)
+                if options.strict:
+                    raise type(error)(failure.reason) from error
+                _log.warning("%s", failure.reason)
+                failures.append(failure)
+            except UnavailableError as error:
+                progress_so_far = f"{len(store.finished)} sources are stored, the next run resumes there"
+                raise UnavailableError(f"{error}; {progress_so_far}") from error
+            progress.update()
+    return failures
 
-    Closing it stops the threads. They have connections of their own, so that this ends their requests too, which may
-    last for minutes while a server is away.
+
+def _to_failure(source: Source, error: DecodeError | RequestError) -> Failure:
+    if isinstance(error, DecodeError):
+        return Failure(source.kind, source.source, source.name, "decode", str(error))
+    return Failure(source.kind, source.source, source.name, "recognize", f"{source.path}: {error}")
+
+
+def _recognize_in_order(
+    sources: Iterable[Source], recognize: _Recognize, client: Client, concurrency: int
+) -> Generator[tuple[Source, Future[Recognitions]], None, None]:
+    """Recognize the sources in threads, and yield each with its future, in order.
+
+    Closing the generator ends the threads at once: they use a copy of the client, and closing it ends their requests,
+    which could otherwise take minutes while a server is away.
     """
-    stopped = threading.Event()
-    connected = client.copy()
-    recognize: Callable[[Pixels], Recognition] = partial(stages.recognize, connected)
-    if flow.flip:
-        recognize = with_flip(recognize)
-
-    def work(source: Source) -> Pictures:
-        pictures = []
-        for frame_index, pixels in stages.decode(source):
-            if stopped.is_set():
-                raise CancelledError
-            pictures.append((frame_index, recognize(pixels)))
-        return pictures
-
     remaining = iter(sources)
-    window: deque[tuple[Source, Future[Pictures]]] = deque()
-    executor = ThreadPoolExecutor(flow.concurrency, thread_name_prefix="livematch")
+    submitted: deque[tuple[Source, Future[Recognitions]]] = deque()
+    connected = client.copy()
+    executor = ThreadPoolExecutor(concurrency, thread_name_prefix="livematch")
+
+    def work(source: Source) -> Recognitions:
+        return list(recognize(connected, source))
+
     try:
         while True:
-            for source in islice(remaining, flow.concurrency * _WINDOW_PER_THREAD - len(window)):
-                window.append((source, executor.submit(work, source)))
-            if not window:
+            for source in islice(remaining, concurrency * _SUBMITTED_PER_THREAD - len(submitted)):
+                submitted.append((source, executor.submit(work, source)))
+            if not submitted:
                 return
-            yield window.popleft()
+            yield submitted.popleft()
     finally:
-        stopped.set()
         connected.close()
         executor.shutdown(cancel_futures=True)

@@ -1,4 +1,4 @@
-"""The sources that gave no features, and why, as a table that any tool can read.
+"""Write and read the table of sources that failed, a Parquet file.
 
 | column | type | meaning |
 | --- | --- | --- |
@@ -17,23 +17,23 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from livematch.errors import FileFormatError
+from livematch.files import replace_file
 from livematch.types import Failure
 
 
-def write_failures(failures: Sequence[Failure], path: Path) -> None:
-    """Write the table, so that a reader sees the old file or the new one, never half of one."""
+def write_failures(failures: Sequence[Failure], path: str | Path) -> None:
+    """Write the table, and replace an existing file in one step."""
     schema = pa.schema([pa.field(field.name, pa.string(), nullable=False) for field in fields(Failure)])
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(path.name + ".unfinished")
-    pq.write_table(pa.Table.from_pylist([asdict(failure) for failure in failures], schema), unfinished)
-    unfinished.replace(path)
+    table = pa.Table.from_pylist([asdict(failure) for failure in failures], schema)
+    with replace_file(path) as temporary:
+        pq.write_table(table, temporary)
 
 
-def read_failures(path: Path) -> list[Failure]:
+def read_failures(path: str | Path) -> list[Failure]:
     """Read the table.
 
     Raises:
-        FileFormatError: no such file, not Parquet, or other columns.
+        FileFormatError: the file does not exist, is not Parquet, or has other columns.
     """
     try:
         return [Failure(**row) for row in pq.read_table(path).to_pylist()]

@@ -1,4 +1,4 @@
-"""Which product does a stream show right now: frame by frame, over a sliding window."""
+"""Decide which product a stream shows at the moment, frame by frame, over a sliding window."""
 
 import contextlib
 import math
@@ -8,12 +8,13 @@ from collections import defaultdict, deque
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import chain
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
 from livematch.errors import InputError
-from livematch.features.table import Features, Origin, check_comparable
+from livematch.features.table import Features, check_comparable
 from livematch.matching.vote import MatchOptions
 from livematch.media.streams import StreamFrame, read_stream
 from livematch.serving.client import Client
@@ -22,11 +23,12 @@ from livematch.types import EMBEDDING_SIZE, Box, Recognition
 
 @dataclass(frozen=True)
 class Decision:
-    """What is shown at a frame.
+    """Which product is shown at a frame.
 
-    item_id: the product with the most weight in the window; None if nothing there is nearer than the limit.
-    confidence: its share of the weight of all products in the window, 0..1.
-    distance, img_name, frame_box: of its nearest box in this very frame, None if it is not in it.
+    item_id: the product with the largest weight in the window; None if no box in it is near enough to any product.
+    confidence: the fraction of all weight in the window that this product has, 0..1.
+    distance: squared distance, 0..4, of its nearest box in this frame; None if the frame does not show it.
+    img_name, frame_box: the product's image that this box is nearest to, and the box; None likewise.
     """
 
     frame_index: int
@@ -40,6 +42,8 @@ class Decision:
 
 @dataclass(frozen=True)
 class _Sighting:
+    """A box in a frame that is near enough to a product, with its nearest product image and its weight."""
+
     item_id: str
     img_name: str
     distance: float
@@ -48,10 +52,10 @@ class _Sighting:
 
 
 class Window:
-    """Decides from the sightings of the last `num_frames` frames looked at.
+    """Decides which product is shown, from the recognitions of the last `num_frames` frames.
 
-    Each box counts for the product whose photo is nearest, with its detector score times how far its squared distance
-    is below `limit`.
+    Each box votes for the product whose image is nearest, if its squared distance is below `limit`. The vote's weight
+    is the detector's score times (`limit` - squared distance).
 
     Raises:
         InputError: `num_frames` is below 1, or `limit` is not a positive number.
@@ -63,13 +67,13 @@ class Window:
         if not 0 < limit < math.inf:
             raise InputError(f"the limit must be a positive number, got {limit}")
         self._products = products
-        self._directions = products.embeddings / products.lengths[:, np.newaxis].astype(np.float32)
+        self._directions = products.embeddings / np.linalg.norm(products.embeddings, axis=1, keepdims=True)
         self._limit = limit
         self._frames: deque[list[_Sighting]] = deque(maxlen=num_frames)
 
-    def decide(self, frame_index: int, time_s: float, found: Recognition) -> Decision:
-        """Take in the garments of the next frame."""
-        sightings = self._sightings(found)
+    def decide(self, frame_index: int, time_s: float, recognition: Recognition) -> Decision:
+        """Add the next frame's recognition to the window, and decide for this frame."""
+        sightings = self._find_sightings(recognition)
         self._frames.append(sightings)
         weights: dict[str, float] = defaultdict(float)
         for sighting in chain.from_iterable(self._frames):
@@ -78,18 +82,19 @@ class Window:
             return Decision(frame_index, time_s, None, 0.0)
         item_id = max(weights, key=weights.__getitem__)
         confidence = round(weights[item_id] / sum(weights.values()), 6)
-        here = [sighting for sighting in sightings if sighting.item_id == item_id]
-        if not here:
+        in_frame = [sighting for sighting in sightings if sighting.item_id == item_id]
+        if not in_frame:
             return Decision(frame_index, time_s, item_id, confidence)
-        best = min(here, key=lambda sighting: sighting.distance)
+        best = min(in_frame, key=lambda sighting: sighting.distance)
         return Decision(frame_index, time_s, item_id, confidence, best.distance, best.img_name, best.frame_box)
 
-    def _sightings(self, found: Recognition) -> list[_Sighting]:
-        if not len(found) or not len(self._products):
+    def _find_sightings(self, recognition: Recognition) -> list[_Sighting]:
+        if not len(recognition) or not len(self._products):
             return []
-        cosines = found.embeddings @ self._directions.T
+        cosines = recognition.embeddings @ self._directions.T
         rows = cosines.argmax(axis=1)
         distances = 2 - 2 * cosines[np.arange(len(rows)), rows].astype(float)
+        boxes = zip(rows, distances, recognition.scores.tolist(), recognition.boxes, strict=True)
         return [
             _Sighting(
                 self._products.sources[row],
@@ -98,46 +103,51 @@ class Window:
                 score * (self._limit - distance),
                 _to_box(box),
             )
-            for row, distance, score, box in zip(rows, distances, found.scores.tolist(), found.boxes, strict=True)
+            for row, distance, score, box in boxes
             if distance < self._limit
         ]
 
 
 def watch(
     client: Client,
-    video: str,
+    video: str | Path,
     products: Features,
     *,
     every: int = 20,
     num_frames: int = 16,
     limit: float = MatchOptions.limit,
 ) -> Iterator[Decision]:
-    """A decision for every `every`-th frame of a file or a stream, as they come.
+    """Yield a decision for every `every`-th frame of a file or a live stream, as soon as it is made.
 
-    A stream (an address with "://") goes on while a frame is recognised: frames that come meanwhile are left out, so
-    that decisions stay up to date. Of a file all are taken.
+    A stream (a URL with "://") does not wait: frames that arrive while another one is being recognized are dropped,
+    so that decisions keep up with it. No frame of a file is dropped.
+
+    >>> products = livematch.read_features("images.parquet")
+    >>> with livematch.Client("127.0.0.1:8001", priority="live") as client:
+    ...     for decision in watch(client, "rtmp://example.com/live", products):
+    ...         print(decision.time_s, decision.item_id, decision.confidence)
 
     Args:
-        products: features of the photos.
-        num_frames: length of the sliding window, in frames looked at.
-        limit: squared distance that a box must be below to count.
+        products: features of the product images.
+        num_frames: length of the sliding window; only every `every`-th frame counts.
+        limit: squared distance below which a box counts as showing a product.
 
     Raises:
-        FeaturesError: `products` are of other models than the server's.
-        ContractError: the server came back from an outage with other models.
+        FeaturesError: `products` and the server are of different models.
+        ContractError: after an outage, the server came back serving different models.
         DecodeError: the video cannot be opened, or breaks off.
         InputError: `every` or `num_frames` is below 1, or `limit` is not a positive number.
     """
-    check_comparable(products, Origin("the server", client.model_identity, EMBEDDING_SIZE))
+    check_comparable(products, "the server", client.model_identity, EMBEDDING_SIZE)
     window = Window(products, num_frames=num_frames, limit=limit)
     frames = read_stream(video, every)
-    for frame in _newest(frames) if "://" in video else frames:
+    for frame in _newest(frames) if "://" in str(video) else frames:
         yield window.decide(frame.frame_index, frame.time_s, client.recognize_frame(frame.pixels))
 
 
 def _newest(frames: Iterator[StreamFrame]) -> Iterator[StreamFrame]:
-    """The frames as a thread reads them, without those that were overtaken while the last one was worked on."""
-    # At most one frame and what ended the stream; without a bound, or the thread would wait for a reader that stopped.
+    """Read the frames in a thread, and yield the newest one each time the consumer is ready for one."""
+    # At most one frame, and the end of the stream. Unbounded, because put() must never block: the consumer may be gone.
     mailbox: queue.Queue[StreamFrame | BaseException | None] = queue.Queue()
     is_over = threading.Event()
 
@@ -147,12 +157,12 @@ def _newest(frames: Iterator[StreamFrame]) -> Iterator[StreamFrame]:
                 if is_over.is_set():
                     return
                 with contextlib.suppress(queue.Empty):
-                    mailbox.get_nowait()  # overtaken
+                    mailbox.get_nowait()  # drop the frame that was not consumed in time
                 mailbox.put(frame)
-            last: BaseException | None = None
-        except Exception as error:  # handed over to the reader of the frames
-            last = error
-        mailbox.put(last)
+            end: BaseException | None = None
+        except Exception as error:  # raised again where the frames are consumed
+            end = error
+        mailbox.put(end)
 
     threading.Thread(target=read, name="livematch-stream", daemon=True).start()
     try:

@@ -1,4 +1,4 @@
-"""Pictures handed to a server on the same machine through system shared memory instead of over the connection."""
+"""System shared memory: hand images to a server on the same machine without copying them over the connection."""
 
 import mmap
 import os
@@ -11,17 +11,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
+import psutil
 import tritonclient.grpc as triton
 from tritonclient.utils import InferenceServerException
 
-from livematch.local.process import is_running
+from livematch.types import Pixels
 
 _FOLDER = Path("/dev/shm")
 _PREFIX = "livematch-"
 _TIMEOUT_S = 30.0  # for the server to open or forget a region
 _IN_USE = "currently in use"
-_SIZE_STEP_BYTES = 1 << 20  # sizes are rounded up to it, so that pictures of about one size share regions
+_SIZE_STEP_BYTES = 1 << 20  # sizes are rounded up to a multiple, so that images of similar size can share a region
 
 
 @dataclass(eq=False)
@@ -31,11 +31,11 @@ class _Region:
 
 
 class SharedMemory:
-    """Regions that one server has mapped too, as many as requests were in flight at once.
+    """Memory regions that this process and one server have both mapped, one for each request in flight.
 
-    A region's file is removed as soon as the server has opened it. What a killed process leaves is its regions in the
-    server; the next `check` on its machine ends those. The server keeps a region that it still reads, as for a request
-    that took too long; it is asked again later.
+    A region's file is removed as soon as the server has opened it, so a killed process leaves only the server's own
+    mapping behind; the next `check` on its machine frees that. A server does not release a region that it is still
+    reading, for example after a request timed out; it is asked again later.
     """
 
     def __init__(self, connection: triton.InferenceServerClient, headers: dict[str, str]) -> None:
@@ -44,17 +44,18 @@ class SharedMemory:
         self._machine = _name_machine()
         self._lock = threading.Lock()
         self._free: list[_Region] = []
-        self._kept_names: set[str] = set()  # of regions that the server did not let go
+        self._unreleased_names: set[str] = set()  # of regions that the server was still reading
 
     @contextmanager
-    def holding(self, array: npt.NDArray[np.uint8], tensor: triton.InferInput) -> Iterator[None]:
-        """For as long as this lasts, `array` is in a region, and `tensor` says so; in `tensor` itself if none is left.
+    def filled(self, tensor: triton.InferInput, array: Pixels) -> Iterator[None]:
+        """Context manager: copy `array` into a region and let `tensor` refer to it.
 
-        A region is not used again after an error: the server may have been restarted and know it no longer, or may
-        still be reading it.
+        If no shared memory is left, `tensor` itself holds the content. After an error, the region is not used again:
+        the server may have been restarted and no longer know it, or may still be reading it.
 
         Raises:
-            InferenceServerException: the server cannot open the region; it runs elsewhere, say, or does not allow it.
+            InferenceServerException: the server cannot open the region, because it runs on another machine, for
+                example, or does not allow shared memory.
         """
         try:
             region = self._take(array.nbytes) or self._create(array.nbytes)
@@ -69,30 +70,30 @@ class SharedMemory:
         except BaseException as error:
             self._unregister(region.name)
             if isinstance(error, InferenceServerException) and self.is_lost(error):
-                self.close()  # it knows the others no longer either, and each would cost a try
+                self.close()  # the server has lost the other regions too, and each would cost a try
             raise
         with self._lock:
             self._free.append(region)
 
     def check(self) -> None:
-        """Free what killed processes left in the server.
+        """Check that the server can open a region; free those that killed processes left in the server.
 
         Raises:
-            InferenceServerException, OSError: there is no use in trying.
+            InferenceServerException, OSError: shared memory cannot be used.
         """
         status = self._connection.get_system_shared_memory_status(headers=self._headers, client_timeout=_TIMEOUT_S)
         for name in status.regions:
             match = re.match(rf"{_PREFIX}(\d+)-{self._machine}-", name)
-            if match and not is_running(int(match[1])):
+            if match and not _is_running(int(match[1])):
                 self._unregister(name)
         self._unregister(self._create(1).name)
 
     def is_lost(self, error: InferenceServerException) -> bool:
-        """Whether the server did not know a region, because it was restarted since."""
+        """Tell whether the server did not know a region, because it was restarted."""
         return f"shared memory region: '{_PREFIX}" in (error.message() or "")
 
     def close(self) -> None:
-        """Let go of the regions that no request holds."""
+        """Release the regions that no request is using."""
         with self._lock:
             free, self._free = self._free, []
         self._unregister(*(region.name for region in free))
@@ -114,7 +115,7 @@ class SharedMemory:
         path = _FOLDER / name
         descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600)
         try:
-            os.posix_fallocate(descriptor, 0, size_bytes)  # here an error, when written to a SIGBUS
+            os.posix_fallocate(descriptor, 0, size_bytes)  # raises if memory is full; writing would end in SIGBUS
             self._connection.register_system_shared_memory(
                 name, f"/{name}", size_bytes, headers=self._headers, client_timeout=_TIMEOUT_S
             )
@@ -124,22 +125,30 @@ class SharedMemory:
             path.unlink()
 
     def _unregister(self, *names: str) -> None:
-        """Let the server forget these regions, and those that it kept before."""
+        """Ask the server to release these regions, and those that it could not release before."""
         with self._lock:
-            names = *names, *self._kept_names
-            self._kept_names = set()
+            names = *names, *self._unreleased_names
+            self._unreleased_names = set()
         for name in names:
             try:
                 self._connection.unregister_system_shared_memory(name, headers=self._headers, client_timeout=_TIMEOUT_S)
             except InferenceServerException as error:
-                if _IN_USE in (error.message() or ""):  # otherwise it is gone, and the region with it
+                if _IN_USE in (error.message() or ""):  # after any other error the region is gone
                     with self._lock:
-                        self._kept_names.add(name)
+                        self._unreleased_names.add(name)
             except ValueError:  # the connection is closed
                 return
 
 
+def _is_running(pid: int) -> bool:
+    """Tell whether a process runs; one that ended and whose parent has not collected its exit code does not."""
+    try:
+        return bool(psutil.Process(pid).status() != psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return False
+
+
 def _name_machine() -> str:
-    """Of where a process id says which process it is: this boot of this machine, and in a container that one."""
+    """Return a name for the scope in which a process id is unique: this boot of this machine and this container."""
     boot = Path("/proc/sys/kernel/random/boot_id").read_text()
     return f"{boot[:8]}-{Path('/proc/self/ns/pid').stat().st_ino}"

@@ -1,4 +1,4 @@
-"""What happens to detections between the detector and the embedders: numpy only, and nothing of Triton.
+"""The processing of detections between the detector and the embedders, with numpy only and without Triton.
 
 Boxes are x0 y0 x1 y1, the second corner exclusive.
 """
@@ -11,12 +11,22 @@ import numpy as np
 def select(
     boxes: np.ndarray, scores: np.ndarray, num_detections: int, scale: np.ndarray, min_score: float, image: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The detections of one image that score more than `min_score`, in pixels of that image.
+    """Return the detections of one image that score more than `min_score`, in pixels of that image.
 
-    boxes [100, 4] in resized pixels, scores [100], of which the first `num_detections` count; scale [2] is resized /
-    original for height and width; image [H, W, 3]. Returns boxes FP32 [k, 4], clipped to the image, and scores [k].
+    Args:
+        boxes: [100, 4] in resized pixels.
+        scores: [100].
+        num_detections: how many of the first boxes and scores are valid.
+        scale: [2], resized / original size for height and width.
+        min_score: lower limit, itself excluded.
+        image: [H, W, 3].
 
-    Raises ValueError, naming the tensor, for what no working detector says; a box may overrun the image, though.
+    Returns:
+        Boxes FP32 [k, 4], clipped to the image, and scores [k].
+
+    Raises:
+        ValueError: a value that no working detector returns; the message names the tensor. A box that is partly outside
+            the image is no error.
     """
     height, width = image.shape[:2]
     if height == 0 or width == 0:
@@ -43,7 +53,7 @@ def _check_rows(name: str, rows: np.ndarray, is_good: np.ndarray, fault: str) ->
 
 
 def widen(boxes: np.ndarray, factor: float) -> np.ndarray:
-    """Boxes [k, 4] with `factor` times their width and height about the same middle; may overrun the image.
+    """Return boxes [k, 4] with `factor` times their width and height and the same centre; not clipped to the image.
 
     Raises ValueError for a factor that is not from 1 to 2.
     """
@@ -54,7 +64,7 @@ def widen(boxes: np.ndarray, factor: float) -> np.ndarray:
 
 
 def to_pixels(boxes: np.ndarray, image: np.ndarray) -> np.ndarray:
-    """Truncates boxes [k, 4] to INT32: inside the image [H, W, 3] and at least one pixel wide and high."""
+    """Truncate boxes [k, 4] to INT32, inside the image [H, W, 3] and at least one pixel wide and high."""
     height, width = image.shape[:2]
     start = np.clip(boxes[:, :2].astype(np.int32), 0, [width - 1, height - 1])
     end = np.clip(boxes[:, 2:].astype(np.int32), start + 1, [width, height])
@@ -62,23 +72,23 @@ def to_pixels(boxes: np.ndarray, image: np.ndarray) -> np.ndarray:
 
 
 def nearest_templates(boxes: np.ndarray, aspect_ratios: np.ndarray) -> np.ndarray:
-    """Index into aspect_ratios (width / height) of the nearest one to each box [k, 4]; on a tie the first."""
+    """Return the index of the aspect ratio (width / height) nearest to each box [k, 4]; the first if two are equal."""
     width, height = (boxes[:, 2:] - boxes[:, :2]).T
     return np.abs((width / height)[:, None] - aspect_ratios).argmin(axis=1)
 
 
 def chunks(num_rows: int, max_rows: int) -> Iterator[slice]:
-    """Slices of at most `max_rows` that cover `num_rows` rows in order."""
+    """Return slices of at most `max_rows` rows that cover `num_rows` rows in order."""
     return (slice(start, min(start + max_rows, num_rows)) for start in range(0, num_rows, max_rows))
 
 
 def to_unit_length(vectors: np.ndarray) -> np.ndarray:
-    """vectors [k, d], none of them zero."""
+    """Return vectors [k, d] divided by their lengths; none may be zero."""
     return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
 
 
 def pad_rows(arrays: list[np.ndarray]) -> np.ndarray:
-    """Stacks arrays [k_i, …] to [B, N, …] where N is the largest k_i; missing rows are zero."""
+    """Stack arrays [k_i, …] into [B, N, …], where N is the largest k_i; missing rows are zero."""
     num_rows = max(len(array) for array in arrays)
     padded = np.zeros((len(arrays), num_rows, *arrays[0].shape[1:]), arrays[0].dtype)
     for row, array in zip(padded, arrays, strict=True):

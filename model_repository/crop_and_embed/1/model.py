@@ -1,7 +1,7 @@
-"""crop_and_embed: detections and the image they were found in → boxes in its pixels with an embedding each.
+"""crop_and_embed: from detections and their image to boxes in its pixels, with an embedding for each.
 
-Takes all requests that Triton has at once, whatever their image sizes: crops are collected per template over all of
-them, so that the embedders see batches as large as the traffic allows. Needs numpy only.
+One call handles all requests that are waiting, whatever their image sizes. It collects the crops of all of them by
+template, so that the embedders get batches as large as the traffic allows. It needs numpy only.
 """
 
 import asyncio
@@ -16,19 +16,19 @@ EMBEDDING_SIZE = 512  # of one embedder
 
 
 class CallError(Exception):
-    """A model called from here has failed; `args` are the message, which names it, and Triton's error code."""
+    """A model that this one calls has failed; `args` are the message, which names it, and Triton's error code."""
 
 
 @dataclass
 class Image:
-    """One image of a request, and what was detected in it."""
+    """One image of a request, and its detections."""
 
-    request: int  # index of the request it came with
+    request: int  # index of its request
     pixels: np.ndarray  # UINT8 [H, W, 3]
     boxes: np.ndarray  # FP32 [k, 4] in pixels, unrounded
     scores: np.ndarray  # FP32 [k]
     crop_boxes: np.ndarray  # INT32 [k, 4]
-    templates: np.ndarray  # INT [k], index of the template each box is cropped to
+    templates: np.ndarray  # INT [k], index of each box's template
     embeddings: np.ndarray  # FP32 [k, 512 per embedder], filled in as they arrive
 
 
@@ -43,7 +43,7 @@ class TritonPythonModel:
 
     async def execute(self, requests: list) -> list:
         images: list[Image] = []
-        errors: dict[int, tuple[str, int]] = {}  # message and code by request
+        errors: dict[int, tuple[str, int]] = {}  # message and code, by index of the request
         for index, request in enumerate(requests):
             try:
                 images += self._read(index, request)
@@ -59,6 +59,7 @@ class TritonPythonModel:
         ]
 
     def _read(self, index: int, request: object) -> list[Image]:
+        """Return the images of a request with their selected detections; raises ValueError for invalid tensors."""
         names = ("image", "boxes", "scores", "num_detections", "scale", "min_score")
         tensors = [pb_utils.get_input_tensor_by_name(request, name).as_numpy() for name in names]
         crop_scale = float(json.loads(request.parameters()).get("crop_scale", 1))
@@ -72,7 +73,7 @@ class TritonPythonModel:
         return images
 
     async def _embed(self, template: int, images: list[Image], errors: dict[int, tuple[str, int]]) -> None:
-        """Fills in the embeddings of all boxes of one template; a failure goes to the requests it concerns."""
+        """Fill in the embeddings of all boxes of one template; add failures to the errors of the requests concerned."""
         crops = []
         targets: list[tuple[Image, int]] = []  # the image and row of each crop
         concerned = [image for image in images if template in image.templates]
@@ -115,7 +116,9 @@ class TritonPythonModel:
         left, top = boxes[:, :2].min(axis=0)
         right, bottom = boxes[:, 2:].max(axis=0)
         inputs = {
-            "image": np.ascontiguousarray(image.pixels[None, top:bottom, left:right]),  # the rest need not be copied
+            "image": np.ascontiguousarray(
+                image.pixels[None, top:bottom, left:right]
+            ),  # copy no more than the boxes need
             "boxes": boxes - np.array([left, top, left, top]),
             "size": self.sizes[template],
         }
@@ -133,7 +136,7 @@ def _respond(images: list[Image]) -> object:
 
 
 async def _call(model: str, inputs: dict[str, np.ndarray], output: str) -> np.ndarray:
-    """One output of a model of this server; raises CallError."""
+    """Return one output of another model of this server; raises CallError."""
     request = pb_utils.InferenceRequest(
         model_name=model,
         inputs=[pb_utils.Tensor(name, array) for name, array in inputs.items()],

@@ -5,16 +5,17 @@ import pytest
 
 from benchmarks.harness.engines import Engines
 from export.config import demo
+from livematch.errors import LivematchError
 
 
 @pytest.mark.skipif(
     "CUDAExecutionProvider" in onnxruntime.get_available_providers(), reason="this onnxruntime is built for GPUs"
 )
-def test_a_missing_gpu_is_an_error_not_a_measurement_of_the_cpu(
-    demo_repository: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    preloads: list[str] = []
-    monkeypatch.setattr(onnxruntime, "preload_dlls", lambda: preloads.append("CUDA"))
-    with pytest.raises(RuntimeError, match="detector cannot run on CUDAExecutionProvider"):
-        Engines(demo_repository, demo(), provider="CUDAExecutionProvider")
-    assert preloads == ["CUDA"]
+def test_a_missing_gpu_is_an_error_not_a_measurement_of_the_cpu(demo_repository: Path) -> None:
+    with pytest.raises(LivematchError, match=r"detector cannot run on the GPU: .*CUDAExecutionProvider"):
+        Engines(demo_repository, demo(), device="cuda")
+
+
+def test_a_missing_model_is_named(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"prepare_.*model\.onnx does not exist"):
+        Engines(tmp_path, demo())

@@ -17,11 +17,11 @@ def window(num_answers: int, latency_s: float) -> Window[None]:
 
 
 def refusing(duration_s: float) -> Send:
-    """Takes so long for every picture, and refuses the second."""
+    """Return a `send` that takes `duration_s` for every image and refuses the second."""
 
-    def send(picture: int) -> int:
+    def send(image: int) -> int:
         time.sleep(duration_s)
-        if picture == 1:
+        if image == 1:
             raise RequestError("refused")
         return 2
 
@@ -47,16 +47,16 @@ def test_percentiles_are_samples_that_occurred() -> None:
     assert figures["max_ms"] == pytest.approx(100)
 
 
-def test_a_closed_loop_keeps_its_number_in_flight_and_observes_both_edges() -> None:
-    """10 ms a request and 4 in flight: 400 a second, less what waking up costs."""
+def test_a_closed_loop_keeps_its_number_in_flight_and_reads_counters_at_both_edges() -> None:
+    """10 ms per request and 4 in flight make 400 per second, less the time it takes threads to wake up."""
     edges = iter(range(100))
     found, _ = closed_loop(
-        lambda picture: time.sleep(0.01) or picture,
+        lambda image: time.sleep(0.01) or image,
         np.array([5, 6]),
         concurrency=4,
         window_s=0.2,
         max_windows=4,
-        observe=lambda: next(edges),
+        read_counters=lambda: next(edges),
     )
     assert 50 < found.rate < 450
     assert {sample.num_boxes for sample in found.answered} == {5, 6}
@@ -64,21 +64,21 @@ def test_a_closed_loop_keeps_its_number_in_flight_and_observes_both_edges() -> N
     assert found.duration_s >= 0.6
 
 
-def test_every_window_has_every_picture_equally_often() -> None:
-    """The last of three takes 50 times as long: by time alone, most windows would not have it."""
+def test_every_window_has_every_image_equally_often() -> None:
+    """The last of three takes 50 times as long: most windows of fixed time would not contain it."""
     found, _ = closed_loop(
-        lambda picture: time.sleep(0.1 if picture == 2 else 0.002) or picture,
+        lambda image: time.sleep(0.1 if image == 2 else 0.002) or image,
         np.arange(3),
         concurrency=1,
         window_s=0.01,
         max_windows=3,
-        observe=lambda: None,
+        read_counters=lambda: None,
     )
-    assert Counter(sample.picture for sample in found.answered) == {0: 3, 1: 3, 2: 3}
+    assert Counter(sample.image for sample in found.answered) == {0: 3, 1: 3, 2: 3}
 
 
 def test_an_open_loop_counts_from_the_moment_a_request_was_due() -> None:
-    """One thread and 20 ms a request, asked for 200 a second: the last ones wait for all others."""
+    """One thread, 20 ms per request and 200 requests per second: the last ones wait for all the others."""
 
     samples, is_stable = open_loop(
         refusing(0.02), np.array([0, 1]), rate=200.0, duration_s=0.3, num_threads=1, rng=np.random.default_rng(0)
@@ -90,7 +90,7 @@ def test_an_open_loop_counts_from_the_moment_a_request_was_due() -> None:
     assert not is_stable
 
 
-def test_an_open_loop_of_which_a_request_failed_is_not_stable() -> None:
+def test_an_open_loop_with_a_failed_request_is_not_stable() -> None:
     rng = np.random.default_rng(0)
     samples, is_stable = open_loop(
         refusing(0.005), np.array([0, 1]), rate=100.0, duration_s=0.2, num_threads=4, rng=rng
@@ -101,30 +101,32 @@ def test_an_open_loop_of_which_a_request_failed_is_not_stable() -> None:
 
 def test_arrivals_are_as_many_as_asked_for_and_irregular() -> None:
     samples, _ = open_loop(
-        lambda picture: 0, np.array([0]), rate=2000.0, duration_s=0.5, num_threads=2, rng=np.random.default_rng(1)
+        lambda image: 0, np.array([0]), rate=2000.0, duration_s=0.5, num_threads=2, rng=np.random.default_rng(1)
     )
     gaps_s = np.diff([sample.due_s for sample in samples])
     assert len(samples) == 1000
     assert samples[0].due_s >= 0 and samples[-1].due_s <= 0.5
     assert gaps_s.mean() == pytest.approx(1 / 2000, rel=0.02)
-    assert gaps_s.std() == pytest.approx(gaps_s.mean(), rel=0.15)  # an exponential's deviation is its mean
+    assert gaps_s.std() == pytest.approx(
+        gaps_s.mean(), rel=0.15
+    )  # the standard deviation of an exponential distribution is its mean
 
 
-def broken(picture: int) -> int:
-    raise MemoryError(f"picture {picture}")
-
-
-@pytest.mark.timeout(90)
-def test_what_is_no_refusal_ends_a_closed_loop() -> None:
-    with pytest.raises(MemoryError, match="picture 5"):
-        closed_loop(broken, np.array([5]), concurrency=2, window_s=0.01, max_windows=3, observe=lambda: None)
+def broken(image: int) -> int:
+    raise MemoryError(f"image {image}")
 
 
 @pytest.mark.timeout(90)
-def test_what_is_no_refusal_ends_an_open_loop_before_its_time() -> None:
+def test_an_unexpected_error_ends_a_closed_loop() -> None:
+    with pytest.raises(MemoryError, match="image 5"):
+        closed_loop(broken, np.array([5]), concurrency=2, window_s=0.01, max_windows=3, read_counters=lambda: None)
+
+
+@pytest.mark.timeout(90)
+def test_an_unexpected_error_ends_an_open_loop_early() -> None:
     """Six arrivals, the first after a second, the last after 55."""
     start_s = time.perf_counter()
     rng = np.random.default_rng(0)
-    with pytest.raises(MemoryError, match="picture 5"):
+    with pytest.raises(MemoryError, match="image 5"):
         open_loop(broken, np.array([5]), rate=0.1, duration_s=60.0, num_threads=8, rng=rng)
     assert time.perf_counter() - start_s < 30

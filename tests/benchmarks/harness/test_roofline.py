@@ -53,7 +53,7 @@ def test_half_precision_moves_half_the_bytes_though_the_cpu_computes_in_float32(
     ]
 
 
-def test_work_grows_with_the_picture_and_leaves_no_file(network: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_work_grows_with_the_image_and_leaves_no_file(network: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(network.parent)
     small, large = (
         sum(p.num_flop for p in count_products(network, {"x": np.zeros((1, 4, side, side), np.float32)}))

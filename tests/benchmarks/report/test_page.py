@@ -7,6 +7,7 @@ pytest.importorskip("matplotlib", reason="matplotlib is not installed")
 
 from benchmarks.report.page import main, read_folder, write_report
 from benchmarks.report.table import markdown_table
+from livematch.cli.commands import EXIT_ERROR
 
 ROOT = Path(__file__).parents[3]
 
@@ -186,41 +187,39 @@ def results() -> list[dict[str, Any]]:
     ]
 
 
-def test_the_page_says_what_was_measured_on_what_and_how_often_it_varied(
-    results: list[dict[str, Any]], tmp_path: Path
-) -> None:
+def test_the_page_has_conditions_tables_and_plots(results: list[dict[str, Any]], tmp_path: Path) -> None:
     write_report(results, tmp_path)
     page = (tmp_path / "report.html").read_text()
     for text in (
         "--a &lt;b&gt;",
-        "a CPU, 2 processors",
-        "other work used 2% of them before, 5% after",
+        "a CPU, 2 CPUs",
+        "other work used 2% of the CPUs before, 5% after",
         "1 × 0, 1 × 1, 1 × 2",
         "networks served in fp16",
         "<td>87.0</td><td>300.0</td><td>4321.0</td>",
         "<td>1.25 to 2.5</td>",
     ):
         assert text in page
-    assert "4.2 times as fast" in page and "detector 01234567" in page
+    assert "4.2 times as fast as the baseline" in page and "detector 01234567" in page
     assert "<td>1</td><td>9.0</td><td>2.0</td><td>4.5</td><td>5.0</td><td>8.0</td><td>1.6</td><td>0.8</td>" in page
-    pictures = sorted(path.name for path in tmp_path.glob("*.png"))
-    assert pictures == [
+    plots = sorted(path.name for path in tmp_path.glob("*.png"))
+    assert plots == [
         f"demo_{name}.png"
         for name in (
             *("baseline_baseline", "latency_latency", "models_models"),
             *("throughput_stages", "throughput_throughput"),
         )
     ]
-    assert all(f'src="{name}"' in page for name in pictures)
+    assert all(f'src="{name}"' in page for name in plots)
 
 
 def test_the_table_has_every_figure_with_its_file(results: list[dict[str, Any]]) -> None:
     lines = markdown_table(results).splitlines()
-    assert lines[2] == "| demo | pipeline over the contest's way, cpu | 4.2× | 4 to 4.4 (3) | `demo_baseline.json` |"
-    engine = "2.00× eager, 0.50 of the bound of its work | 1.25 to 2.5 (3)"
-    assert f"| demo | engine of detector | {engine} | `demo_models.json` |" in lines
-    assert "| demo | throughput, 4 in flight | 8 pictures/s, 16 crops/s |  | `demo_throughput.json` |" in lines
-    assert "| demo | embedding, 4 sources at once over one | 1.60× |  | `demo_concurrency.json` |" in lines
+    assert lines[2] == "| demo | pipeline over the baseline, CPU | 4.2× | 4 to 4.4 (3) | `demo_baseline.json` |"
+    engine = "2.00×, and 0.50 of the bound that its arithmetic sets | 1.25 to 2.5 (3)"
+    assert f"| demo | engine of detector over eager PyTorch | {engine} | `demo_models.json` |" in lines
+    assert "| demo | throughput, 4 in flight | 8 images/s, 16 crops/s |  | `demo_throughput.json` |" in lines
+    assert "| demo | embedding, 4 sources in flight over one | 1.60× |  | `demo_concurrency.json` |" in lines
     assert sum("Poisson" in line for line in lines) == 1  # the load that was not stable is left out
 
 
@@ -232,7 +231,7 @@ def test_the_table_has_every_figure_with_its_file(results: list[dict[str, Any]])
         ("models", {"ensemble_is_stable": False}),
     ],
 )
-def test_a_ratio_of_what_was_not_stable_is_marked(
+def test_a_ratio_of_unstable_measurements_is_marked(
     results: list[dict[str, Any]], tmp_path: Path, benchmark: str, changes: dict[str, Any]
 ) -> None:
     (result,) = [result for result in results if result["benchmark"] == benchmark]
@@ -245,7 +244,7 @@ def test_a_ratio_of_what_was_not_stable_is_marked(
         assert "<td>8.0</td><td>8.1</td><td>1.01</td><td>no</td>" in (tmp_path / "report.html").read_text()
 
 
-def test_networks_on_a_gpu_have_no_share_of_the_ensemble(results: list[dict[str, Any]], tmp_path: Path) -> None:
+def test_engines_on_a_gpu_are_not_compared_with_the_ensemble(results: list[dict[str, Any]], tmp_path: Path) -> None:
     (models,) = [result for result in results if result["benchmark"] == "models"]
     figures = without(models["figures"], "share_of_bound")
     figures["rounds"] = [without(turn, "share_of_bound") for turn in figures["rounds"]]
@@ -260,11 +259,11 @@ def test_rates_of_a_thousand_are_written_out(results: list[dict[str, Any]]) -> N
     figures = results[0]["figures"]
     fast = {**figures["sweep"][1], "pictures_per_s": 1234.0, "crops_per_s": 0.2428}
     table = markdown_table([{**results[0], "figures": {**figures, "sweep": [figures["sweep"][0], fast]}}])
-    assert "| 1230 pictures/s, 0.243 crops/s |" in table
+    assert "| 1230 images/s, 0.243 crops/s |" in table
 
 
-def test_failures_are_seen(results: list[dict[str, Any]], tmp_path: Path) -> None:
-    """In the table, beside the latency of what was answered; a point without any answer stops no report."""
+def test_failures_are_shown(results: list[dict[str, Any]], tmp_path: Path) -> None:
+    """The table counts them beside the latency of the responses; a point without any response is reported, too."""
     throughput = results[0]["figures"]
     none = {"num_answered": 0, "num_failures": 7}
     unstable = {**throughput["sweep"][1], "concurrency": 8, "pictures_per_s": 99.0, "is_stable": False}
@@ -275,18 +274,18 @@ def test_failures_are_seen(results: list[dict[str, Any]], tmp_path: Path) -> Non
     results[0] = {**results[0], "figures": throughput}
     lines = markdown_table(results).splitlines()
     assert any("p50 10 ms, p99 14 ms (9 requests, 1 more failed)" in line for line in lines)
-    assert any("latency, 1 in flight | no answer (0 requests, 7 more failed)" in line for line in lines)
-    assert any("throughput, 4 in flight | 8 pictures/s" in line for line in lines)  # the faster point is not stable
+    assert any("latency, 1 in flight | no response (0 requests, 7 more failed)" in line for line in lines)
+    assert any("throughput, 4 in flight | 8 images/s" in line for line in lines)  # the faster point is not stable
     write_report(results, tmp_path)
 
 
-def test_a_server_that_ran_before_is_named_and_has_no_load(results: list[dict[str, Any]], tmp_path: Path) -> None:
+def test_a_server_elsewhere_is_named_and_has_no_usage(results: list[dict[str, Any]], tmp_path: Path) -> None:
     figures = results[0]["figures"]
     sweep = [{**figures["sweep"][0], "usage": None}]
     served = {"server": "gpu-box:8001", "model_identity": "production-0123"}
     figures = {**without(figures, "precision"), **served, "sweep": sweep}
     write_report([{**results[0], "figures": figures}], tmp_path)
-    assert ", server gpu-box:8001: production-0123; python 3.11" in (tmp_path / "report.html").read_text()
+    assert ", server gpu-box:8001: production-0123</li>" in (tmp_path / "report.html").read_text()
 
 
 @pytest.mark.parametrize(
@@ -294,7 +293,7 @@ def test_a_server_that_ran_before_is_named_and_has_no_load(results: list[dict[st
     [
         ("", {"weights": "a <folder>"}, "weights: a &lt;folder&gt;"),
         ("--checkpoints DIR", {"weights": "DIR"}, "weights: DIR"),
-        ("", {}, "weights: made up"),
+        ("", {}, "weights: random"),
         ("--checkpoints DIR", {}, None),
         ("--server gpu-box:8001", {}, None),
     ],
@@ -302,21 +301,27 @@ def test_a_server_that_ran_before_is_named_and_has_no_load(results: list[dict[st
 def test_weights_are_named_as_far_as_they_are_known(
     results: list[dict[str, Any]], tmp_path: Path, arguments: str, recorded: dict[str, str], shown: str | None
 ) -> None:
-    """A file of older runs says it by its command alone."""
+    """In files of older runs, only the command tells."""
     (result,) = [result for result in results if result["benchmark"] == "baseline"]
     command = f"python -m benchmarks.baseline --config production {arguments}"
     figures = {**result["figures"], **recorded}
     write_report([{**result, "config": "production", "command": command, "figures": figures}], tmp_path)
     page = (tmp_path / "report.html").read_text()
     assert "<h2>Production networks</h2>" in page
-    assert shown in page if shown else "weights" not in page.split("<h3>")[1].split('class="note"')[1]
+    assert shown in page if shown else "weights" not in page.split("<h3>")[1].split('class="conditions"')[1]
 
 
-def test_a_folder_without_results_is_refused(tmp_path: Path) -> None:
+def test_a_folder_without_results_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "other.json").write_text("[1]")
     assert read_folder(tmp_path) == []
-    with pytest.raises(SystemExit):
-        main(["--results", str(tmp_path), "--output", str(tmp_path)])
+    assert main(["--results", str(tmp_path), "--output", str(tmp_path)]) == EXIT_ERROR
+    assert capsys.readouterr().err == f"benchmarks.report: no results in {tmp_path}\n"
+
+
+def test_a_damaged_file_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "demo_search.json").write_text('{"benchmark": ')
+    assert main(["--results", str(tmp_path), "--output", str(tmp_path)]) == EXIT_ERROR
+    assert f"{tmp_path / 'demo_search.json'}: not JSON" in capsys.readouterr().err
 
 
 def test_a_run_on_a_busy_machine_says_so(results: list[dict[str, Any]], tmp_path: Path) -> None:
@@ -329,4 +334,4 @@ def test_a_run_on_a_busy_machine_says_so(results: list[dict[str, Any]], tmp_path
 
 def test_the_readme_has_the_table_of_the_results_in_git() -> None:
     results = read_folder(ROOT / "benchmarks" / "results")
-    assert markdown_table(results) in (ROOT / "README.md").read_text(encoding="utf-8")
+    assert markdown_table(results) in (ROOT / "benchmarks" / "README.md").read_text(encoding="utf-8")

@@ -65,12 +65,14 @@ def test_run_with_truth(part, tmp_path, loopback_server, capsys):
     assert read_failures(tmp_path / "failures.parquet") == []
 
 
-def test_run_without_truth_makes_no_score(part, tmp_path, loopback_server, capsys):
+def test_run_without_truth_writes_a_report_and_no_score(part, tmp_path, loopback_server, capsys):
     code, summary, _ = run_command(capsys, *run_options(part, tmp_path, loopback_server))
     assert code == 0
     assert "score" not in summary
     assert not (tmp_path / "score.json").exists()
-    assert not (tmp_path / "report.html").exists()
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert all(video_id in page for video_id in ("000013", "000021", "000034"))
+    assert "data:image/jpeg;base64," in page
 
 
 def test_run_with_damaged_sources(tmp_path, drawing, loopback_server, capsys):
@@ -92,7 +94,7 @@ def test_run_with_damaged_sources(tmp_path, drawing, loopback_server, capsys):
     assert "2.jpg: the file is empty" in stderr
 
 
-def test_the_steps_one_by_one_give_what_run_gives(part, tmp_path, loopback_server, capsys):
+def test_the_single_commands_write_the_same_files_as_run(part, tmp_path, loopback_server, capsys):
     frames, limit = ("--frames", "0:400:40"), ("--limit", "0.9")
     run_command(capsys, *run_options(part, tmp_path / "run", loopback_server, "--truth", part, *frames, *limit))
     out = tmp_path / "steps"
@@ -135,7 +137,7 @@ def write_features(path, sources, embeddings, **metadata):
     pq.write_table(pa.table(content).replace_schema_metadata(metadata or None), path)
 
 
-def test_match_takes_files_of_other_tools_with_a_warning(tmp_path, capsys):
+def test_match_accepts_files_of_other_tools_with_a_warning(tmp_path, capsys):
     angles = np.array([0.1, 0.2, 0.3, 0.4])
     write_features(tmp_path / "q.parquet", ["item"] * 4, np.stack([np.cos(angles), np.sin(angles)], axis=1))
     write_features(tmp_path / "g.parquet", ["clip"], [[1.0, 0.0]])
@@ -151,7 +153,7 @@ def test_match_takes_files_of_other_tools_with_a_warning(tmp_path, capsys):
     assert (code, summary) == (0, {"num_matches": 0})
 
 
-def test_match_refuses_other_models(tmp_path, capsys):
+def test_match_refuses_features_of_different_models(tmp_path, capsys):
     for name in ("q", "g"):
         write_features(tmp_path / name, ["x"], [[1.0, 0.0]], **{"livematch:model_identity": f"models-{name}"})
     command = ("match", "--queries", tmp_path / "q", "--gallery", tmp_path / "g", "-o", tmp_path / "result.json")
@@ -200,7 +202,7 @@ def test_a_missing_folder_is_one_line(tmp_path, loopback_server, capsys):
     assert "no such folder" in stderr
 
 
-def test_nobody_listening_is_one_line(part, tmp_path, capsys):
+def test_a_missing_server_is_one_line(part, tmp_path, capsys):
     command = ("embed", "--images", part / "image", "-o", tmp_path / "f", "--server", f"127.0.0.1:{free_port()}")
     code, _, stderr = run_command(capsys, *command, "--max-tries", "1")
     assert (code, len(stderr.splitlines())) == (2, 1)
@@ -212,7 +214,7 @@ def test_a_server_that_dies_is_one_line(part, tmp_path, loopback_server, capsys)
     options = run_options(part, tmp_path, loopback_server, "--concurrency", "1", "--max-tries", "2")
     code, summary, stderr = run_command(capsys, *options)
     assert (code, summary) == (2, {})
-    assert "3 sources are stored, the same command goes on from there" in error_lines(stderr)[-1]
+    assert "3 sources are stored, the next run resumes there" in error_lines(stderr)[-1]
     assert "Traceback" not in stderr
     loopback_server.faults_from = None
     code, summary, _ = run_command(capsys, *run_options(part, tmp_path, loopback_server))
@@ -227,7 +229,7 @@ def test_a_server_that_dies_is_one_line(part, tmp_path, loopback_server, capsys)
         ("--concurrency", ["0", "-1", "x"]),
     ],
 )
-def test_options_that_make_no_sense_are_refused(tmp_path, capsys, option, values):
+def test_invalid_options_are_refused(tmp_path, capsys, option, values):
     for value in values:
         with pytest.raises(SystemExit, match="2"):
             main(["embed", "--videos", str(tmp_path), "-o", "f.parquet", f"{option}={value}"])
@@ -247,7 +249,7 @@ def test_options_that_make_no_sense_are_refused(tmp_path, capsys, option, values
         "report --result r --images i --videos v -o folder",
     ],
 )
-def test_a_folder_is_refused_where_a_file_is_written(tmp_path, monkeypatch, capsys, command):
+def test_a_folder_is_refused_as_an_output_file(tmp_path, monkeypatch, capsys, command):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "folder").mkdir()
     with pytest.raises(SystemExit, match="2"):
@@ -260,7 +262,7 @@ def test_a_folder_is_refused_where_a_file_is_written(tmp_path, monkeypatch, caps
 
 
 @pytest.mark.parametrize("text", ["nan", "-1", "x"])
-def test_numbers_that_make_no_sense_are_refused(capsys, text):
+def test_invalid_numbers_are_refused(capsys, text):
     report = ("report", "--result", "r", "--images", "i", "--videos", "v", "-o", "h", f"--limit={text}")
     for command in (report, ("serve", "--repository", "r", f"--exit-timeout={text}")):
         with pytest.raises(SystemExit, match="2"):
@@ -269,14 +271,14 @@ def test_numbers_that_make_no_sense_are_refused(capsys, text):
 
 
 @pytest.mark.parametrize("text", ["800", "G", "1.5G", "-1G", "2K"])
-def test_memory_that_makes_no_sense_is_refused(capsys, text):
+def test_an_invalid_memory_size_is_refused(capsys, text):
     with pytest.raises(SystemExit, match="2"):
         main(["match", "--queries", "q", "--gallery", "g", "-o", "r", f"--memory={text}"])
     assert "--memory" in capsys.readouterr().err
 
 
 def test_defaults_are_those_of_the_package():
-    """They are written down twice, because the options are read before anything else is imported."""
+    """Defaults are written down twice, because options are parsed before the package is imported."""
     match = parse_arguments(["match", "--queries", "q", "--gallery", "g", "-o", "r"])
     assert _match_options(match) == MatchOptions()
     assert match.memory == DEFAULT_MEMORY_BYTES
@@ -298,7 +300,7 @@ def test_matching_options_are_checked_before_anything_is_embedded(part, tmp_path
     assert sum(loopback_server.num_requests.values()) == 0
 
 
-def test_shards_joint_assignment_and_pairs(part, tmp_path, loopback_server, capsys):
+def test_shards_and_pairs(part, tmp_path, loopback_server, capsys):
     server = ("--server", loopback_server.url)
     for kind, folder in (("images", part / "image"), ("videos", part / "video")):
         for index in range(2):
@@ -307,7 +309,7 @@ def test_shards_joint_assignment_and_pairs(part, tmp_path, loopback_server, caps
             assert run_command(capsys, *command)[0] == 0
     files = [[tmp_path / f"{kind}{index}" for index in range(2)] for kind in ("images", "videos")]
     command = ("match", "--queries", *files[0], "--gallery", *files[1], "-o", tmp_path / "result.json")
-    options = ("--assignment", "joint", "--pairs", "3", "--quantile", "0.9", "--memory", "16G")
+    options = ("--pairs", "3", "--quantile", "0.9", "--memory", "16G")
     code, summary, _ = run_command(capsys, *command, *options)
     assert (code, summary) == (0, {"num_matches": 3})
     result = json.loads((tmp_path / "result.json").read_text())
@@ -324,7 +326,7 @@ def test_interrupted_run_ends_cleanly_and_at_once(part, tmp_path, loopback_serve
         [sys.executable, "-m", "livematch.cli", *command],
         stderr=subprocess.PIPE,
         text=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background jobs ignore it
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # background jobs of a shell ignore SIGINT
     )
     while loopback_server.num_requests["recognize_image"] < 4:
         assert process.poll() is None
@@ -338,7 +340,7 @@ def test_interrupted_run_ends_cleanly_and_at_once(part, tmp_path, loopback_serve
     assert "Traceback" not in stderr
 
 
-def test_refused_pictures_do_not_stop_a_run(part, tmp_path, loopback_server, capsys):
+def test_refused_images_do_not_stop_a_run(part, tmp_path, loopback_server, capsys):
     loopback_server.faults = [grpc.StatusCode.INVALID_ARGUMENT]
     code, summary, _ = run_command(capsys, *run_options(part, tmp_path, loopback_server))
     assert (code, summary["num_failures"], summary["num_matches"]) == (3, 1, 3)

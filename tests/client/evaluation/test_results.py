@@ -8,7 +8,7 @@ from livematch.evaluation.results import (
     BoxPair,
     read_distances,
     to_result,
-    truncated,
+    truncate_box,
     write_json,
     write_matches,
 )
@@ -46,7 +46,7 @@ def test_result_is_the_dataset_s_own_format(tmp_path):
     ],
 )
 def test_boxes_are_truncated_and_keep_a_pixel(box, expected):
-    assert truncated(box) == expected
+    assert truncate_box(box) == expected
 
 
 def test_several_pairs_per_clip_are_read(tmp_path):
@@ -67,7 +67,7 @@ def test_several_pairs_per_clip_are_read(tmp_path):
         '{"7": {"item_id": "8", "frame_index": 0, "result": [{"img_name": "5", "item_box": [1], "frame_box": [1]}]}}',
     ],
 )
-def test_other_contents_are_refused_by_name(tmp_path, content):
+def test_other_contents_are_refused_and_the_file_is_named(tmp_path, content):
     (tmp_path / "r.json").write_text(content)
     with pytest.raises(FileFormatError, match=r"r\.json"):
         read_result(tmp_path / "r.json")
@@ -78,7 +78,7 @@ def test_a_missing_result_is_named(tmp_path):
         read_result(tmp_path / "r.json")
 
 
-def test_distances_come_back(tmp_path):
+def test_distances_are_read_back(tmp_path):
     write_matches(MATCHES, tmp_path / "matches.json")
     assert list(read_distances(tmp_path / "matches.json").items()) == [("000013", 0.25), ("000021", 0.5)]
     write_json([{"video_id": "7"}], tmp_path / "other.json")

@@ -14,7 +14,7 @@ def answer(item_id: str, frame_index: int, item_box=BOX, frame_box=BOX, img_name
 
 
 def truth_of(*video_ids: str, **frames) -> GroundTruth:
-    """For each video garment 1 in image 0, and by default in frames 40 and 80, but not in frame 0."""
+    """Return a truth in which each video's image 0 and its frames 40 and 80, but not 0, show garment 1."""
     shown = (Garment(1, BOX),)
     return GroundTruth(
         images={v: {"0": shown, "1": (Garment(0, BOX),)} for v in video_ids},
@@ -88,7 +88,7 @@ def test_a_garment_of_another_id_is_not_positive():
     assert truth.positive_videos() == []
 
 
-def test_a_video_that_shows_nothing_of_its_item_has_no_right_answer():
+def test_a_video_that_never_shows_its_item_has_no_right_answer():
     truth = truth_of("a")
     truth.frames["quiet"] = {0: (), 40: ()}
     truth.images["quiet"] = truth.images["a"]

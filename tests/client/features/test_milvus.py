@@ -1,4 +1,4 @@
-"""A Milvus gallery in a file of its own, without any server."""
+"""Tests of Milvus galleries in files, without a server."""
 
 import json
 import subprocess
@@ -36,7 +36,7 @@ def write(path, sources, embeddings, identity="m", names=None):
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):
-    """Queries and a gallery with many exact repeats and near ones, of unit length and others."""
+    """Queries and a gallery in which many embeddings are equal or nearly equal."""
     folder = tmp_path_factory.mktemp("world")
     rng = np.random.default_rng(3)
     few = rng.normal(size=(20, SIZE))
@@ -48,23 +48,23 @@ def world(tmp_path_factory):
     )
 
 
-RULE = MatchOptions(quantile=0.6, limit=4, num_pairs=3)
+OPTIONS = MatchOptions(quantile=0.6, limit=4, num_pairs=3)
 
 
 def test_matches_are_those_of_the_features_files(world, tmp_path):
     queries, gallery = world
-    expected = match(queries, gallery, RULE)
+    expected = match(queries, gallery, OPTIONS)
     assert len(expected) > 5
     with MilvusGallery(f"milvus:{tmp_path / 'g.db'}") as milvus:
         milvus.load(gallery)
-        assert milvus.match(queries, RULE) == expected
-        milvus.load(gallery)  # replaces all of it
-        assert milvus.match(queries, RULE) == expected
+        assert match(queries, milvus, OPTIONS) == expected
+        milvus.load(gallery)  # replaces all rows
+        assert match(queries, milvus, OPTIONS) == expected
     with MilvusGallery(f"milvus:{tmp_path / 'g.db'}") as milvus:
-        assert milvus.match(queries, RULE) == expected
+        assert match(queries, milvus, OPTIONS) == expected
 
 
-def test_a_gallery_grows_from_one_process_to_the_next(world, tmp_path):
+def test_several_processes_load_one_gallery(world, tmp_path):
     queries, gallery = world
     embeddings = next(gallery.blocks(400)).embeddings
     for name, rows in (("first", slice(0, 200)), ("second", slice(200, 400))):
@@ -72,8 +72,8 @@ def test_a_gallery_grows_from_one_process_to_the_next(world, tmp_path):
         command = ["load", "--gallery", f"milvus:{tmp_path / 'g.db'}", "--features", tmp_path / name]
         subprocess.run([sys.executable, "-m", "livematch.cli", *map(str, command)], check=True)
     with MilvusGallery(f"milvus:{tmp_path / 'g.db'}") as milvus:
-        found = milvus.match(queries, RULE)
-    assert found == match(queries, open_features([tmp_path / "first", tmp_path / "second"]), RULE)
+        found = match(queries, milvus, OPTIONS)
+    assert found == match(queries, open_features([tmp_path / "first", tmp_path / "second"]), OPTIONS)
 
 
 def test_clips_are_replaced_and_deleted(world, tmp_path):
@@ -85,40 +85,40 @@ def test_clips_are_replaced_and_deleted(world, tmp_path):
         milvus.load(half)
         milvus.load(other)
         pq.write_table(pa.concat_tables([pq.read_table(tmp_path / name) for name in ("rest", "other")]), tmp_path / "f")
-        expected = match(queries, open_features([tmp_path / "half"]), RULE)
-        replaced = milvus.match(queries, RULE)
+        expected = match(queries, open_features([tmp_path / "half"]), OPTIONS)
+        replaced = match(queries, milvus, OPTIONS)
         assert [(m.video_id, m.item_id, m.distance) for m in replaced] != [
             (m.video_id, m.item_id, m.distance) for m in expected
         ]
         milvus.delete([*dict.fromkeys(other.sources), "unknown"])
-        kept = milvus.match(queries, RULE)
+        kept = match(queries, milvus, OPTIONS)
         assert {m.video_id for m in kept} <= set(rest.sources)
-        assert [m.distance for m in kept] == [m.distance for m in match(queries, rest, RULE)]
+        assert [m.distance for m in kept] == [m.distance for m in match(queries, rest, OPTIONS)]
         milvus.delete(rest.sources)
-        assert milvus.match(queries, RULE) == []
+        assert match(queries, milvus, OPTIONS) == []
 
 
-def test_other_models_are_refused(world, tmp_path):
+def test_features_of_different_models_are_refused(world, tmp_path):
     queries, gallery = world
     other = write(tmp_path / "other", ["v"], np.ones((1, SIZE)), identity="n")
     with MilvusGallery(f"milvus:{tmp_path / 'g.db'}") as milvus:
         with pytest.raises(FeaturesError, match="holds no gallery"):
-            milvus.match(queries)
+            match(queries, milvus)
         milvus.load(gallery)
-        for refused in (lambda: milvus.load(other), lambda: milvus.match(other)):
+        for refused in (lambda: milvus.load(other), lambda: match(other, milvus)):
             with pytest.raises(FeaturesError, match=r"other by n .*g\.db by m"):
                 refused()
 
 
-def test_an_address_that_is_none_is_refused():
+def test_a_malformed_address_is_refused():
     with pytest.raises(InputError, match=r"FILE\.db or milvus:URI, got milvus:gallery"):
         MilvusGallery("milvus:gallery")
 
 
-def test_a_gallery_that_is_not_there_is_named_and_not_made(world, tmp_path, capsys):
+def test_a_missing_gallery_is_named_and_not_created(world, tmp_path, capsys):
     address = f"milvus:{tmp_path / 'typo.db'}"
     options = ("--gallery", address)
-    match_options = ("--queries", str(world[0].paths[0]), "-o", str(tmp_path / "result.json"))
+    match_options = ("--queries", world[0].origin, "-o", str(tmp_path / "result.json"))
     for command in (("delete", *options, "--sources", "v"), ("match", *options, *match_options)):
         assert main(command) == 2
         assert "typo.db: holds no gallery; make one with `livematch load`" in capsys.readouterr().err
@@ -127,8 +127,8 @@ def test_a_gallery_that_is_not_there_is_named_and_not_made(world, tmp_path, caps
         empty.delete(["v"])
 
 
-def test_commands(world, tmp_path, capsys):
-    queries, gallery = (str(features.paths[0]) for features in world)
+def test_the_commands_load_match_and_delete(world, tmp_path, capsys):
+    queries, gallery = (features.origin for features in world)
     address = f"milvus:{tmp_path / 'g.db'}"
     assert main(["load", "--gallery", address, "--features", gallery]) == 0
     for name, given in (("milvus", address), ("parquet", gallery)):
@@ -143,7 +143,7 @@ def test_commands(world, tmp_path, capsys):
     assert json.loads(capsys.readouterr().out.splitlines()[-1]) == {"num_matches": 0}
 
 
-def test_without_pymilvus_one_line_says_so(tmp_path):
+def test_a_missing_pymilvus_is_reported_in_one_line(tmp_path):
     code = (
         "import sys; sys.modules['pymilvus'] = None; from livematch.cli import main;"
         f"sys.exit(main(['delete', '--gallery', 'milvus:{tmp_path}/g.db', '--sources', 'v']))"

@@ -22,7 +22,7 @@ def open_store(path, model_identity="demo-1", selection="images") -> FeaturesSto
 def test_round_trip(tmp_path):
     path = tmp_path / "new" / "f.parquet"
     image, first, second = recognition(2), recognition(1, 1), recognition(3, 2)
-    with open_store(path) as store:
+    with open_store(str(path)) as store:
         store.append(("000013", "0"), [(-1, image)])
         store.append(("000013", "1"), [(-1, recognition(0))])
         store.append(("000021", ""), [(80, first), (100, recognition(0)), (120, second)])
@@ -58,7 +58,7 @@ def test_a_finished_file_grows(tmp_path):
     assert read_features(path).names == ["1", "2", "2"]
 
 
-def test_a_run_killed_anywhere_goes_on(tmp_path):
+def test_a_run_killed_anywhere_can_be_continued(tmp_path):
     path = tmp_path / "f.parquet"
     partial = tmp_path / "f.parquet.partial"
     ends = []
@@ -73,7 +73,7 @@ def test_a_run_killed_anywhere_goes_on(tmp_path):
         with open_store(path) as store:
             assert store.finished == {("a", str(k)) for k in range(num_whole)}
             store.append(("b", "0"), [(-1, recognition(1, seed=7))])
-        with open_store(path) as store:  # and killed again
+        with open_store(path) as store:  # which is killed, too
             assert len(store.finished) == num_whole + 1
             store.append(("b", "1"), [(-1, recognition(1, seed=8))])
             store.finish()
@@ -84,7 +84,7 @@ def test_a_run_killed_anywhere_goes_on(tmp_path):
         path.unlink()
 
 
-def test_killed_between_the_new_file_and_the_removal_of_the_partial_one(tmp_path):
+def test_a_run_killed_before_it_removes_the_partial_file_can_be_continued(tmp_path):
     path = tmp_path / "f.parquet"
     partial = tmp_path / "f.parquet.partial"
     with open_store(path) as store:
@@ -109,7 +109,7 @@ def test_row_groups_are_bounded(tmp_path):
     assert sizes == [ROW_GROUP_ROWS, ROW_GROUP_ROWS, ROW_GROUP_ROWS // 2]
 
 
-def test_the_end_of_many_sources_without_boxes_is_short(tmp_path):
+def test_finishing_many_sources_without_boxes_is_fast(tmp_path):
     nothing = recognition(0)
     with open_store(tmp_path / "f.parquet") as store:
         start_s = time.process_time()
@@ -117,14 +117,14 @@ def test_the_end_of_many_sources_without_boxes_is_short(tmp_path):
             store.append(("a", str(k)), [(-1, nothing)])
         appended_s = time.process_time()
         store.finish()
-        assert 3 * (time.process_time() - appended_s) < appended_s - start_s  # it is a twelfth
+        assert 3 * (time.process_time() - appended_s) < appended_s - start_s  # measured: a twelfth
     with open_store(tmp_path / "f.parquet") as store:
         assert (len(store.finished), store.num_rows) == (5000, 0)
     assert len(read_features(tmp_path / "f.parquet")) == 0
 
 
 @pytest.mark.parametrize("finish", [True, False])
-def test_other_models_and_selections_are_refused_and_named(tmp_path, finish):
+def test_a_file_of_different_models_or_frames_is_refused(tmp_path, finish):
     path = tmp_path / "f.parquet"
     with open_store(path, selection="frames 80:400:20") as store:
         store.append(("a", ""), [(80, recognition(1))])
@@ -138,7 +138,7 @@ def test_other_models_and_selections_are_refused_and_named(tmp_path, finish):
         open_store(path, selection="frames 0:400:40")
 
 
-def test_a_file_of_another_kind_is_not_overwritten(tmp_path):
+def test_a_file_that_is_not_parquet_is_not_overwritten(tmp_path):
     path = tmp_path / "f.parquet"
     path.write_text("dear diary")
     with pytest.raises(FeaturesError, match="not a readable Parquet file"):
@@ -147,12 +147,16 @@ def test_a_file_of_another_kind_is_not_overwritten(tmp_path):
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_a_run_that_ends_while_another_begins_is_seen_by_it(tmp_path, monkeypatch):
+def test_a_run_that_finishes_while_another_starts_is_noticed(tmp_path, monkeypatch):
     path = tmp_path / "f.parquet"
     first = open_store(path)
     first.append(("a", "0"), [(-1, recognition(1))])
-    # The second run makes the folder before it opens any file in it.
-    monkeypatch.setattr(Path, "mkdir", lambda *args, **options: first.finish())
+
+    def finish_first(*args, **options):
+        monkeypatch.undo()
+        first.finish()
+
+    monkeypatch.setattr(Path, "mkdir", finish_first)  # the second run creates the folder before it opens a file
     with open_store(path) as second:
         assert second.finished == {("a", "0")}
 

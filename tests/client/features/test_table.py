@@ -3,8 +3,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from livematch import Features, FeaturesError, read_features
-from livematch.features.table import IDENTITY_KEY
+from livematch import Features, FeaturesError, open_features, read_features
+from livematch.features.parquet import IDENTITY_KEY
 
 
 def columns(num_rows: int = 5, size: int = 6) -> dict[str, np.ndarray | list]:
@@ -47,10 +47,10 @@ def test_files_of_other_tools(tmp_path, types, row_group_size):
     values = columns()
     extended = table(values, **types).append_column("note", pa.array(["x"] * 5))
     pq.write_table(extended, tmp_path / "f.parquet", row_group_size=row_group_size)
-    found = read_features(tmp_path / "f.parquet")
-    for name, expected in values.items():
-        assert np.array_equal(getattr(found, name), expected), name
-    assert (len(found), found.embedding_size, found.model_identity) == (5, 6, None)
+    for found in (read_features(tmp_path / "f.parquet"), open_features([str(tmp_path / "f.parquet")])):
+        for name, expected in values.items():
+            assert np.array_equal(getattr(found, name), expected), name
+        assert (len(found), found.embedding_size, found.model_identity) == (5, 6, None)
 
 
 def test_identity_and_empty_names(tmp_path):
@@ -64,7 +64,7 @@ def test_identity_and_empty_names(tmp_path):
 @pytest.mark.parametrize(
     ("names", "expected"), [(pa.nulls(5), [""] * 5), (pa.array([10, 2, None, 3, 4]), ["10", "2", "", "3", "4"])]
 )
-def test_names_that_are_no_strings(tmp_path, names, expected):
+def test_names_that_are_not_strings(tmp_path, names, expected):
     pq.write_table(table(columns()).set_column(1, "name", names), tmp_path / "f.parquet")
     assert read_features(tmp_path / "f.parquet").names == expected
 
@@ -98,7 +98,7 @@ def test_repeated_rows_are_named(tmp_path):
         read_features(tmp_path / "f.parquet")
 
 
-def test_two_boxes_of_one_picture_are_no_repeat():
+def test_two_boxes_of_one_image_are_no_repeat():
     assert len(Features(**(columns() | {"names": ["0"] * 5}))) == 5
 
 
@@ -130,7 +130,7 @@ def test_unreadable_files_are_named(tmp_path):
         (lambda t: t.set_column(4, "score", pa.array(list("abcde"))), "type string instead of float"),
     ],
 )
-def test_other_columns_are_refused(tmp_path, change, message):
+def test_unsuitable_columns_are_refused(tmp_path, change, message):
     pq.write_table(change(table(columns())), tmp_path / "f.parquet")
     with pytest.raises(FeaturesError, match=message):
         read_features(tmp_path / "f.parquet")

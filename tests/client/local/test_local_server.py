@@ -12,13 +12,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 import tritonclient.grpc as triton
 
 from benchmarks.harness.resources import process_tree
 from livematch.errors import LocalServerError
 from livematch.local.local_server import LocalServer
-from livematch.local.process import is_running
+from livematch.local.process import has_ended
 
 pytestmark = pytest.mark.triton
 
@@ -65,11 +66,18 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalServer]:
 
 
 def wait_until_gone(pids: set[int], timeout_s: float = 20.0) -> set[int]:
-    """Those of `pids` that still run after `timeout_s`; one that has ended and was not waited for counts as gone."""
+    """Return those of `pids` that still run after `timeout_s`."""
     deadline = time.monotonic() + timeout_s
     while (running := {pid for pid in pids if is_running(pid)}) and time.monotonic() < deadline:
         time.sleep(0.05)
     return running
+
+
+def is_running(pid: int) -> bool:
+    try:
+        return not has_ended(psutil.Process(pid))
+    except psutil.NoSuchProcess:
+        return False
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (3, 5), (4, 0), (700, 900)])

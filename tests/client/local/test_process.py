@@ -1,34 +1,74 @@
 import subprocess
+import sys
+import threading
+import time
 from pathlib import Path
 
+import psutil
 import pytest
 
-from livematch.local.process import _children, is_running
+from livematch.errors import LocalServerError
+from livematch.local.process import Process, has_ended
+
+PARENT = """
+import subprocess, time
+child = subprocess.Popen(["sleep", "60"])
+print("started", flush=True)
+time.sleep(60)
+"""
 
 
-def test_a_process_runs_until_it_ends():
+def test_a_process_has_ended_before_its_parent_asks():
     process = subprocess.Popen(["sleep", "60"])
-    assert is_running(process.pid)
+    seen = psutil.Process(process.pid)
+    assert not has_ended(seen)
     process.kill()
+    while seen.status() != psutil.STATUS_ZOMBIE:
+        time.sleep(0.01)
+    assert has_ended(seen)
     process.wait()
-    assert not is_running(process.pid)
+    assert has_ended(seen)
 
 
-@pytest.mark.parametrize(("ask", "answer"), [(is_running, False), (_children, set())])
-@pytest.mark.parametrize("is_open", [False, True])
-def test_a_process_that_ends_while_it_is_looked_at(monkeypatch, ask, answer, is_open):
+def test_a_process_that_ends_while_its_state_is_read(monkeypatch):
     process = subprocess.Popen(["sleep", "60"])
+    seen = psutil.Process(process.pid)
 
-    def end() -> None:
+    def is_running() -> bool:
         process.kill()
         process.wait()
+        return True
 
-    def read_text(path: Path) -> str:
-        if not is_open:
-            end()
-        with path.open() as file:
-            end()
-            return file.read()
+    monkeypatch.setattr(seen, "is_running", is_running)
+    assert has_ended(seen)
 
-    monkeypatch.setattr(Path, "read_text", read_text)
-    assert ask(process.pid) == answer
+
+def test_a_process_is_killed_when_one_of_its_children_ends(tmp_path: Path):
+    has_exited = threading.Event()
+    log = tmp_path / "log"
+    process = Process([sys.executable, "-c", PARENT], {}, log, has_exited.set)
+    try:
+        while "started" not in log.read_text():
+            has_exited.wait(0.05)
+        process.watch_children()
+        (child,) = psutil.Process(process.pid).children()
+        assert process.exit_reason is None
+        child.kill()
+        assert has_exited.wait(10)
+        assert process.exit_reason == "was killed because the process of one of its models had ended"
+    finally:
+        process.stop(1.0)
+
+
+def test_children_of_a_process_that_has_ended_are_not_watched(tmp_path: Path):
+    has_exited = threading.Event()
+    process = Process(["/bin/true"], {}, tmp_path / "log", has_exited.set)
+    assert has_exited.wait(10)
+    process.watch_children()
+    assert process.exit_reason == "ended with exit code 0"
+    process.stop(1.0)
+
+
+def test_a_log_that_cannot_be_written_is_named(tmp_path: Path):
+    with pytest.raises(LocalServerError, match=r"cannot run /bin/true: .*No such file"):
+        Process(["/bin/true"], {}, tmp_path / "missing" / "log", lambda: None)

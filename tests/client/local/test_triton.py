@@ -1,5 +1,6 @@
 """The client against a real Triton server with the demo repository."""
 
+import asyncio
 import json
 import shutil
 
@@ -7,7 +8,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from livematch import Client, RequestError, read_image
+from livematch import AsyncClient, Client, RequestError, read_image
 from livematch.cli import main
 
 pytestmark = pytest.mark.triton
@@ -19,7 +20,7 @@ def client(triton_server):
         yield client
 
 
-def test_recognition_of_real_pictures(client, part):
+def test_recognition_of_real_images(client, part):
     image = read_image(part / "image" / "000013" / "0.jpg")
     for recognize in (client.recognize_image, client.recognize_frame):
         found = recognize(image)
@@ -31,6 +32,20 @@ def test_recognition_of_real_pictures(client, part):
         assert np.abs(found.embeddings - again.embeddings).max(initial=0) < 1e-4
 
 
+def test_the_async_client_recognizes_the_same(client, triton_server, part):
+    paths = sorted((part / "image" / "000013").iterdir())
+
+    async def ask():
+        async with AsyncClient(triton_server.url) as asynchronous:
+            return [found async for found in asynchronous.recognize_images(paths)], asynchronous.model_identity
+
+    found, identity = asyncio.run(ask())
+    assert identity == client.model_identity
+    for recognition, expected in zip(found, client.recognize_images(paths), strict=True):
+        assert recognition.boxes == pytest.approx(expected.boxes, abs=0.01)
+        assert np.abs(recognition.embeddings - expected.embeddings).max(initial=0) < 1e-4
+
+
 def test_an_odd_size_is_recognised(client):
     assert client.recognize_image(np.zeros((37, 301, 3), np.uint8)).boxes.shape[1] == 4
 
@@ -40,7 +55,7 @@ def test_the_server_has_an_identity(client):
 
 
 def test_run(triton_server, part, tmp_path, capsys):
-    """Of the whole run, with one damaged image: what the models see in coloured rectangles is theirs to say."""
+    """Run everything, with one damaged image. What the models detect in coloured rectangles does not matter."""
     for item_id in ("000013", "000021"):
         shutil.copytree(part / "image" / item_id, tmp_path / "image" / item_id)
     (tmp_path / "video").mkdir()
@@ -56,7 +71,7 @@ def test_run(triton_server, part, tmp_path, capsys):
     assert (out / "report.html").stat().st_size > 1000
 
 
-def test_a_picture_the_server_refuses_does_not_end_the_connection(client):
+def test_an_image_the_server_refuses_does_not_end_the_connection(client):
     with pytest.raises(RequestError):
         client.recognize_image(np.zeros((1, 20000, 3), np.uint8))
     assert client.recognize_image(np.zeros((64, 64, 3), np.uint8)).boxes.shape[1] == 4

@@ -39,7 +39,7 @@ def write(path, embeddings, **options):
 
 @pytest.mark.parametrize("tile", [{}, {"_TILE_QUERIES": 1}, {"_TILE_QUERIES": 5, "_BLOCK_ROWS": 64}])
 def test_hits_depend_neither_on_the_tiles_nor_on_the_file(tmp_path, monkeypatch, tile):
-    """Many exact repeats, so that rounding in the matrix product would decide ties; the gallery is in two files."""
+    """Many rows are exact repeats, so rounding in the matrix product would decide ties; the gallery is in two files."""
     few = np.random.default_rng(5).normal(size=(12, 64)).astype(np.float32)
     gallery, queries = few[np.arange(301) % 12] * 3, few[np.arange(77) % 12]
     write(tmp_path / "g0", gallery[:100], row_group_size=30)
@@ -58,7 +58,15 @@ def test_hits_depend_neither_on_the_tiles_nor_on_the_file(tmp_path, monkeypatch,
             assert np.abs(distances).max() < 1e-12
 
 
-def test_against_float64():
+def test_rows_of_the_same_direction_tie_whatever_their_length():
+    rng = np.random.default_rng(8)
+    directions = rng.integers(-9, 10, (40, 64))
+    gallery = (directions[:, np.newaxis] * np.array([7, 1, 3, 5, 11])[:, np.newaxis]).reshape(200, 64)
+    hits, _ = nearest(features(directions + rng.integers(-1, 2, (40, 64))), features(gallery))
+    assert hits.tolist() == list(range(0, 200, 5))
+
+
+def test_hits_are_those_of_float64():
     rng = np.random.default_rng(6)
     queries, gallery = rng.normal(size=(50, 40)), rng.normal(size=(3000, 40))
     hits, distances = nearest(features(queries), features(gallery))
@@ -68,7 +76,7 @@ def test_against_float64():
     assert distances == pytest.approx(expected.min(axis=1), abs=1e-6)
 
 
-def test_a_block_without_direction_is_named(tmp_path):
+def test_a_zero_embedding_in_a_file_is_named(tmp_path):
     embeddings = np.ones((5, 8), np.float32)
     write(tmp_path / "g", embeddings)
     table = pq.read_table(tmp_path / "g")
@@ -79,15 +87,15 @@ def test_a_block_without_direction_is_named(tmp_path):
         nearest(open_features([tmp_path / "g"]), open_features([tmp_path / "g"]))
 
 
-def test_too_little_memory_is_refused():
+def test_too_small_a_memory_limit_is_refused():
     some = features(np.ones((1, 2048)))
-    with pytest.raises(InputError, match=r"1 MiB of memory are too little for matching: it takes \d+ MiB"):
+    with pytest.raises(InputError, match=r"matching needs at least \d+ MiB of memory, got 1 MiB"):
         nearest(some, some, memory_bytes=1 << 20)
 
 
 @pytest.fixture(scope="module")
 def large_and_small(tmp_path_factory) -> tuple[str, str]:
-    """Features files of 131 MB in one row group and of 1 MB."""
+    """Paths of two features files: 131 MB in one row group, and 1 MB."""
     folder = tmp_path_factory.mktemp("features")
     rng = np.random.default_rng(7)
     for name, num_rows in (("large", 16_000), ("small", 100)):
@@ -97,7 +105,7 @@ def large_and_small(tmp_path_factory) -> tuple[str, str]:
 
 @pytest.mark.parametrize("order", [1, -1])
 def test_memory_stays_within_the_limit(large_and_small, order):
-    """The process alone takes 120 MB, or 160 with pandas, which pyarrow imports; the large side does not fit."""
+    """Python and its imports alone take 120 MB, or 160 if pyarrow finds pandas, so the large file does not fit."""
     code = (
         "import sys; from pathlib import Path;"
         "from livematch import open_features; from livematch.matching import nearest;"

@@ -1,3 +1,4 @@
+import doctest
 import logging
 from fractions import Fraction
 
@@ -5,11 +6,12 @@ import numpy as np
 import pytest
 
 from livematch import Features, FeaturesError, InputError, MatchOptions
+from livematch.matching import vote
 from livematch.matching.vote import Pair, contending_queries, match
 
 
 def features(rows, **extra) -> Features:
-    """Rows of (source, name, frame_index, score, embedding); the box of row i is (i, 0, i + 1, 2)."""
+    """Return features of rows (source, name, frame_index, score, embedding); the box of row i is (i, 0, i + 1, 2)."""
     sources, names, frame_indices, scores, embeddings = zip(*rows, strict=True)
     boxes = [(i, 0, i + 1, 2) for i in range(len(rows))]
     return Features(
@@ -36,7 +38,7 @@ def no_features(size: int) -> Features:
 
 
 def at_distance(d: float, axis: int, size: int = 8) -> list[float]:
-    """A unit vector whose squared distance to the unit vector of `axis` is d; the rest goes to the last axis."""
+    """Return a unit vector at squared distance d from that of `axis`, in the plane of `axis` and the last axis."""
     cosine = 1 - d / 2
     vector = [0.0] * size
     vector[axis] = cosine
@@ -46,6 +48,10 @@ def at_distance(d: float, axis: int, size: int = 8) -> list[float]:
 
 def unit(axis: int, size: int = 8) -> list[float]:
     return [float(i == axis) for i in range(size)]
+
+
+def test_the_example_in_the_docstring():
+    assert doctest.testmod(vote) == (0, 4)
 
 
 def test_hand_calculated_vote():
@@ -78,6 +84,8 @@ def test_hand_calculated_vote():
         ([0, 0, 1, 1, 2] + [3] * 11, [0.3, 0.3, 0.1, 0.2, 0.05] + [1.0] * 11, [[0, 1], [2, 3]]),
         # K = 4: 2 votes
         ([1, 0, 0, 1] + [3] * 8, [0.2, 0.25, 0.35, 0.4] + [1.0] * 8, [[1, 2], [0, 3]]),
+        # n = 26: the quantile's position is 25 * 0.28 = 7 exactly, so the query there is not below it
+        ([0] * 26, [k / 10 for k in range(26)], [[0, 1, 2, 3, 4, 5, 6]]),
         # K = 4: nobody has 2 votes
         ([0, 1, 2, 3] + [4] * 8, [0.1, 0.2, 0.3, 0.4] + [1.0] * 8, []),
     ],
@@ -87,7 +95,7 @@ def test_contending_queries(clips, distances, expected):
     assert [voters.tolist() for voters in found] == expected
 
 
-def test_a_clip_keeps_the_nearer_item_and_the_limit_is_strict():
+def test_a_clip_gets_the_nearer_item_and_the_limit_is_strict():
     gallery = features([("v", "", 80, 0.9, unit(0)), ("w", "", 80, 0.9, unit(1))])
     queries = features(
         [
@@ -112,7 +120,16 @@ def test_equal_items_and_equal_rows_go_to_the_first():
     assert (found.video_id, found.frame_index, found.item_id) == ("v", 80, "b")
 
 
-def test_embeddings_need_no_unit_length():
+@pytest.mark.parametrize("distances", [(0.1, 0.2, 0.3, 1.0), (0.1, 0.2, 0.5, 1.0)])
+def test_items_with_the_same_images_in_another_order_tie(distances):
+    gallery = features([("v", "", 80, 0.9, unit(0))])
+    items = {"b": distances, "a": distances[::-1]}
+    rows = [(item, str(d), -1, 0.9, at_distance(d, 0)) for item, ds in items.items() for d in ds]
+    (found,) = match(features(rows), gallery, MatchOptions(quantile=0.9))
+    assert (found.item_id, found.num_votes) == ("b", 3)
+
+
+def test_embeddings_of_any_length_give_the_same_matches():
     rng = np.random.default_rng(0)
     gallery = [("v", "", k, 0.9, rng.normal(size=8)) for k in range(20)]
     queries = [("i", str(k), -1, 0.9, rng.normal(size=8)) for k in range(9)]
@@ -133,7 +150,7 @@ def test_without_queries_or_gallery_nothing_matches():
     assert match(some, no_features(8)) == []
 
 
-def test_other_models_or_dimensions_are_refused_and_named():
+def test_features_of_different_models_or_sizes_are_refused_and_named():
     one = features([("v", "", 80, 0.9, unit(0))], model_identity="demo-1", origin="a.parquet")
     other = features([("v", "", 80, 0.9, unit(0))], model_identity="demo-2", origin="b.parquet")
     with pytest.raises(FeaturesError, match=r"a\.parquet by demo-1 \(8-d\), b\.parquet by demo-2 \(8-d\)"):
@@ -143,7 +160,7 @@ def test_other_models_or_dimensions_are_refused_and_named():
         match(one, short)
 
 
-def test_missing_identity_is_a_warning(caplog):
+def test_a_missing_model_identity_causes_a_warning(caplog):
     known = features([("v", "", 80, 0.9, unit(0))])
     unknown = features([("v", "", 80, 0.9, unit(0))], model_identity=None)
     with caplog.at_level(logging.WARNING):
@@ -157,7 +174,6 @@ def test_missing_identity_is_a_warning(caplog):
         {"quantile": 1.5},
         {"vote_share": -0.1},
         {"limit": float("nan")},
-        {"assignment": "best"},
         {"num_pairs": 0},
     ],
 )
@@ -166,19 +182,7 @@ def test_options_out_of_range_are_refused(option):
         MatchOptions(**option)
 
 
-def test_joint_assignment_gives_a_contested_clip_to_whom_it_helps_most():
-    gallery = features([("v", "", 80, 0.9, unit(0)), ("w", "", 80, 0.9, unit(1))])
-    # Both items are nearest to v. "a" has an equal number of votes for w, "b" has no other clip.
-    a = [("a", str(k), -1, 0.9, at_distance(d, axis)) for k, (d, axis) in enumerate([(0.1, 0), (0.2, 1), (0.9, 0)])]
-    b = [("b", str(k), -1, 0.9, at_distance(d, 0)) for k, d in enumerate([0.15, 0.9])]
-    rule = {"quantile": 0.75}
-    nearest = match(features([*a, *b]), gallery, MatchOptions(**rule))
-    joint = match(features([*a, *b]), gallery, MatchOptions(assignment="joint", **rule))
-    assert [(m.video_id, m.item_id) for m in nearest] == [("v", "a")]
-    assert [(m.video_id, m.item_id) for m in joint] == [("v", "b"), ("w", "a")]
-
-
-def test_more_pairs_are_other_votes_for_the_same_frame():
+def test_further_pairs_come_from_other_votes_for_the_same_frame():
     gallery = features([("v", "", 80, 0.99, unit(0)), ("v", "", 80, 0.9, unit(1)), ("v", "", 100, 0.9, unit(2))])
     axes, scores = [0, 1, 2, 1, 0, 0], [0.91, 0.95, 0.96, 0.93, 0.9, 0.9]
     queries = features([("i", str(k), -1, scores[k], at_distance((k + 1) / 10, axes[k])) for k in range(6)])
@@ -189,7 +193,7 @@ def test_more_pairs_are_other_votes_for_the_same_frame():
 
 
 def slow_match(queries: Features, gallery: Features, quantile: float, vote_share: float, limit: float) -> list[tuple]:
-    """The rule as it reads, one query and one gallery row at a time; the quantile's position is an exact fraction."""
+    """Apply the rule literally, one query and gallery row at a time; the quantile's position is an exact fraction."""
     nearest_row, d = [], []
     for q in queries.embeddings.astype(float):
         distances = [2 - 2 * (q @ g) / np.sqrt((q @ q) * (g @ g)) for g in gallery.embeddings.astype(float)]

@@ -45,11 +45,11 @@ def test_an_empty_item_fails(tmp_path):
     assert [(failure.source, failure.name) for failure in failures] == [("a", "")]
 
 
-def test_what_cannot_be_looked_at_stops_nothing(tmp_path):
+def test_a_path_that_cannot_be_accessed_does_not_stop_the_others(tmp_path):
     touch(tmp_path, "image/a/0.jpg", "video/a.mp4")
     for link in ("image/b", "image/c/1.jpg", "video/b.mp4"):
         (tmp_path / link).parent.mkdir(exist_ok=True)
-        (tmp_path / link).symlink_to("x" * 300)  # longer than names can be: an error for root as well
+        (tmp_path / link).symlink_to("x" * 300)  # longer than a name can be, which is an error even for root
     sources, failures = list_images(tmp_path / "image")
     assert [source.key for source in sources] == [("a", "0"), ("c", "1")]
     assert [(f.source, f.name, f.stage, f.reason) for f in failures] == [
@@ -64,7 +64,7 @@ def test_what_cannot_be_looked_at_stops_nothing(tmp_path):
 
 
 def test_names_that_are_not_utf8_fail(tmp_path):
-    bad, shown = os.fsdecode(b"\xc9\xcc"), "\ufffd\ufffd"  # in GBK one character
+    bad, shown = os.fsdecode(b"\xc9\xcc"), "\ufffd\ufffd"  # one character in GBK
     touch(tmp_path / "image", "a/0.jpg", f"a/{bad}.jpg", f"b/{bad}.jpg", f"{bad}/0.jpg")
     touch(tmp_path / "video", "v.mp4", f"{bad}.mp4")
     sources, failures = list_images(tmp_path / "image")

@@ -1,103 +1,20 @@
 import numpy as np
 import pytest
-from PIL import Image
 
-from livematch import DecodeError, InputError, read_frames, read_image
+from livematch import DecodeError, InputError, read_frames
 from livematch.media.streams import read_stream
 
-# Four quadrants, so that a turned or mirrored picture is told apart: red, green / blue, black.
+# Four quadrants of different colours, to detect rotation and mirroring: red, green / blue, black.
 QUADRANTS = np.zeros((40, 60, 3), np.uint8)
 QUADRANTS[:20, :30, 0] = QUADRANTS[:20, 30:, 1] = QUADRANTS[20:, :30, 2] = 255
 
 
-@pytest.mark.parametrize(
-    ("orientation", "stored"),
-    [
-        (1, QUADRANTS),
-        (2, QUADRANTS[:, ::-1]),
-        (3, np.rot90(QUADRANTS, 2)),
-        (6, np.rot90(QUADRANTS, 1)),  # 6: turn it clockwise to see it upright
-        (8, np.rot90(QUADRANTS, 3)),
-    ],
-)
-def test_exif_orientation_is_undone(tmp_path, orientation, stored):
-    exif = Image.Exif()
-    exif[0x0112] = orientation
-    Image.fromarray(np.ascontiguousarray(stored)).save(tmp_path / "a.png", exif=exif)
-    assert np.array_equal(read_image(tmp_path / "a.png"), QUADRANTS)
-
-
-def save(path, array, mode=None):
-    image = Image.fromarray(np.asarray(array))
-    (image if mode is None else image.convert(mode)).save(path)
-    return path
-
-
-@pytest.mark.parametrize(
-    ("name", "array", "expected"),
-    [
-        ("gray.png", np.full((2, 3), 77, np.uint8), (77, 77, 77)),
-        ("gray16.png", np.full((2, 3), 0x4DFF, np.uint16), (0x4D, 0x4D, 0x4D)),
-        ("gray16.tif", np.full((2, 3), 0x4DFF, np.uint16), (0x4D, 0x4D, 0x4D)),
-        ("alpha.png", np.full((2, 3, 4), (200, 0, 0, 51), np.uint8), (244, 204, 204)),  # 255 - .2 * 55, 255 - .2 * 255
-        ("clear.webp", np.full((2, 3, 4), (9, 9, 9, 0), np.uint8), (255, 255, 255)),
-        ("bilevel.png", np.ones((2, 3), bool), (255, 255, 255)),
-    ],
-)
-def test_modes_become_rgb(tmp_path, name, array, expected):
-    pixels = read_image(save(tmp_path / name, array))
-    assert (pixels.shape, pixels.dtype) == ((2, 3, 3), np.uint8)
-    assert (pixels == expected).all()
-
-
-def test_palette_with_a_transparent_entry_is_put_on_white(tmp_path):
-    image = Image.fromarray(np.array([[0, 1]], np.uint8), "P")
-    image.putpalette([10, 20, 30, 40, 50, 60])
-    image.save(tmp_path / "p.png", transparency=1)
-    assert read_image(tmp_path / "p.png").tolist() == [[[10, 20, 30], [255, 255, 255]]]
-
-
-def test_cmyk_jpeg(tmp_path):
-    ink = np.full((16, 16, 4), (255, 0, 0, 0), np.uint8)  # cyan only: no red
-    Image.frombuffer("CMYK", (16, 16), ink.tobytes()).save(tmp_path / "c.jpg", quality=100)
-    red, green, blue = read_image(tmp_path / "c.jpg")[8, 8]
-    assert red < 5
-    assert min(green, blue) > 250
-
-
-def test_animation_gives_its_first_picture(tmp_path):
-    first, second = (Image.new("RGB", (4, 4), color) for color in ("red", "blue"))
-    first.save(tmp_path / "a.gif", save_all=True, append_images=[second])
-    assert read_image(tmp_path / "a.gif")[0, 0].tolist() == [255, 0, 0]
-
-
-def broken_files(tmp_path):
-    jpeg = save(tmp_path / "whole.jpg", np.tile(QUADRANTS, (4, 4, 1))).read_bytes()
-    contents = {"truncated.jpg": jpeg[: len(jpeg) // 2], "empty.jpg": b"", "text.jpg": b"not an image\n" * 20}
-    for name, content in contents.items():
-        (tmp_path / name).write_bytes(content)
-    (tmp_path / "dangling.jpg").symlink_to(tmp_path / "nowhere")
-    return {"truncated.jpg": "truncated", "empty.jpg": "empty", "text.jpg": "identify", "dangling.jpg": "no such file"}
-
-
-def test_broken_images_name_file_and_reason(tmp_path):
-    for name, reason in broken_files(tmp_path).items():
-        with pytest.raises(DecodeError, match=rf"{name}: .*{reason}"):
-            read_image(tmp_path / name)
-
-
-def test_float_pixels_are_refused(tmp_path):
-    path = save(tmp_path / "f.tif", np.zeros((2, 2), np.float32))
-    with pytest.raises(DecodeError, match="floating-point"):
-        read_image(path)
-
-
 def numbered_frames(num_frames):
-    """Frames that carry their number: brightness 8 * (number % 30)."""
+    """Return frames whose brightness tells their number: 8 * (number % 30)."""
     return [np.full((48, 64, 3), 8 * (number % 30), np.uint8) for number in range(num_frames)]
 
 
-def test_frames_are_the_ones_asked_for(tmp_path, drawing):
+def test_the_requested_frames_are_returned(tmp_path, drawing):
     drawing.write_clip(tmp_path / "v.mp4", numbered_frames(60))
     frames = dict(read_frames(tmp_path / "v.mp4", [59, 0, 17, 17]))
     assert list(frames) == [0, 17, 59]
@@ -107,7 +24,7 @@ def test_frames_are_the_ones_asked_for(tmp_path, drawing):
 
 
 def moving_frames(num_frames):
-    """A bright square that wanders over noise, so that frames refer to each other."""
+    """Yield frames with a bright square that moves over noise, so that the encoder makes them refer to each other."""
     noise = np.random.default_rng(5).integers(0, 120, (48, 64, 3), np.uint8)
     for number in range(num_frames):
         frame = np.roll(noise, number, axis=1)
@@ -116,7 +33,7 @@ def moving_frames(num_frames):
 
 
 def write_with_b_frames(path, num_frames, codec="libx264", change=lambda packets: None, **options):
-    """`change` may alter the packets before they are written."""
+    """Write a video with B-frames; `change` may alter its packets before they are written."""
     import av
 
     with av.open(str(path), "w") as container:
@@ -136,8 +53,8 @@ def every_frame(path):
 
 
 @pytest.mark.parametrize("name", ["v.mp4", "v.mkv", "v.ts", "v.h264", "mpeg4.mp4"])
-def test_frames_left_out_change_nothing(tmp_path, name):
-    """By the packets' times (mp4, mkv, ts), and where there are none (a bare stream) or with another codec."""
+def test_skipped_frames_change_nothing(tmp_path, name):
+    """With times in the packets (mp4, mkv, ts), without any (a raw stream), and with another codec."""
     write_with_b_frames(tmp_path / name, 50, codec="mpeg4" if name == "mpeg4.mp4" else "libx264")
     expected = every_frame(tmp_path / name)
     assert len(expected) == 50
@@ -147,7 +64,7 @@ def test_frames_left_out_change_nothing(tmp_path, name):
         assert all(np.array_equal(found[index], expected[index]) for index in wanted)
 
 
-def test_times_that_contradict_the_pictures_are_not_relied_on(tmp_path):
+def test_wrong_packet_times_are_not_relied_on(tmp_path):
     def swap(packets):
         packets[20].pts, packets[22].pts = packets[22].pts, packets[20].pts
 
@@ -159,9 +76,9 @@ def test_times_that_contradict_the_pictures_are_not_relied_on(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["v.mkv", "v.ts", "v.flv"])
-def test_pictures_whose_reference_was_cut_off_do_not_count(tmp_path, name):
+def test_frames_whose_reference_was_cut_off_do_not_count(tmp_path, name):
     def cut(packets):
-        """From the second key frame on, as a copy without encoding; B-frames shown before it refer to what is gone."""
+        """Keep the packets from the second key frame on; B-frames shown before it refer to frames that are gone."""
         del packets[: [index for index, packet in enumerate(packets) if packet.is_keyframe][1]]
 
     open_gop = {"x264-params": "open-gop=1:keyint=15:min-keyint=15:scenecut=0:bframes=3:b-adapt=0"}
@@ -173,7 +90,7 @@ def test_pictures_whose_reference_was_cut_off_do_not_count(tmp_path, name):
 
 
 @pytest.mark.parametrize("quarter_turns", [1, 2, 3])
-def test_a_video_stored_turned_comes_upright(tmp_path, drawing, quarter_turns):
+def test_a_rotated_video_is_returned_upright(tmp_path, drawing, quarter_turns):
     stored = np.rot90(QUADRANTS, -quarter_turns)
     drawing.write_clip(tmp_path / "v.mp4", [np.ascontiguousarray(stored)] * 3, quarter_turns=quarter_turns)
     ((_, pixels),) = read_frames(tmp_path / "v.mp4", [1])
@@ -232,7 +149,7 @@ def test_an_audio_file_has_no_video_stream(tmp_path):
         list(read_frames(tmp_path / "a.mp4", [0]))
 
 
-def test_a_video_without_a_decoder_is_none_that_can_be_read(tmp_path, drawing):
+def test_a_video_without_a_decoder_is_refused(tmp_path, drawing):
     drawing.write_clip(tmp_path / "whole.mp4", numbered_frames(5))
     head, _, tail = (tmp_path / "whole.mp4").read_bytes().rpartition(b"avc1")
     (tmp_path / "v.mp4").write_bytes(head + b"zzzz" + tail)
@@ -244,7 +161,7 @@ def test_a_video_without_a_decoder_is_none_that_can_be_read(tmp_path, drawing):
 def test_a_title_that_is_not_utf8_does_not_matter(tmp_path, drawing):
     drawing.write_clip(tmp_path / "v.mkv", numbered_frames(5))
     content = (tmp_path / "v.mkv").read_bytes()
-    assert b"Lavf" in content  # what wrote the file, a text as a title is
+    assert b"Lavf" in content  # the encoder's name, a text field like the title
     (tmp_path / "v.mkv").write_bytes(content.replace(b"Lavf", "商品".encode("gbk")))
     assert [index for index, _ in read_frames(tmp_path / "v.mkv", [0, 3])] == [0, 3]
     assert [frame.frame_index for frame in read_stream(str(tmp_path / "v.mkv"), 2)] == [0, 2, 4]

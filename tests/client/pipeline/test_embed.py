@@ -46,7 +46,7 @@ def test_images(client, part, tmp_path, drawing, loopback_server):
 
 def test_videos(client, part, tmp_path, loopback_server):
     done = embed_videos(client, part / "video", tmp_path / "f.parquet")
-    assert (done.num_stored, done.num_boxes) == (3, 42)  # the garment is not yet there in frames 80 and 100
+    assert (done.num_stored, done.num_boxes) == (3, 42)  # frames 80 and 100 do not show the garment yet
     found = read_features(tmp_path / "f.parquet")
     assert found.sources == ["000013"] * 14 + ["000021"] * 14 + ["000034"] * 14
     assert found.names == [""] * 42
@@ -54,14 +54,14 @@ def test_videos(client, part, tmp_path, loopback_server):
     assert loopback_server.num_requests == {"recognize_image": 0, "recognize_frame": 48}
 
 
-def test_a_finished_run_asks_for_nothing(client, part, tmp_path, loopback_server):
+def test_a_finished_run_sends_no_requests(client, part, tmp_path, loopback_server):
     for number in range(2):
         done = embed_videos(client, part / "video", tmp_path / "f.parquet", frames=range(0, 80, 40))
         assert (done.num_stored, done.num_resumed, done.num_boxes) == (3, 3 * number, 0)
     assert loopback_server.num_requests["recognize_frame"] == 6
 
 
-def test_what_another_folder_stored_before_does_not_make_a_run_faster(client, part, tmp_path):
+def test_sources_of_an_earlier_run_on_another_folder_do_not_count_as_tried(client, part, tmp_path):
     embed_images(client, part / "image", tmp_path / "f.parquet")
     (tmp_path / "more" / "000055").mkdir(parents=True)
     shutil.copy(part / "image" / "000013" / "0.jpg", tmp_path / "more" / "000055")
@@ -82,7 +82,7 @@ def test_requests_overlap(client, part, tmp_path, loopback_server):
 
 @pytest.fixture
 def damaged(tmp_path, drawing):
-    """A part with four sources that fail, among others of every kind that must not."""
+    """Return a part with four sources that fail, among unusual ones that must not fail."""
     drawing.write_part(tmp_path)
     item = tmp_path / "image" / "000013"
     for name, mode in (("gray.png", "L"), ("ink.jpg", "CMYK"), ("list.png", "P")):
@@ -98,7 +98,7 @@ def damaged(tmp_path, drawing):
     return tmp_path
 
 
-def test_damaged_sources_are_listed_and_the_others_go_on(client, damaged):
+def test_damaged_sources_are_listed_and_the_others_are_stored(client, damaged):
     done = embed_images(client, damaged / "image", damaged / "images.parquet")
     assert [(f.kind, f.source, f.name) for f in done.failures] == [("image", "000013", "1"), ("image", "000013", "2")]
     assert "truncated" in done.failures[0].reason
@@ -106,7 +106,7 @@ def test_damaged_sources_are_listed_and_the_others_go_on(client, damaged):
     names = read_features(damaged / "images.parquet").names
     assert names[:6] == ["gray", "ink", "list", "turned", "0", "3"]
     boxes = read_features(damaged / "images.parquet").boxes
-    assert np.abs(boxes[3] - (36, 10, 76, 70)).max() <= 1  # in the upright picture
+    assert np.abs(boxes[3] - (36, 10, 76, 70)).max() <= 1  # in the upright image
 
     done = embed_videos(client, damaged / "video", damaged / "videos.parquet")
     assert [(f.kind, f.source) for f in done.failures] == [("video", "000021"), ("video", "000034")]
@@ -114,7 +114,7 @@ def test_damaged_sources_are_listed_and_the_others_go_on(client, damaged):
     assert set(read_features(damaged / "videos.parquet").sources) == {"000013"}
 
 
-def test_failures_are_tried_again_and_only_they(client, damaged, loopback_server):
+def test_the_next_run_tries_only_the_failures_again(client, damaged, loopback_server):
     embed_images(client, damaged / "image", damaged / "images.parquet")
     loopback_server.num_requests["recognize_image"] = 0
     (damaged / "image" / "000013" / "1.jpg").write_bytes((damaged / "image" / "000013" / "0.jpg").read_bytes())
@@ -123,7 +123,7 @@ def test_failures_are_tried_again_and_only_they(client, damaged, loopback_server
     assert loopback_server.num_requests["recognize_image"] == 1
 
 
-def test_strict_stops_at_the_first(client, damaged):
+def test_strict_raises_the_first_failure(client, damaged):
     with pytest.raises(DecodeError, match=r"1\.jpg"):
         embed_images(client, damaged / "image", damaged / "images.parquet", EmbedOptions(strict=True))
     with pytest.raises(DecodeError, match="the item has no images"):
@@ -131,7 +131,7 @@ def test_strict_stops_at_the_first(client, damaged):
         embed_images(client, damaged / "image", damaged / "images.parquet", EmbedOptions(strict=True))
 
 
-def test_a_refused_picture_is_a_failure(client, part, tmp_path, loopback_server):
+def test_a_refused_image_is_a_failure(client, part, tmp_path, loopback_server):
     loopback_server.faults = [grpc.StatusCode.INVALID_ARGUMENT]
     done = embed_images(client, part / "image", tmp_path / "f.parquet", EmbedOptions(concurrency=1))
     assert [(f.source, f.name) for f in done.failures] == [("000013", "0")]
@@ -141,10 +141,10 @@ def test_a_refused_picture_is_a_failure(client, part, tmp_path, loopback_server)
         embed_images(client, part / "image", tmp_path / "f.parquet", EmbedOptions(strict=True))
 
 
-def test_a_server_that_goes_away_leaves_what_is_stored(client, part, tmp_path, loopback_server):
+def test_what_is_stored_stays_when_the_server_goes_away(client, part, tmp_path, loopback_server):
     path = tmp_path / "f.parquet"
     loopback_server.faults_from = 6
-    with pytest.raises(UnavailableError, match=r"in 3 tries: .*; 5 sources are stored, the same command goes on"):
+    with pytest.raises(UnavailableError, match=r"in 3 tries: .*; 5 sources are stored, the next run resumes there"):
         embed_images(client, part / "image", path, EmbedOptions(concurrency=1))
     loopback_server.faults_from = None
     done = embed_images(client, part / "image", path)
@@ -152,7 +152,7 @@ def test_a_server_that_goes_away_leaves_what_is_stored(client, part, tmp_path, l
     assert read_features(path).names == ["0", "1", "2", "3"] * 3
 
 
-def test_models_that_were_exchanged_unnoticed_give_no_file(client, part, tmp_path, loopback_server):
+def test_no_file_is_written_if_the_models_were_replaced(client, part, tmp_path, loopback_server):
     loopback_server.identity = "loopback-2"  # between two requests
     with pytest.raises(ContractError, match=r"loopback-2 instead of loopback-1; remove .*f\.partial, which"):
         embed_images(client, part / "image", tmp_path / "f")
@@ -166,7 +166,7 @@ def test_a_server_that_stays_away_does_not_stop_the_others(part, tmp_path, drawi
         assert embed_images(client, part / "image", tmp_path / "f").num_stored == 12
 
 
-def test_a_killed_run_goes_on(part, tmp_path, loopback_server):
+def test_a_killed_run_is_resumed(part, tmp_path, loopback_server):
     loopback_server.delay_s = 0.1
     path = tmp_path / "f.parquet"
     command = ["embed", "--images", str(part / "image"), "-o", str(path), "--server", loopback_server.url]
@@ -194,12 +194,12 @@ def test_frames_out_of_range_are_refused(client, part, tmp_path, frames):
         embed_videos(client, part / "video", tmp_path / "f.parquet", frames=frames)
 
 
-def test_no_threads_at_all_are_refused():
+def test_a_concurrency_of_zero_is_refused():
     with pytest.raises(InputError, match="concurrency"):
         EmbedOptions(concurrency=0)
 
 
-def test_shards_one_after_another_are_the_whole(client, part, tmp_path):
+def test_all_shards_together_are_the_whole(client, part, tmp_path):
     embed_images(client, part / "image", tmp_path / "whole")
     for index in range(2):
         embed_images(client, part / "image", tmp_path / str(index), EmbedOptions(shard=(index, 2)))
@@ -213,10 +213,8 @@ def test_shards_one_after_another_are_the_whole(client, part, tmp_path):
         embed_images(client, part / "image", tmp_path / "2", EmbedOptions(shard=(2, 2)))
 
 
-def test_another_option_for_the_same_file_is_refused(client, part, tmp_path, loopback_server):
+def test_another_crop_scale_for_the_same_file_is_refused(client, part, tmp_path, loopback_server):
     embed_images(client, part / "image", tmp_path / "f.parquet")
-    with pytest.raises(FeaturesError, match="holds images, not images, flip"):
-        embed_images(client, part / "image", tmp_path / "f.parquet", EmbedOptions(flip=True))
     with (
         Client(loopback_server.url, crop_scale=1.1) as wider,
         pytest.raises(FeaturesError, match=r"holds images, not images, crops scaled by 1\.1"),

@@ -8,7 +8,7 @@ from livematch.types import Failure
 
 
 @pytest.mark.parametrize("num_failures", [0, 2])
-def test_they_come_back(tmp_path, num_failures):
+def test_failures_are_read_back(tmp_path, num_failures):
     failures = [
         Failure("image", "000013", "2", "decode", "2.jpg: the file is empty"),
         Failure("video", "7", "", "recognize", "7.mp4: no"),

@@ -1,4 +1,4 @@
-"""Runs that are killed, lose their server, or meet sources broken in every way: nothing is lost."""
+"""Runs that are killed, that lose their server, or whose sources are broken lose no result."""
 
 import os
 import random
@@ -25,7 +25,7 @@ def run_command(part, out, server) -> list[str]:
     return [str(word) for word in ("run", *folders, "--server", server.url, "--concurrency", "2", *FRAMES)]
 
 
-def test_killed_at_ten_random_moments_the_result_is_that_of_an_unbroken_run(part, tmp_path, loopback_server):
+def test_a_run_killed_at_ten_random_moments_gives_the_result_of_an_unbroken_run(part, tmp_path, loopback_server):
     assert main(run_command(part, tmp_path / "unbroken", loopback_server)) == 0
     assert sum(loopback_server.num_requests.values()) == 42
     loopback_server.delay_s = 0.02
@@ -45,7 +45,7 @@ def test_killed_at_ten_random_moments_the_result_is_that_of_an_unbroken_run(part
         process.kill()
         if process.wait() == -signal.SIGKILL:
             num_kills += 1
-        else:  # it was faster: begin again
+        else:  # it finished before the kill: start over
             assert_same_matches(out, tmp_path / "unbroken")
             shutil.rmtree(out)
     loopback_server.delay_s = 0
@@ -59,7 +59,7 @@ def assert_same_matches(first, second):
         assert (first / name).read_bytes() == (second / name).read_bytes()
 
 
-def test_a_server_that_restarts_in_a_run_costs_time_only(part, tmp_path, loopback_server):
+def test_a_server_restart_during_a_run_costs_only_time(part, tmp_path, loopback_server):
     loopback_server.delay_s = 0.05
     with Client(loopback_server.url, first_pause_s=0.2, max_tries=8) as client:
 

@@ -20,7 +20,7 @@ from livematch.cli import main
 from livematch.media.streams import StreamFrame, read_stream
 from livematch.pipeline.embed import embed_images
 from livematch.pipeline.watch import Window, _newest, watch
-from livematch.serving.client import PRIORITIES
+from livematch.serving.settings import PRIORITIES
 
 
 def unit(axis: int, size: int = 4) -> list[float]:
@@ -29,7 +29,7 @@ def unit(axis: int, size: int = 4) -> list[float]:
 
 @pytest.fixture
 def products() -> Features:
-    """Three items on three axes; the second one's embedding is not of unit length."""
+    """Return three items with embeddings on three axes, the second one not of unit length."""
     return Features(
         sources=["a", "b", "c"],
         names=["0", "1", "2"],
@@ -48,7 +48,7 @@ def found(*axes: int, scores: float = 0.5) -> Recognition:
 
 def test_the_window_slides(products):
     window = Window(products, num_frames=2, limit=1.0)
-    # Weights are .5 a box, as the distance is 0 and the limit 1; the fourth axis is 2 away from all and never counts.
+    # Each box weighs 0.5: score 0.5 times (limit 1 - distance 0). The fourth axis is at distance 2 from all products.
     decisions = [window.decide(k, k / 25, found(*axes)) for k, axes in enumerate([(0,), (1, 0), (1,), (3,), ()])]
     assert [(d.item_id, d.confidence) for d in decisions] == [
         ("a", 1.0),
@@ -68,7 +68,7 @@ def test_a_window_without_frames_is_refused(products):
 
 
 @pytest.mark.parametrize("limit", [0.0, -1.0, float("inf"), float("nan")])
-def test_a_limit_that_no_confidence_can_be_measured_by_is_refused(products, limit):
+def test_a_limit_that_is_not_a_positive_number_is_refused(products, limit):
     with pytest.raises(InputError, match="limit must be a positive number"):
         Window(products, num_frames=1, limit=limit)
 
@@ -93,7 +93,7 @@ def test_other_models_are_refused(products, loopback_server, part):
         next(watch(client, str(part / "video" / "000021.mp4"), products))
 
 
-def test_models_that_are_exchanged_end_it(loopback_server, part, tmp_path):
+def test_models_that_are_replaced_end_the_watch(loopback_server, part, tmp_path):
     with Client(loopback_server.url, first_pause_s=0.01) as client:
         embed_images(client, part / "image", tmp_path / "f")
         decisions = watch(client, str(part / "video" / "000021.mp4"), read_features(tmp_path / "f"))
@@ -104,14 +104,14 @@ def test_models_that_are_exchanged_end_it(loopback_server, part, tmp_path):
             next(decisions)
 
 
-def test_a_video_that_is_none_is_named(tmp_path):
+def test_a_video_that_cannot_be_read_is_named(tmp_path):
     with pytest.raises(DecodeError, match=r"nowhere\.mp4: not a readable video"):
         next(read_stream(str(tmp_path / "nowhere.mp4")))
     with pytest.raises(InputError, match="every"):
         next(read_stream("v.mp4", 0))
 
 
-def test_frames_that_were_overtaken_are_left_out():
+def test_frames_not_consumed_in_time_are_dropped():
     all_read = threading.Event()
 
     def stream():

@@ -1,19 +1,14 @@
-import errno
+import inspect
 import logging
-import os
-import re
-import subprocess
-import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import grpc
 import numpy as np
 import pytest
 
-from livematch import Client, ContractError, InputError, RequestError, Tls, UnavailableError
+from livematch import AsyncClient, Client, ContractError, InputError, RequestError, UnavailableError
 
 UNAVAILABLE = grpc.StatusCode.UNAVAILABLE
 
@@ -23,15 +18,15 @@ def quick_client(server, **options) -> Client:
 
 
 @pytest.fixture
-def picture(drawing):
+def image(drawing):
     return drawing.draw((64, 48), (10, 5, 30, 40), (200, 30, 30))
 
 
-def test_recognition_has_only_the_counted_rows(loopback_server, picture, drawing):
+def test_recognition_has_only_the_counted_rows(loopback_server, image, drawing):
     with quick_client(loopback_server) as client:
-        found = client.recognize_image(picture)
+        found = client.recognize_image(image)
         nothing = client.recognize_frame(np.full((8, 8, 3), 255, np.uint8))
-    boxes, scores, embeddings = drawing.recognize(picture)
+    boxes, scores, embeddings = drawing.recognize(image)
     assert found.boxes.tolist() == [[10, 5, 30, 40]]
     assert found.scores == pytest.approx(scores)
     assert np.array_equal(found.embeddings, embeddings)
@@ -42,26 +37,10 @@ def test_recognition_has_only_the_counted_rows(loopback_server, picture, drawing
     assert loopback_server.num_requests == {"recognize_image": 1, "recognize_frame": 1}
 
 
-def test_views_are_sent_as_they_look(loopback_server, picture):
+def test_a_mirrored_view_is_sent_mirrored(loopback_server, image):
     with quick_client(loopback_server) as client:
-        mirrored = client.recognize_image(picture[:, ::-1])
+        mirrored = client.recognize_image(image[:, ::-1])
     assert mirrored.boxes.tolist() == [[34, 5, 54, 40]]
-
-
-@pytest.mark.parametrize(
-    "wrong",
-    [
-        np.zeros((4, 4, 3), np.float32),
-        np.zeros((4, 4), np.uint8),
-        np.zeros((4, 4, 4), np.uint8),
-        np.zeros((1, 4, 4, 3), np.uint8),
-        np.zeros((0, 4, 3), np.uint8),
-    ],
-)
-def test_other_arrays_are_refused_before_they_are_sent(loopback_server, wrong):
-    with quick_client(loopback_server) as client, pytest.raises(InputError, match=r"uint8 pixels \[H,W,3\]"):
-        client.recognize_image(wrong)
-    assert loopback_server.num_requests["recognize_image"] == 0
 
 
 def test_identity_is_read_from_the_config(loopback_server):
@@ -72,68 +51,68 @@ def test_identity_is_read_from_the_config(loopback_server):
         assert client.model_identity is None
 
 
-def test_priority_and_patience_are_sent_along(loopback_server, picture):
+def test_priority_and_timeout_are_sent_along(loopback_server, image):
     with quick_client(loopback_server) as client:
-        client.recognize_image(picture)
+        client.recognize_image(image)
     assert loopback_server.parameters == {"priority": 2, "timeout": 120_000_000}
     with quick_client(loopback_server, priority="live", timeout_s=1.5) as client:
-        client.recognize_image(picture)
+        client.recognize_image(image)
     assert loopback_server.parameters == {"priority": 1, "timeout": 1_500_000}
 
 
-def test_overload_is_retried(loopback_server, picture, caplog):
+def test_overload_is_retried(loopback_server, image, caplog):
     with quick_client(loopback_server) as client, caplog.at_level(logging.WARNING):
         loopback_server.faults = [UNAVAILABLE, UNAVAILABLE]
-        assert len(client.recognize_image(picture)) == 1
+        assert len(client.recognize_image(image)) == 1
     assert caplog.text.count("trying again: a fault: UNAVAILABLE") == 1  # one line for the whole outage
 
 
-def test_retries_are_bounded(loopback_server, picture):
+def test_retries_are_bounded(loopback_server, image):
     with quick_client(loopback_server) as client:
         loopback_server.faults = [UNAVAILABLE] * 9
         with pytest.raises(UnavailableError, match=r"in 3 tries: a fault: UNAVAILABLE"):
-            client.recognize_image(picture)
+            client.recognize_image(image)
         assert len(loopback_server.faults) == 6
 
 
-def test_a_refused_request_is_not_retried(loopback_server, picture):
+def test_a_refused_request_is_not_retried(loopback_server, image):
     with quick_client(loopback_server) as client:
         loopback_server.faults = [grpc.StatusCode.INVALID_ARGUMENT]
         with pytest.raises(RequestError, match="a fault: INVALID_ARGUMENT"):
-            client.recognize_image(picture)
-        assert len(client.recognize_image(picture)) == 1
+            client.recognize_image(image)
+        assert len(client.recognize_image(image)) == 1
     assert loopback_server.num_requests["recognize_image"] == 2
 
 
-def test_what_a_stopping_server_says_is_no_refusal(loopback_server, picture):
+def test_errors_of_a_stopping_server_are_retried(loopback_server, image):
     with quick_client(loopback_server) as client:
         loopback_server.is_ready = False
         loopback_server.faults = [grpc.StatusCode.NOT_FOUND, grpc.StatusCode.INTERNAL]
-        assert len(client.recognize_image(picture)) == 1
+        assert len(client.recognize_image(image)) == 1
         loopback_server.faults = [grpc.StatusCode.NOT_FOUND] * 3
         with pytest.raises(UnavailableError, match="in 3 tries: a fault: NOT_FOUND"):
-            client.recognize_image(picture)
+            client.recognize_image(image)
 
 
-def test_a_restarted_server_is_found_again(loopback_server, picture):
+def test_a_restarted_server_is_reached_again(loopback_server, image):
     with quick_client(loopback_server, first_pause_s=0.2, max_tries=8) as client:
-        client.recognize_image(picture)
+        client.recognize_image(image)
         loopback_server.stop()
         restart = threading.Timer(0.7, loopback_server.start)
         restart.start()
-        assert len(client.recognize_image(picture)) == 1
+        assert len(client.recognize_image(image)) == 1
         restart.join()
 
 
-def test_a_server_that_comes_back_with_other_models_is_refused(loopback_server, picture):
+def test_a_server_that_serves_different_models_after_an_outage_is_refused(loopback_server, image):
     with quick_client(loopback_server) as client:
         loopback_server.faults = [UNAVAILABLE]
-        assert len(client.recognize_image(picture)) == 1  # back with the same ones
+        assert len(client.recognize_image(image)) == 1  # back with the same ones
         loopback_server.faults = [UNAVAILABLE]
         loopback_server.identity = "loopback-2"
         for recognize in (client.recognize_image, client.recognize_frame):
             with pytest.raises(ContractError, match=r"127.* other models .*: loopback-2 instead of loopback-1"):
-                recognize(picture)
+                recognize(image)
 
 
 def test_nobody_listening(loopback_server):
@@ -142,21 +121,21 @@ def test_nobody_listening(loopback_server):
         quick_client(loopback_server, max_tries=2)
 
 
-def test_a_slow_answer_counts_as_none(loopback_server, picture):
+def test_a_slow_response_times_out(loopback_server, image):
     with quick_client(loopback_server, timeout_s=0.2, max_tries=1) as client:
         loopback_server.delay_s = 1.0
         with pytest.raises(UnavailableError, match="in 1 tries"):
-            client.recognize_image(picture)
+            client.recognize_image(image)
 
 
-def test_closing_ends_a_wait_in_another_thread(loopback_server, picture):
+def test_closing_ends_a_wait_in_another_thread(loopback_server, image):
     client = quick_client(loopback_server, first_pause_s=60)
     loopback_server.faults = [UNAVAILABLE] * 3
     errors: list[Exception] = []
 
     def ask():
         try:
-            client.recognize_image(picture)
+            client.recognize_image(image)
         except UnavailableError as error:
             errors.append(error)
 
@@ -170,26 +149,26 @@ def test_closing_ends_a_wait_in_another_thread(loopback_server, picture):
     assert "closed" in str(errors[0])
 
 
-def test_a_copy_is_closed_by_itself_but_not_outlived(loopback_server, picture):
+def test_a_copy_can_be_closed_alone_and_is_closed_with_its_original(loopback_server, image):
     with quick_client(loopback_server) as client:
         first, second = client.copy(), client.copy()
         first.close()
         with pytest.raises(UnavailableError, match="closed"):
-            first.recognize_image(picture)
-        assert (len(second.recognize_image(picture)), len(client.recognize_image(picture))) == (1, 1)
+            first.recognize_image(image)
+        assert (len(second.recognize_image(image)), len(client.recognize_image(image))) == (1, 1)
     with pytest.raises(UnavailableError, match="closed"):
-        second.recognize_image(picture)
+        second.recognize_image(image)
     with pytest.raises(UnavailableError, match="closed"):  # as when a server dies while a run begins
-        client.copy().recognize_image(picture)
+        client.copy().recognize_image(image)
 
 
-def test_other_tensors_are_named(loopback_server):
+def test_unexpected_tensors_are_named(loopback_server):
     loopback_server.shapes["embeddings"] = ("FP32", [-1, -1, 512])
     with pytest.raises(ContractError, match=r"recognize_image.*embeddings FP32 \[-1, -1, 512\].*\[-1, -1, 2048\]"):
         quick_client(loopback_server)
 
 
-def test_a_server_without_the_models_is_named(loopback_server):
+def test_a_missing_model_is_named(loopback_server):
     del loopback_server.num_requests["recognize_frame"]
     with pytest.raises(ContractError, match="does not serve recognize_frame"):
         quick_client(loopback_server)
@@ -202,37 +181,37 @@ def second_server(drawing):
     server.stop()
 
 
-def ask_in_parallel(client, picture, num_requests):
+def ask_in_parallel(client, image, num_requests):
     with ThreadPoolExecutor(4) as threads:
-        return [len(found) for found in threads.map(client.recognize_image, [picture] * num_requests)]
+        return [len(found) for found in threads.map(client.recognize_image, [image] * num_requests)]
 
 
-def test_several_servers_share_the_work(loopback_server, second_server, picture):
+def test_several_servers_share_the_work(loopback_server, second_server, image):
     servers = (loopback_server, second_server)
     for server in servers:
         server.delay_s = 0.05
     with Client([server.url for server in servers]) as client:
-        assert ask_in_parallel(client, picture, 20) == [1] * 20
+        assert ask_in_parallel(client, image, 20) == [1] * 20
     counts = [server.num_requests["recognize_image"] for server in servers]
     assert sum(counts) == 20
     assert min(counts) >= 7
 
 
-def test_a_server_that_stops_leaves_the_work_to_the_other(loopback_server, second_server, picture):
+def test_a_server_that_stops_leaves_the_work_to_the_other(loopback_server, second_server, image):
     with Client([loopback_server.url, second_server.url], first_pause_s=30) as client:
         second_server.stop()
         start_s = time.monotonic()
-        assert ask_in_parallel(client, picture, 20) == [1] * 20
+        assert ask_in_parallel(client, image, 20) == [1] * 20
         assert time.monotonic() - start_s < 30  # without a pause
 
 
-def test_each_server_is_tried_as_often_as_one_alone(loopback_server, second_server, picture):
+def test_each_server_is_tried_as_often_as_one_alone(loopback_server, second_server, image):
     servers = (loopback_server, second_server)
     with Client([server.url for server in servers], first_pause_s=0.01, max_tries=3) as client:
         for server in servers:
             server.faults = [UNAVAILABLE] * 9
         with pytest.raises(UnavailableError, match="in 3 tries: a fault"):
-            client.recognize_image(picture)
+            client.recognize_image(image)
     assert [len(server.faults) for server in servers] == [6, 6]
 
 
@@ -242,88 +221,70 @@ def test_servers_with_different_models_are_refused(loopback_server, second_serve
         Client([loopback_server.url, second_server.url])
 
 
-def test_no_address_is_refused():
-    with pytest.raises(InputError, match="no server address"):
-        Client([])
+@pytest.fixture
+def images(drawing):
+    """Rectangles whose left sides are 1, 2, ..., 12."""
+    return [drawing.draw((64, 48), (left, 5, 30, 40), (200, 30, 30)) for left in range(1, 13)]
 
 
-@pytest.mark.parametrize("address", ["localhost", "http://localhost:8001", "localhost:", "localhost:grpc", ":8001", ""])
-def test_an_address_of_another_form_is_refused_at_once(address):
-    with pytest.raises(InputError, match=rf"HOST:PORT, got '{address}'"):
-        Client(address, first_pause_s=30)
+def test_several_images_are_in_flight_and_come_in_order(loopback_server, images):
+    loopback_server.delay_s = 0.05
+    with quick_client(loopback_server) as client:
+        for recognize in (client.recognize_images, client.recognize_frames):
+            assert [found.boxes[0, 0] for found in recognize(iter(images), concurrency=4)] == list(range(1, 13))
+    assert loopback_server.max_num_parallel == 4
+    assert loopback_server.num_requests == {"recognize_image": 12, "recognize_frame": 12}
 
 
-@pytest.mark.parametrize("address", ["localhost:0", "localhost:65536", "[::1]:99999"])
-def test_a_port_that_none_can_have_is_refused_at_once(address):
-    with pytest.raises(InputError, match=rf"from 1 to 65535, got '{re.escape(address)}'"):
-        Client(address, first_pause_s=30)
+def test_images_are_taken_only_as_they_are_needed(loopback_server, images):
+    taken = []
+    with quick_client(loopback_server) as client:
+        recognitions = client.recognize_images((taken.append(0) or image for image in images), concurrency=3)
+        assert taken == []
+        next(recognitions)
+        assert len(taken) == 3
+        next(recognitions)
+        assert len(taken) == 4
 
 
-def test_certificates_that_are_not_there_are_refused(loopback_server):
-    with pytest.raises(InputError, match=r"nowhere\.pem is not a file"):
-        Client(loopback_server.url, tls=Tls(root_certificates=Path("nowhere.pem")))
+@pytest.mark.parametrize("source", ["an image", "the iterable"])
+def test_an_error_comes_at_its_position(loopback_server, images, source):
+    def generate():
+        yield from images[:5]
+        if source == "the iterable":
+            raise InputError("got NoneType")
+        yield None
+        yield from images[5:]
+
+    lefts = []
+    with quick_client(loopback_server) as client, pytest.raises(InputError, match="got NoneType"):
+        for found in client.recognize_images(generate(), concurrency=3):
+            lefts.append(found.boxes[0, 0])
+    assert lefts == [1, 2, 3, 4, 5]
 
 
-def test_shared_memory_and_the_connection_when_none_is_left(loopback_server, picture, monkeypatch):
-    with quick_client(loopback_server, shared_memory=True) as client:
-        assert client.recognize_image(picture).boxes.tolist() == [[10, 5, 30, 40]]
-        assert len(loopback_server.regions) == 1
-        monkeypatch.setattr("os.posix_fallocate", no_space)
-        large = np.pad(picture, ((0, 600), (0, 600), (0, 0)), constant_values=255)  # for which another region is needed
-        assert client.recognize_image(large).boxes.tolist() == [[10, 5, 30, 40]]
-        assert loopback_server.regions == {}
-        with pytest.raises(ContractError, match=r"cannot use shared memory of this machine: .*No space left"):
-            quick_client(loopback_server, shared_memory=True)
-
-
-def test_regions_that_a_restart_ended_cost_one_try_together(loopback_server, picture):
-    loopback_server.delay_s = 0.1
-    with quick_client(loopback_server, shared_memory=True, max_tries=2) as client:
-        ask_in_parallel(client, picture, 8)
-        assert len(loopback_server.regions) == 4
-        loopback_server.regions.clear()
-        assert len(client.recognize_image(picture)) == 1
-        assert len(loopback_server.regions) == 1
-
-
-def test_regions_of_requests_that_took_too_long_are_freed_later(loopback_server, picture):
-    def ask_for_too_long():
-        loopback_server.delay_s = 1.0
-        with pytest.raises(UnavailableError, match="in 1 tries"):
-            client.recognize_image(picture)
-        loopback_server.delay_s = 0.0
-        (kept,) = loopback_server.regions
-        while loopback_server.regions_in_use:
+def test_closing_the_generator_ends_its_requests_only(loopback_server, images):
+    with quick_client(loopback_server, first_pause_s=60) as client:
+        recognitions = client.recognize_images(images, concurrency=4)
+        next(recognitions)
+        while loopback_server.num_requests["recognize_image"] < 4:
             time.sleep(0.01)
-        return kept
-
-    with quick_client(loopback_server, shared_memory=True, timeout_s=0.3, max_tries=1) as client:
-        kept = ask_for_too_long()
-        assert len(client.recognize_image(picture)) == 1
-        assert len(loopback_server.regions.keys() - {kept}) == len(loopback_server.regions) == 1
-        ask_for_too_long()
-    assert loopback_server.regions == {}
-
-
-def no_space(*_):
-    raise OSError(errno.ENOSPC, "No space left on device")
+        loopback_server.faults = [UNAVAILABLE]
+        next(recognitions)
+        while loopback_server.faults:
+            time.sleep(0.01)
+        start_s = time.monotonic()
+        recognitions.close()  # one request is in its pause of 60 s
+        assert time.monotonic() - start_s < 30
+        assert len(client.recognize_image(images[0])) == 1
 
 
-KILLED = """
-import os, sys
-import numpy as np
-from livematch import Client
-Client(sys.argv[1], shared_memory=True).recognize_image(np.zeros((4, 4, 3), np.uint8))
-os.kill(os.getpid(), 9)
-"""
+@pytest.mark.parametrize("concurrency", [0, 1.5, "4"])
+def test_concurrency_must_be_a_count(loopback_server, images, concurrency):
+    with quick_client(loopback_server) as client, pytest.raises(InputError, match=r"concurrency must be .*, got"):
+        client.recognize_images(images, concurrency=concurrency)
 
 
-def test_regions_of_killed_processes_are_freed(loopback_server):
-    killed = subprocess.Popen([sys.executable, "-c", KILLED, loopback_server.url])
-    killed.wait()
-    (left,) = loopback_server.regions
-    alive = left.replace(str(killed.pid), str(os.getpid()), 1)
-    others = {alive, f"livematch-{killed.pid}-elsewhere", "other"}
-    loopback_server.regions |= dict.fromkeys(others)
-    with quick_client(loopback_server, shared_memory=True):
-        assert loopback_server.regions.keys() == others
+@pytest.mark.parametrize("kind", [Client, AsyncClient])
+def test_the_default_address_is_tritons(kind):
+    assert inspect.signature(kind).parameters["urls"].default == "127.0.0.1:8001"

@@ -124,7 +124,7 @@ def test_onnx_runtime_gives_a_batch_as_its_images_one_by_one(path: Path) -> None
 
 def test_checkpoint_without_json_is_production_with_the_named_backbone(tmp_path: Path) -> None:
     checkpoint = tmp_path / "model_final.pth"
-    with pytest.raises(ValueError, match=r"model_final\.json is not there"):
+    with pytest.raises(ValueError, match=r"model_final\.json is missing"):
         build_detector_graph(checkpoint)
     config = replace(PRODUCTION, backbone="ese_vovnet19b_slim")
     source = {name: torch.zeros(()).expand(value.shape) for name, value in DetectorGraph(config).state_dict().items()}

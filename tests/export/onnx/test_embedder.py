@@ -9,10 +9,10 @@ from timm.layers import Conv2dSame
 
 from export.embedder import main
 from export.graphs.checkpoints import build_embedder
-from export.graphs.embedder import ParityPaddedConv, ServedEmbedder
+from export.graphs.embedder import EmbedderGraph, ParityPaddedConv
 from export.onnx.export import export_embedder
 from export.parity.__main__ import main as parity_main
-from export.parity.check import check_embedder, check_signature, run_onnx
+from export.parity.check import check_embedder, check_signature, open_onnx
 from export.parity.compare import ParityError
 from training.embedder.model import DEMO, save_embedder
 
@@ -43,10 +43,10 @@ def test_parity_padding_refuses_other_convolutions() -> None:
         ParityPaddedConv(Conv2dSame(3, 4, 3, stride=1))
 
 
-def test_served_embedder_leaves_the_original_alone() -> None:
+def test_graph_leaves_the_original_embedder_unchanged() -> None:
     embedder = build_embedder(None, config=DEMO["b5a"], random_seed=0)
     before = {name: type(module) for name, module in embedder.named_modules()}
-    ServedEmbedder(embedder)
+    EmbedderGraph(embedder)
     assert {name: type(module) for name, module in embedder.named_modules()} == before
     assert Conv2dSame in before.values()
 
@@ -58,16 +58,17 @@ def test_onnx_equals_pytorch_at_sizes_not_traced(onnx_path: Path) -> None:
 
 def test_embeddings_have_unit_length_and_differ(onnx_path: Path) -> None:
     crops = np.random.default_rng(0).integers(0, 256, (3, 100, 60, 3), np.uint8)
-    embedding = run_onnx(onnx_path, {"crops": crops})["embedding"]
+    embedding = open_onnx(onnx_path)({"crops": crops})["embedding"]
     np.testing.assert_allclose(np.linalg.norm(embedding, axis=1), 1, atol=1e-6)
     assert np.abs(embedding[0] - embedding[1]).max() > 1e-4
 
 
 def test_batch_is_the_same_as_one_by_one(onnx_path: Path) -> None:
     crops = np.random.default_rng(1).integers(0, 256, (4, 80, 90, 3), np.uint8)
-    together = run_onnx(onnx_path, {"crops": crops})["embedding"]
+    run = open_onnx(onnx_path)
+    together = run({"crops": crops})["embedding"]
     for row in range(4):
-        alone = run_onnx(onnx_path, {"crops": crops[row : row + 1]})["embedding"]
+        alone = run({"crops": crops[row : row + 1]})["embedding"]
         np.testing.assert_allclose(alone[0], together[row], atol=1e-6)
 
 

@@ -7,7 +7,7 @@ from tritonclient.grpc import model_config_pb2 as proto
 from export.config import CUDA_OPTIONS, PipelineConfig, demo, production
 from export.signature import EMBEDDERS, MODELS, PRIORITIES
 from export.triton.model_config import REPOSITORY, main, repository_files, stale_files, write_files
-from livematch.serving.client import PRIORITIES as CLIENT_PRIORITIES
+from livematch.serving.settings import PRIORITIES as CLIENT_PRIORITIES
 
 
 def parse(text: str) -> proto.ModelConfig:

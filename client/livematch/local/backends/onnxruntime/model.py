@@ -1,9 +1,9 @@
-"""Triton's `onnxruntime` backend in Python, for servers that lack the native one.
+"""Triton's `onnxruntime` backend written in Python, for servers that lack the native one.
 
-It serves `<version>/model.onnx` of any model whose config says `backend: "onnxruntime"` and reads the same parameters
-(`intra_op_thread_count`, `inter_op_thread_count`, `execution_mode`, `cudnn_conv_algo_search`) and options of the
-accelerator `cuda` as the native backend. An instance that Triton places on a GPU runs there if onnxruntime-gpu and its
-CUDA are installed, otherwise on the CPU, and the log says so.
+It serves `<version>/model.onnx` of every model whose config says `backend: "onnxruntime"`. It reads the same parameters
+(`intra_op_thread_count`, `inter_op_thread_count`, `execution_mode`, `cudnn_conv_algo_search`) and the same options of
+the accelerator `cuda` as the native backend. An instance that Triton places on a GPU runs there if onnxruntime-gpu and
+its CUDA libraries are installed; otherwise it runs on the CPU and logs a warning.
 """
 
 import json
@@ -33,7 +33,7 @@ class TritonPythonModel:
         self._check("output", self.outputs, self.session.get_outputs())
 
     def execute(self, requests: list[Any]) -> list[Any]:
-        """One run for all requests if the model is batched, otherwise one run each."""
+        """Answer all requests with one run if the model is batched, otherwise with one run each."""
         groups = [requests] if self.is_batched else [[request] for request in requests]
         return [response for group in groups for response in self._run(group)]
 
@@ -48,12 +48,12 @@ class TritonPythonModel:
             stacked = {name: np.concatenate([feed[name] for feed in feeds]) for name in self.inputs}
             ends = np.cumsum([len(next(iter(feed.values()))) for feed in feeds])[:-1]
             parts = [np.split(output, ends) for output in self.session.run(self.outputs, stacked)]
-        except Exception as error:  # every request needs an answer, whatever onnxruntime raises
+        except Exception as error:  # every request needs a response, whatever onnxruntime raises
             shapes = ", ".join(f"{name} {list(tensor.shape)}" for name, tensor in feeds[0].items())
             is_input = isinstance(error, InvalidArgument)
             code = pb_utils.TritonError.INVALID_ARG if is_input else pb_utils.TritonError.INTERNAL
             message = f"{self.name}: {error} (inputs: {shapes})"
-            # One error object each: the stub frees it with its response, and a shared one twice.
+            # One error object per response: the stub frees it with the response, and would free a shared one twice.
             return [pb_utils.InferenceResponse(error=pb_utils.TritonError(message, code)) for _ in requests]
         return [self._response([part[i] for part in parts]) for i in range(len(requests))]
 
@@ -65,27 +65,27 @@ class TritonPythonModel:
         names = {tensor.name for tensor in in_graph}
         if names != set(configured):
             raise pb_utils.TritonModelException(
-                f"{self.name}: the config's {kind}s {sorted(configured)} are not model.onnx's {sorted(names)}"
+                f"{self.name}: the config has the {kind}s {sorted(configured)}, but model.onnx has {sorted(names)}"
             )
 
 
 def _open_session(path: Path, config: dict[str, Any], args: dict[str, str]) -> onnxruntime.InferenceSession:
     providers: list[Any] = ["CPUExecutionProvider"]
-    is_gpu_wanted = args["model_instance_kind"] == "GPU"
-    if is_gpu_wanted and "CUDAExecutionProvider" in onnxruntime.get_available_providers():
+    needs_gpu = args["model_instance_kind"] == "GPU"
+    if needs_gpu and "CUDAExecutionProvider" in onnxruntime.get_available_providers():
         onnxruntime.preload_dlls()  # CUDA and cuDNN from their wheels
         device = {"device_id": args["model_instance_device_id"]}
         providers.insert(0, ("CUDAExecutionProvider", cuda_options(config) | device))
     session = onnxruntime.InferenceSession(path, _session_options(config), providers=providers)
-    # Where CUDA's libraries are missing, onnxruntime takes the CPU without raising.
-    if is_gpu_wanted and "CUDAExecutionProvider" not in session.get_providers():
-        reason = "onnxruntime-gpu or the CUDA libraries that it was built for are missing"
+    # If CUDA's libraries are missing, onnxruntime falls back to the CPU without raising.
+    if needs_gpu and "CUDAExecutionProvider" not in session.get_providers():
+        reason = "onnxruntime-gpu, or the CUDA libraries that it was built for, are missing"
         pb_utils.Logger.log_warn(f"{args['model_name']} runs on the CPU: {reason}")
     return session
 
 
 def cuda_options(config: dict[str, Any]) -> dict[str, str]:
-    """What a model's config says to onnxruntime's CUDA provider."""
+    """Return the options that a model's config sets for onnxruntime's CUDA provider."""
     accelerators = config.get("optimization", {}).get("execution_accelerators", {}).get("gpu_execution_accelerator", [])
     options = {
         key: value for entry in accelerators if entry["name"] == "cuda" for key, value in entry["parameters"].items()

@@ -1,8 +1,8 @@
-"""Makes pb_utils.Tensor work with NumPy 2 in Python backend stubs that were compiled for NumPy 1.
+"""Make pb_utils.Tensor work with NumPy 2 in Python backend stubs that were compiled for NumPy 1.
 
-Such a stub looks for an array's item size where NumPy 1 had it and finds 0: tensors made of arrays are sent empty, and
-as_numpy() repeats the first element. DLPack goes another way, in both directions. Imported by the local server's copy
-of triton_python_backend_utils.py; an NGC container needs nothing of this.
+Such a stub reads an array's item size at NumPy 1's offset and gets 0: tensors made from arrays are sent empty, and
+as_numpy() repeats the first element. Passing arrays as DLPack avoids this in both directions. The local server's copy
+of triton_python_backend_utils.py imports this module; an NGC container does not need it.
 """
 
 import ctypes
@@ -29,16 +29,16 @@ _set_name.argtypes = [ctypes.py_object, ctypes.c_char_p]
 
 def tensor(name: str, array: npt.NDArray[Any]) -> object:
     if array.size == 0:
-        return _StubTensor(name, array)  # is empty indeed, and has strides that the stub's DLPack reader refuses
+        return _StubTensor(name, array)  # right for empty arrays, whose strides the stub's DLPack reader rejects
     exported = _as_writable(np.ascontiguousarray(array)).__dlpack__()
-    # The stub renames a capsule it has used in a way that NumPy's destructor complains about, so it gets another one.
+    # The stub renames a used capsule in a way that NumPy's destructor rejects, so it is given a capsule without one.
     capsule = _new_capsule(_get_pointer(exported, _NAME), _NAME, None)
     _set_name(exported, _USED_NAME)
     return _StubTensor.from_dlpack(name, capsule)
 
 
 def _as_writable(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    """The same memory, because NumPy exports no read-only array; the stub only reads it."""
+    """Return a writable view of the same memory: NumPy exports no read-only array, and the stub only reads it."""
     interface = array.__array_interface__
     pointer, _ = interface["data"]
     return np.asarray(SimpleNamespace(__array_interface__=interface | {"data": (pointer, False)}, owner=array))

@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 from export.graphs.checkpoints import build_detector_graph
+from export.graphs.precision import fold_norms, to_half
 from export.onnx.export import export_detector, export_embedder
-from export.onnx.precision import fold_norms, to_half
 from export.parity.check import check_detector, check_embedder, check_signature
 from training.detector import config as detector_config
 from training.embedder import model as embedder_model

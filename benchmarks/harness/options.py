@@ -1,0 +1,31 @@
+"""Parse the options of commands, with nothing but the standard library."""
+
+import argparse
+
+
+class _HelpFormatter(argparse.RawDescriptionHelpFormatter):
+    """Prints the command's docstring as it is, and every option's default."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        if action.default is None or action.default is False or action.default == argparse.SUPPRESS:
+            return action.help
+        return f"{action.help} (default: %(default)s)"
+
+
+def new_parser(docstring: str | None) -> argparse.ArgumentParser:
+    return argparse.ArgumentParser(description=docstring, formatter_class=_HelpFormatter)
+
+
+def add_number(parser: argparse.ArgumentParser, name: str, default: int | float, help: str) -> None:
+    """Add an option for a positive number of the default's type."""
+    parser.add_argument(
+        name, type=positive if isinstance(default, int) else float, default=default, metavar="N", help=help
+    )
+
+
+def positive(text: str) -> int:
+    """Parse an option's value; argparse reports a number below 1 as a wrong argument."""
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"must be at least 1, got {text}")
+    return number

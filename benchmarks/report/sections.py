@@ -1,0 +1,220 @@
+"""The paragraphs and tables of each benchmark's section on the page."""
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from benchmarks.report.table import engine_speedups, is_stable_on_both_sides
+
+Figures = dict[str, Any]
+Table = list[dict[str, object]]
+"""Rows, each from column name to value; all rows have the same columns."""
+
+
+LATENCY = ("p50_ms", "p90_ms", "p95_ms", "p99_ms", "max_ms", "num_answered", "num_failures")
+
+COLUMNS = {
+    "baseline_cpu_s": "baseline CPU s",
+    "calls_per_picture": "calls/image",
+    "concurrency": "in flight",
+    "cpu_ratio": "ratio",
+    "max_memory_mib": "GPU MiB",
+    "mean_load_percent": "GPU %",
+    "mean_power_w": "GPU W",
+    "num_answered": "responses",
+    "num_failures": "failures",
+    "pictures_per_s": "images/s",
+    "pipeline_cpu_s": "pipeline CPU s",
+    "server_memory_mib": "MiB",
+    "share_of_bound": "fraction of bound",
+    "speedup_unread": "speed-up without it",
+    "speedup": "speed-up",
+}
+"""Names of columns that do not follow from the names of the figures."""
+
+
+def _cells(figures: Figures, *names: str) -> dict[str, object]:
+    """Return the named figures by column name; a figure that is missing becomes an empty cell."""
+    return {COLUMNS.get(name, name.replace("_per_", "/").replace("_", " ")): figures.get(name, "") for name in names}
+
+
+def _table(rows: Iterable[dict[str, object]]) -> Table:
+    """Return the rows without the columns that are empty in all of them, such as a GPU's where there is none."""
+    rows = list(rows)
+    kept = [name for name in (rows[0] if rows else ()) if any(row[name] != "" for row in rows)]
+    return [{name: row[name] for name in kept} for row in rows]
+
+
+def _stable(figures: Figures) -> dict[str, object]:
+    return {"stable": "yes" if figures["is_stable"] else "no"}
+
+
+def _percent(fraction: float | None) -> str:
+    return "" if fraction is None else f"{fraction:.0%}"
+
+
+def _throughput(figures: Figures) -> list[str | Table]:
+    sweep = []
+    for point in figures["sweep"]:
+        usage, gpu = point["usage"] or {}, point["gpu"] or {}  # no usage of a server on another machine
+        busy = {f"{name} busy": _percent(usage.get(f"{name}_busy_share")) for name in ("machine", "server")}
+        sweep.append(
+            _cells(point, "concurrency", "pictures_per_s", "crops_per_s", "crops_per_call")
+            | _cells(point["latency"], *LATENCY)
+            | _stable(point)
+            | busy
+            | _cells(usage, "server_memory_mib")
+            | _cells(gpu, "mean_load_percent", "mean_power_w", "max_memory_mib")
+        )
+    first = figures["sweep"][0]
+    names = ("calls_per_picture", "rows_per_call", "total_ms", "queue_ms", "input_ms", "compute_ms", "output_ms")
+    stages = _table({"model": model} | _cells(row, *names) for model, row in sorted(first["stages"].items()))
+    note = f"Per image, {first['concurrency']} in flight. crop_and_embed computes by calling crop and the embedders."
+    if first["overhead"] is not None:
+        note += f" For {first['overhead']:.1%} of a request's time, no step of the ensemble was computing."
+    return [_table(sweep), note, stages]
+
+
+def _latency(figures: Figures) -> list[str | Table]:
+    peak = figures["peak"]
+    loads = _table(
+        {"load": _percent(load["share_of_peak"])}
+        | _cells(load, "offered_per_s", "answered_per_s")
+        | _cells(load["latency"], *LATENCY)
+        | _stable(load)
+        for load in figures["load"]
+    )
+    return [f"Peak: {peak['pictures_per_s']} images/s with {peak['concurrency']} in flight.", loads]
+
+
+def _baseline(figures: Figures) -> list[str | Table]:
+    rounds = _table(
+        {"round": number}
+        | _cells(turn, "baseline_s", "pipeline_s", "speedup")
+        | {"baseline's decoding s": turn["baseline_steps"]["reading_s"]}
+        | _cells(turn, "speedup_unread", "baseline_cpu_s", "pipeline_cpu_s", "cpu_ratio")
+        | {f"{name} boxes": turn["agreement"][f"num_{name}_boxes"] for name in ("baseline", "pipeline", "same")}
+        | {"lowest cosine": turn["agreement"]["min_cosine"]}
+        for number, turn in enumerate(figures["rounds"], 1)
+    )
+    return [
+        f"The pipeline is {figures['headline_speedup']:.3g} times as fast as the baseline, and "
+        f"{figures['speedup_unread']:.3g} times as fast excluding the baseline's decoding (medians of {len(rounds)} "
+        f"rounds; clips: {figures['num_clips']}, frames of each: {figures['num_frames']}). Baseline: eager PyTorch "
+        f"with {figures['threads']} threads on {figures['device']}, detector: {figures['eager_detector']}.",
+        rounds,
+    ]
+
+
+def _concurrency(figures: Figures) -> list[str | Table]:
+    ways = {"serial": "1 source", "overlapped": f"{figures['concurrency']} sources"}
+    rounds = []
+    for number, turn in enumerate(figures["rounds"], 1):
+        decoding = turn["decoding"]
+        row = {"round": number, "seeking each frame s": decoding["sought_s"], "one pass s": decoding["one_pass_s"]}
+        row |= {"decoding speed-up": decoding["speedup"]}
+        row |= {f"frames/s, {sources}": turn[way]["frames_per_s"] for way, sources in ways.items()}
+        row |= {"embedding speed-up": turn["speedup"]}
+        row |= {f"computing, {sources}": turn[way]["computing"] for way, sources in ways.items()}
+        busy = {way: turn[way]["usage"]["machine_busy_share"] for way in ways}
+        rounds.append(row | {f"machine busy, {sources}": _percent(busy[way]) for way, sources in ways.items()})
+    return [
+        f"Clips: {figures['num_clips']}. Computing: average number of requests that the server computes at a time; "
+        "with one source in flight, this is the fraction of the time in which the server is busy.",
+        _table(rounds),
+    ]
+
+
+def _models(figures: Figures) -> list[str | Table]:
+    times = ("engine_ms", "eager_ms", "eager_half_ms", "speedup")
+    names = ("calls_per_picture", "rows_per_call", *times, "gflop_per_call", "mbyte_per_call", "bound_ms")
+    models = []
+    for model, row in figures["models"].items():
+        speedups = engine_speedups(figures, model)
+        spread = f"{min(speedups):.3g} to {max(speedups):.3g}" if speedups else ""
+        models.append({"model": model} | _cells(row, *names, "share_of_bound") | {"speed-up over the rounds": spread})
+    gemm = [turn["gemm_gflop_per_s"] for turn in figures["rounds"]]
+    memory = [turn["memory_gbyte_per_s"] for turn in figures["rounds"]]
+    cost_ms = {model: row["calls_per_picture"] * row["engine_ms"] for model, row in figures["models"].items()}
+    largest = max(cost_ms, key=cost_ms.__getitem__)
+    rates = (
+        f"Measured rates of this machine: matrix product {min(gemm)} to {max(gemm)} GFLOP/s, memory {min(memory)} to "
+        f"{max(memory)} GB/s. What limits the ensemble: {largest} takes {cost_ms[largest] / sum(cost_ms.values()):.0%} "
+        "of the engines' time per image."
+    )
+    reached = ""
+    if fraction := figures.get("share_of_bound"):
+        reached = (
+            f"The ensemble reaches {fraction['median']:.2f} ({fraction['min']:.2f} to {fraction['max']:.2f}) of the "
+            "throughput of its engines alone."
+        )
+    return [rates, reached, _table(models)]
+
+
+def _perf_analyzer(figures: Figures) -> list[str | Table]:
+    rounds = _table(
+        {
+            "round": number,
+            "our images/s": turn["ours_per_s"],
+            "perf_analyzer's images/s": turn["perf_analyzer"]["inferences_per_s"],
+            "ratio": turn["ratio"],
+        }
+        | _stable({"is_stable": is_stable_on_both_sides(turn)})
+        for number, turn in enumerate(figures["rounds"], 1)
+    )
+    names = ("inferences_per_s", "p50_ms", "p90_ms", "p95_ms", "p99_ms")
+    models = _table({"model": model} | _cells(row, *names) | _stable(row) for model, row in figures["models"].items())
+    return [rounds, "perf_analyzer on each model by itself, one request in flight:", models]
+
+
+def _detector(figures: Figures) -> list[str | Table]:
+    height, width = figures["image_size"]
+    note = f"{width} × {height} px, {figures['threads']} threads each. Median speed-up: {figures['speedup']}."
+    names = ("detectron2_s", "onnxruntime_s", "speedup")
+    return [note, _table({"round": number} | _cells(turn, *names) for number, turn in enumerate(figures["rounds"], 1))]
+
+
+def _regression(figures: Figures) -> list[str | Table]:
+    names = ("server_ms", "engine_ms", "ratio", "min_ratio", "max_ratio")
+    return [_table({"stage": stage} | _cells(row, *names) for stage, row in figures["stages"].items())]
+
+
+def _search(figures: Figures) -> list[str | Table]:
+    return [[{"figure": name, "value": value} for name, value in figures.items() if not isinstance(value, list)]]
+
+
+SECTIONS: dict[str, tuple[str, Callable[[Figures], list[str | Table]]]] = {
+    "baseline": (
+        "The pipeline against the baseline: eager PyTorch in float32, one image at a time, seeking and "
+        "decoding the frame again for every box and network, JSON files in between. Same weights, same clips, "
+        "interleaved.",
+        _baseline,
+    ),
+    "concurrency": (
+        "How well the command livematch embed uses the server: decoding each clip in one pass against seeking each "
+        "frame, and several sources in flight against one, interleaved.",
+        _concurrency,
+    ),
+    "throughput": (
+        "Images sent to the ensemble over gRPC on the loopback interface, a fixed number in flight. The client runs on "
+        "the same machine.",
+        _throughput,
+    ),
+    "latency": ("The same images, sent at random times at fractions of the peak throughput.", _latency),
+    "models": (
+        "Each model alone, on the tensors that it gets in the pipeline: its engine, eager PyTorch with the same "
+        "weights, and the bound: the time its counted arithmetic would take at the rates measured on this machine.",
+        _models,
+    ),
+    "detector": (
+        "The exported detector in ONNX Runtime against detectron2 with the same weights, interleaved, on one random "
+        "image.",
+        _detector,
+    ),
+    "perf_analyzer": ("NVIDIA's perf_analyzer and our own loop, interleaved, on the same images.", _perf_analyzer),
+    "regression": (
+        "Time of each stage in the server over the time of its engine alone, one request in flight.",
+        _regression,
+    ),
+    "search": ("Exact search over features on disk against a plain matrix product of the same size.", _search),
+}
+"""By benchmark: what was measured, and the function from its figures to the blocks of its section."""

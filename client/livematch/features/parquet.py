@@ -1,0 +1,178 @@
+"""Read the columns of features files, including files written by other tools, as lists and numpy arrays."""
+
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import cycle
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from livematch.errors import FeaturesError
+from livematch.types import EMBEDDING_SIZE
+
+COLUMNS = ("source", "name", "frame_index", "box", "score", "embedding")
+IDENTITY_KEY = b"livematch:model_identity"
+BOUNDED_READING = {"buffer_size": 1 << 20, "pre_buffer": False}
+"""Options of pq.ParquetFile: read page by page, because other tools write row groups of a million rows."""
+
+_READ_ROWS = 256  # per step of Arrow; 2 MB of 2048-d embeddings
+
+
+def features_schema(embedding_size: int = EMBEDDING_SIZE) -> pa.Schema:
+    """Return the schema of the files that livematch writes; `livematch.features.table` explains the columns."""
+    return pa.schema(
+        [
+            pa.field("source", pa.string(), nullable=False),
+            pa.field("name", pa.string(), nullable=False),
+            pa.field("frame_index", pa.int32(), nullable=False),
+            pa.field("box", pa.list_(pa.float32(), 4), nullable=False),
+            pa.field("score", pa.float32(), nullable=False),
+            pa.field("embedding", pa.list_(pa.float32(), embedding_size), nullable=False),
+        ]
+    )
+
+
+def read_identity(schema: pa.Schema) -> str | None:
+    """Return the name of the models that made a file's embeddings, None if the file does not tell."""
+    identity: bytes | None = (schema.metadata or {}).get(IDENTITY_KEY)
+    return None if identity is None else identity.decode()
+
+
+def unreadable(path: Path, error: Exception) -> FeaturesError:
+    """Return the error for a file that Arrow cannot read."""
+    return FeaturesError(f"{path}: not a readable Parquet file: {' '.join(str(error).split())}")
+
+
+@dataclass(frozen=True)
+class EmbeddingFiles:
+    """The embeddings of one or more features files, which stay on disk.
+
+    paths: the files, whose rows count as one sequence.
+    size: dimension of the embeddings.
+    """
+
+    paths: Sequence[Path]
+    size: int
+
+    def chunks(self, num_rows: int, num_buffers: int = 1) -> Iterator[npt.NDArray[np.float32]]:
+        """Yield all embeddings in order, float32 [num_rows,size] each, the last one shorter.
+
+        The chunks are read into `num_buffers` arrays, which are reused in rotation: with one buffer, a chunk is
+        overwritten when the next one is requested; with two, when the one after the next is requested.
+
+        Raises:
+            FeaturesError: a file has become unreadable, or an embedding has another size.
+        """
+        buffers = cycle([np.empty((num_rows, self.size), np.float32) for _ in range(num_buffers)])
+        buffer = next(buffers)
+        num_filled = 0
+        for path in self.paths:
+            for batch in _batches(path, ["embedding"]):
+                rest = _vectors(batch["embedding"], self.size, path)
+                while len(rest):
+                    part, rest = np.split(rest, [num_rows - num_filled])
+                    buffer[num_filled : num_filled + len(part)] = part
+                    num_filled += len(part)
+                    if num_filled == num_rows:
+                        yield buffer
+                        buffer = next(buffers)
+                        num_filled = 0
+        if num_filled:
+            yield buffer[:num_filled]
+
+    def read(self, num_rows: int) -> npt.NDArray[np.float32]:
+        """Return all embeddings, float32 [num_rows,size]; `num_rows` is the number of rows in the files."""
+        return next(self.chunks(num_rows), np.empty((0, self.size), np.float32))
+
+
+def open_file(path: Path) -> tuple[dict[str, Any], EmbeddingFiles]:
+    """Read all columns of a features file except the embeddings.
+
+    Returns:
+        The columns as keyword arguments of `Features`, and the embeddings.
+
+    Raises:
+        FeaturesError: the file does not exist or is not Parquet; a column is missing or has an unsuitable type.
+    """
+    if not path.is_file():
+        raise FeaturesError(f"{path}: no such features file")
+    try:
+        schema = pq.read_schema(path)
+    except (pa.ArrowException, OSError) as error:
+        raise unreadable(path, error) from error
+    missing = [column for column in COLUMNS if column not in schema.names]
+    if missing:
+        raise FeaturesError(f"{path}: has no column {', '.join(missing)}; found {', '.join(schema.names)}")
+    sources: list[str] = []
+    names: list[str] = []
+    frame_indices, boxes, scores = [np.empty(0, np.int32)], [np.empty((0, 4), np.float32)], [np.empty(0, np.float32)]
+    for batch in _batches(path, [column for column in COLUMNS if column != "embedding"]):
+        sources += map(sys.intern, _cast(batch["source"], pa.string(), path).to_pylist())
+        names += map(sys.intern, _cast(batch["name"], pa.string(), path, null="").to_pylist())
+        frame_indices.append(_cast(batch["frame_index"], pa.int32(), path).to_numpy())
+        boxes.append(_vectors(batch["box"], 4, path))
+        scores.append(_cast(batch["score"], pa.float32(), path).to_numpy())
+    columns = {
+        "sources": sources,
+        "names": names,
+        "frame_indices": np.concatenate(frame_indices),
+        "boxes": np.concatenate(boxes),
+        "scores": np.concatenate(scores),
+        "model_identity": read_identity(schema),
+        "origin": str(path),
+    }
+    return columns, EmbeddingFiles([path], _embedding_size(schema, path))
+
+
+def _embedding_size(schema: pa.Schema, path: Path) -> int:
+    """Return the dimension that the schema gives, else that of the first embedding, 0 in a file without rows."""
+    embedding_type = schema.field("embedding").type
+    if pa.types.is_fixed_size_list(embedding_type):
+        return int(embedding_type.list_size)
+    first = next(_batches(path, ["embedding"], num_rows=1), None)
+    return 0 if first is None else int(_vectors(first["embedding"], None, path).shape[1])
+
+
+def _batches(path: Path, columns: Sequence[str], num_rows: int = _READ_ROWS) -> Iterator[pa.RecordBatch]:
+    try:
+        with pq.ParquetFile(path, **BOUNDED_READING) as file:
+            yield from file.iter_batches(num_rows, columns=list(columns))
+    except (pa.ArrowException, OSError) as error:
+        raise unreadable(path, error) from error
+
+
+def _cast(column: pa.Array, dtype: pa.DataType, path: Path, null: str | None = None) -> pa.Array:
+    """Return the column as `dtype` with its nulls replaced by `null`; without `null` there may be none."""
+    if column.null_count and null is None:
+        raise FeaturesError(f"{path}: a column of type {column.type} has {column.null_count} nulls")
+    try:
+        cast = column.cast(dtype)
+        return cast if null is None else cast.fill_null(null)
+    except pa.ArrowException as error:
+        raise FeaturesError(f"{path}: found a column of type {column.type} instead of {dtype}") from error
+
+
+def _vectors(column: pa.Array, size: int | None, path: Path) -> npt.NDArray[np.float32]:
+    """Return a column of lists as float32 [n,size]; `size` None stands for the length of the first list."""
+    is_fixed = pa.types.is_fixed_size_list(column.type)
+    if not (is_fixed or pa.types.is_list(column.type) or pa.types.is_large_list(column.type)):
+        raise FeaturesError(f"{path}: found a column of type {column.type} instead of lists of float32")
+    values = column.flatten()
+    if column.null_count or values.null_count:
+        raise FeaturesError(f"{path}: a column of type {column.type} has nulls")
+    try:
+        numbers: npt.NDArray[np.float32] = values.cast(pa.float32()).to_numpy()
+    except pa.ArrowException as error:
+        raise FeaturesError(f"{path}: found a column of type {column.type} instead of lists of float32") from error
+    lengths = np.unique([column.type.list_size] if is_fixed else np.diff(column.offsets.to_numpy()))
+    size = int(lengths[0]) if size is None else size
+    if size == 0:
+        raise FeaturesError(f"{path}: vectors of length 0")
+    if lengths.tolist() != [size]:
+        raise FeaturesError(f"{path}: vectors of length {lengths.tolist()} where {size} is expected")
+    return numbers.reshape(-1, size)

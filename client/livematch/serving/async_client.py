@@ -1,0 +1,175 @@
+"""The asyncio client of a recognition server."""
+
+import asyncio
+from collections import deque
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Iterable, Sequence
+from contextlib import suppress
+from types import TracebackType
+from typing import Literal, Self
+
+from tritonclient.grpc import aio
+
+from livematch.errors import UnavailableError
+from livematch.serving.connection import Connection
+from livematch.serving.contract import FRAME_MODEL, IMAGE_MODEL
+from livematch.serving.pixels import ImageInput, check_several, read_pixels
+from livematch.serving.session import Session
+from livematch.serving.settings import DEFAULT_CONCURRENCY, DEFAULT_URL, Settings, Tls, check_count
+from livematch.types import Recognition
+
+SeveralImages = Iterable[ImageInput] | AsyncIterable[ImageInput]
+
+
+class AsyncClient:
+    """The counterpart of `Client` for asyncio, with the same methods, arguments and errors.
+
+    It connects and checks the servers' models in `async with`, or at the first request. All requests must come from one
+    event loop. Image files are decoded in threads. There is no `shared_memory` argument: registering shared memory
+    blocks. There is no `copy` either: to end a request early, cancel its task.
+
+    >>> async with AsyncClient() as client:
+    ...     print(await client.recognize_image("dress.jpg"))
+
+    Raises:
+        InputError: an argument has the wrong type or is out of its range.
+    """
+
+    def __init__(
+        self,
+        urls: str | Sequence[str] = DEFAULT_URL,
+        *,
+        max_tries: int = 10,
+        first_pause_s: float = 0.5,
+        timeout_s: float = 120.0,
+        crop_scale: float = 1.0,
+        priority: Literal["live", "batch"] = "batch",
+        access_key: str | None = None,
+        tls: Tls | None = None,
+    ) -> None:
+        self._settings = Settings(
+            urls=urls,
+            max_tries=max_tries,
+            first_pause_s=first_pause_s,
+            timeout_s=timeout_s,
+            crop_scale=crop_scale,
+            priority=priority,
+            access_key=access_key,
+            tls=tls,
+        )
+        self._closed = asyncio.Event()
+        self._connecting = asyncio.Lock()
+        self._session: Session | None = None
+
+    @property
+    def model_identity(self) -> str | None:
+        """The name of the weights behind the embeddings; None if it has none, and before the client has connected."""
+        return None if self._session is None else self._session.model_identity
+
+    async def recognize_image(self, image: ImageInput) -> Recognition:
+        """Detect and embed the garments of a product photo; see `Client.recognize_image`."""
+        return await self._recognize(IMAGE_MODEL, image)
+
+    async def recognize_frame(self, frame: ImageInput) -> Recognition:
+        """Detect and embed the garments of a video frame; see `Client.recognize_image`."""
+        return await self._recognize(FRAME_MODEL, frame)
+
+    def recognize_images(
+        self, images: SeveralImages, *, concurrency: int = DEFAULT_CONCURRENCY
+    ) -> AsyncGenerator[Recognition, None]:
+        """Yield the recognition of each image in order, with several requests in flight; see `Client.recognize_images`.
+
+        >>> async for recognition in client.recognize_images(paths):
+        ...     print(recognition)
+        """
+        return self._recognize_each(IMAGE_MODEL, images, concurrency)
+
+    def recognize_frames(
+        self, frames: SeveralImages, *, concurrency: int = DEFAULT_CONCURRENCY
+    ) -> AsyncGenerator[Recognition, None]:
+        """Yield the recognition of each video frame in order; see `recognize_images`."""
+        return self._recognize_each(FRAME_MODEL, frames, concurrency)
+
+    async def check_identity(self) -> None:
+        """Ask the servers once more which models they serve; see `Client.check_identity`."""
+        await (await self._connect()).check_identity()
+
+    async def close(self) -> None:
+        """Close the connections; requests in flight in other tasks raise UnavailableError."""
+        self._closed.set()
+        if self._session is not None:
+            await self._session.close()
+
+    async def __aenter__(self) -> Self:
+        await self._connect()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def _connect(self) -> Session:
+        """Return the session, after the first call has connected to the servers and checked them."""
+        async with self._connecting:
+            if self._closed.is_set():
+                raise UnavailableError("this client was closed")
+            if self._session is None:
+                connections = [Connection(url, self._settings, aio) for url in self._settings.addresses]
+                self._session = Session(self._settings, connections, self._pause)
+                try:
+                    await self._session.check_servers()
+                except BaseException:
+                    session, self._session = self._session, None
+                    await session.close()
+                    raise
+            return self._session
+
+    async def _recognize(self, model: str, image: ImageInput) -> Recognition:
+        pixels = await asyncio.to_thread(read_pixels, image)
+        return await (await self._connect()).recognize(model, pixels)
+
+    def _recognize_each(self, model: str, images: SeveralImages, concurrency: int) -> AsyncGenerator[Recognition, None]:
+        if not isinstance(images, AsyncIterable):
+            check_several(images)
+        check_count("concurrency", concurrency)
+        return self._recognize_in_order(model, images, concurrency)
+
+    async def _recognize_in_order(
+        self, model: str, images: SeveralImages, concurrency: int
+    ) -> AsyncGenerator[Recognition, None]:
+        window: deque[asyncio.Task[Recognition]] = deque()
+        remaining = aiter(_iterate(images))
+        failure: Exception | None = None
+        try:
+            while failure is None:
+                try:
+                    image = await anext(remaining)
+                except StopAsyncIteration:
+                    break
+                except Exception as error:  # raised below, after the results of the images before it
+                    failure = error
+                else:
+                    window.append(asyncio.create_task(self._recognize(model, image)))
+                    if len(window) == concurrency:
+                        yield await window.popleft()
+            while window:
+                yield await window.popleft()
+            if failure is not None:
+                raise failure
+        finally:
+            for task in window:
+                task.cancel()
+            await asyncio.gather(*window, return_exceptions=True)
+
+    async def _pause(self, seconds: float) -> None:
+        with suppress(TimeoutError):
+            await asyncio.wait_for(self._closed.wait(), seconds)
+
+
+async def _iterate(images: SeveralImages) -> AsyncIterator[ImageInput]:
+    if isinstance(images, AsyncIterable):
+        async for image in images:
+            yield image
+    else:
+        for image in images:
+            yield image

@@ -1,0 +1,137 @@
+"""What Client and AsyncClient share: requests with retries to one server or several, and the checks at the beginning.
+
+The coroutines here suspend only where their connections and `pause` do. Over blocking connections they never suspend,
+and `run_blocking` runs them without an event loop.
+"""
+
+import logging
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from contextlib import suppress
+from typing import Any, TypeVar
+
+from tritonclient.utils import InferenceServerException
+
+from livematch.errors import ContractError, RequestError, UnavailableError
+from livematch.serving.connection import Connection
+from livematch.serving.contract import FRAME_MODEL, IMAGE_MODEL, check_identities, decode
+from livematch.serving.retry import Attempts
+from livematch.serving.settings import Settings
+from livematch.types import Pixels, Recognition
+
+_log = logging.getLogger(__name__)
+_T = TypeVar("_T")
+
+
+def run_blocking(coroutine: Coroutine[Any, Any, _T]) -> _T:
+    """Return the result of a coroutine that never suspends."""
+    try:
+        coroutine.send(None)
+    except StopIteration as end:
+        result: _T = end.value
+        return result
+    raise AssertionError("a coroutine over blocking connections does not suspend")
+
+
+class Session:
+    """Connections to all servers of one client.
+
+    Args:
+        connections: one to each server.
+        pause: waits for some seconds, or until the client is closed.
+    """
+
+    model_identity: str | None = None
+
+    def __init__(
+        self, settings: Settings, connections: Sequence[Connection], pause: Callable[[float], Awaitable[object]]
+    ) -> None:
+        self._settings = settings
+        self._connections = connections
+        self._pause = pause
+        self._has_warned = True  # until the first response: a server that never answers is an error, not an outage
+
+    def copy(self, pause: Callable[[float], Awaitable[object]]) -> "Session":
+        """Return a session with its own connections to the same servers, which it does not check again."""
+        other = Session(self._settings, [connection.copy() for connection in self._connections], pause)
+        other.model_identity, other._has_warned = self.model_identity, self._has_warned
+        return other
+
+    async def close(self) -> None:
+        for connection in self._connections:
+            await connection.close()
+
+    async def check_servers(self) -> None:
+        """Check that all servers serve the expected models, and the same ones; set `model_identity`.
+
+        Raises:
+            ContractError: they do not, or one of them cannot use shared memory of this machine.
+            UnavailableError: one of them does not answer.
+        """
+        identities = {}
+        for connection in self._connections:
+            for model in (IMAGE_MODEL, FRAME_MODEL):
+                await self._check_model(connection, model)
+            try:
+                await self._call(Connection.check_memory, [connection])
+            except (RequestError, OSError) as error:
+                raise ContractError(
+                    f"the server at {connection.url} cannot use shared memory of this machine: {error}"
+                ) from error
+            identities[connection.url] = await self._call(Connection.read_identity, [connection])
+        check_identities(identities)
+        self.model_identity = next(iter(identities.values()))
+
+    async def check_identity(self) -> None:
+        """Raise ContractError if a server that answers no longer serves the models of the beginning."""
+        for connection in self._connections:
+            with suppress(InferenceServerException):
+                await connection.check_identity(self.model_identity)
+
+    async def recognize(self, model: str, pixels: Pixels) -> Recognition:
+        """Return what `model` detects in one image, uint8 [H,W,3]."""
+
+        async def infer(connection: Connection) -> Any:
+            response = await connection.infer(model, pixels)
+            if connection.may_have_restarted:
+                await connection.check_identity(self.model_identity)
+            return response
+
+        return decode(await self._call(infer))
+
+    async def _check_model(self, connection: Connection, model: str) -> None:
+        try:
+            await self._call(lambda connection: connection.check_contract(model), [connection])
+        except RequestError as error:
+            raise ContractError(f"the server at {connection.url} does not serve {model}: {error}") from error
+
+    async def _call(
+        self, request: Callable[[Connection], Awaitable[_T]], connections: Sequence[Connection] | None = None
+    ) -> _T:
+        """Send a request to one of the servers, and again after a failure that a retry may cure."""
+        attempts = Attempts(
+            connections or self._connections,
+            max_tries=self._settings.max_tries,
+            first_pause_s=self._settings.first_pause_s,
+        )
+        while True:
+            with attempts.next_server() as connection:
+                try:
+                    answer = await request(connection)
+                except InferenceServerException as error:
+                    failure = error
+                    reason = " ".join((error.message() or str(error)).split())
+                    if not await connection.is_outage(error):
+                        raise RequestError(reason) from error
+                else:
+                    self._has_warned = False
+                    return answer
+            pause_s = attempts.fail(connection)
+            if pause_s is None:
+                raise UnavailableError(
+                    f"no answer from the server at {connection.url} in {self._settings.max_tries} tries: {reason}"
+                ) from failure
+            if not self._has_warned:
+                self._has_warned = True
+                _log.warning("no answer from %s, trying again: %s", connection.url, reason)
+            if pause_s > 0:
+                await self._pause(pause_s)

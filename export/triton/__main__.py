@@ -1,0 +1,36 @@
+"""Compare the committed model_repository/ with the generated configs, or regenerate them.
+
+python -m export.triton            # list the stale files; exit code 3 if there are any
+python -m export.triton --write    # regenerate them
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from export.config import production
+from export.triton.model_config import REPOSITORY, stale_files, write_files
+from livematch.cli.commands import EXIT_FAILURES, run_command
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--write", action="store_true", help="write the files instead of comparing them")
+    is_writing = parser.parse_args(argv).write
+    return run_command("export.triton", _write if is_writing else _list_stale)
+
+
+def _write() -> int:
+    write_files(production(), REPOSITORY)
+    return 0
+
+
+def _list_stale() -> int:
+    stale = stale_files(production(), REPOSITORY)
+    for path in stale:
+        print(f"stale: {REPOSITORY.name}/{path}", file=sys.stderr)
+    return EXIT_FAILURES if stale else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
