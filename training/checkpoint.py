@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import struct
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
@@ -16,6 +17,19 @@ from livematch.files import replace_file
 MIN_SCALE = 1.0
 """Smallest useful loss scale in half precision. GradScaler halves the scale whenever a gradient overflows; if
 gradients still overflow below this scale, the gradients themselves are wrong."""
+
+
+UNREADABLE = (
+    pickle.UnpicklingError,
+    struct.error,
+    AttributeError,
+    EOFError,
+    LookupError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+)
+"""What pickle and torch.load raise for damaged files."""
 
 
 class DivergedError(LivematchError, FloatingPointError):
@@ -62,8 +76,8 @@ def explain_unreadable(path: Path) -> Iterator[None]:
     """Context manager: turn errors about the content of a checkpoint into one ValueError that names the file."""
     try:
         yield
-    except (pickle.UnpicklingError, EOFError, RuntimeError, UnicodeDecodeError, ValueError) as error:
-        reason = (str(error) or type(error).__name__).splitlines()[0]
+    except UNREADABLE as error:
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
         raise ValueError(f"{path} is not a readable checkpoint: {reason}") from error
 
 

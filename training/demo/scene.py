@@ -141,4 +141,5 @@ def room(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
                 cv2.circle(image, (x, y), int(rng.uniform(0.03, 0.12) * width), color, -1)
         image = cv2.GaussianBlur(image, (0, 0), rng.uniform(1, 9))
     image += rng.uniform(2, 9) * smooth_noise(rng, height, width, rng.uniform(40, 200))[..., None]
-    return np.clip(image, 0, 255).astype(np.uint8)
+    pixels: np.ndarray = np.clip(image, 0, 255).astype(np.uint8)
+    return pixels

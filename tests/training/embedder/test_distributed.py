@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from training.embedder import distributed
 from training.embedder.crops import AspectBatches, Crop
 from training.embedder.losses import ArcFace, CrossBatchMemory
 from training.embedder.recipe import RECIPES
@@ -126,3 +127,19 @@ def test_torchrun_trains(demo_world: Path, tmp_path: Path) -> None:
     assert [line["epoch"] for line in lines[1:]] == list(range(1, RECIPES["demo-b6"].total_epochs + 1))
     assert lines[-1]["arcface"] < lines[1]["arcface"]
     assert (tmp_path / "embedder_b6.pth").exists() and (tmp_path / "b6.resume.pth").exists()
+
+
+def test_an_error_in_torchruns_processes_is_shown_and_ends_all_of_them(tmp_path: Path) -> None:
+    finished = torchrun(
+        *("-m", "training.embedder.train", "--config", "demo-b6", "--data", str(tmp_path), "--output", str(tmp_path))
+    )
+    assert finished.returncode != 0
+    assert f"training.embedder.train: {tmp_path}/image_annotation: no such folder" in finished.stderr
+
+
+def test_more_processes_than_gpus_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    monkeypatch.setenv("LOCAL_RANK", "2")
+    with pytest.raises(ValueError, match="process 2 has no GPU: this machine has 2"):
+        distributed.start()

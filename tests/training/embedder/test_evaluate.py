@@ -116,9 +116,7 @@ def test_command_on_true_and_on_detected_boxes(
     assert "--detections needs a single part" in capsys.readouterr().err
 
 
-def test_missing_damaged_and_ambiguous_checkpoints_are_refused_in_one_line(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_unusable_checkpoints_are_refused_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for folder in ("empty", "a", "b"):
         (tmp_path / folder).mkdir()
     files = [str(tmp_path / folder / "embedder_b6.pth") for folder in ("a", "b")]
