@@ -1,1 +1,1 @@
-"""Training of the detector and the embedders; runs from the checkout, never installed."""
+"""Training of the detector and the embedders, run from a checkout; not part of the installed package."""

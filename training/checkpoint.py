@@ -1,49 +1,52 @@
-"""Checkpoints of both trainings: configs as JSON beside them, files replaced whole, resumed runs checked."""
+"""What the trainings of the detector and of the embedders share: configs as JSON, checkpoints, safe resuming."""
 
 import json
-from collections.abc import Mapping
+import pickle
+import struct
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Self
 
 import torch
 
+from livematch.errors import LivematchError
+from livematch.files import replace_file
+
 MIN_SCALE = 1.0
-"""Of the loss in half precision. GradScaler halves it at every overflow; below this the gradients are what is wrong."""
+"""Smallest useful loss scale in half precision. GradScaler halves the scale whenever a gradient overflows; if
+gradients still overflow below this scale, the gradients themselves are wrong."""
 
 
-def save_whole(state: Mapping[str, Any], path: Path) -> None:
-    """Replaces `path` at once, so that a run that is killed, or a full disk, leaves the whole old or new file."""
-    partial = path.with_suffix(".part")
-    torch.save(state, partial)
-    partial.replace(path)
+UNREADABLE = (
+    pickle.UnpicklingError,
+    struct.error,
+    AttributeError,
+    EOFError,
+    LookupError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+)
+"""What pickle and torch.load raise for damaged files."""
 
 
-def check_identity(identity: Mapping[str, Any], saved: Mapping[str, Any], path: Path) -> None:
-    """Raises ValueError, naming what differs, if the run saved at `path` is not this run, that is of its identity."""
-    differing = [
-        f"{name} {saved.get(name)!r}, here {value!r}" for name, value in identity.items() if saved.get(name) != value
-    ]
-    if differing:
-        raise ValueError(f"{path} is of another run and cannot be resumed: {'; '.join(differing)}")
-
-
-def check_gradients(norm: torch.Tensor, scaler: torch.amp.GradScaler, where: str) -> None:
-    """Raises FloatingPointError if the norm of the gradients is not finite and no smaller scale can help."""
-    if not torch.isfinite(norm) and not (scaler.is_enabled() and scaler.get_scale() >= MIN_SCALE):
-        raise FloatingPointError(f"norm of the gradients is {norm.item()} {where}")
+class DivergedError(LivematchError, FloatingPointError):
+    """A loss or a gradient is no longer finite; the message says when it happened."""
 
 
 @dataclass(frozen=True)
 class JsonConfig:
-    """To derive dataclasses from whose fields JSON can hold; its lists come back as tuples."""
+    """Base of the config dataclasses that are saved beside a checkpoint. JSON lists are loaded as tuples."""
 
     def save(self, path: Path) -> None:
-        path.write_text(json.dumps(asdict(self), indent=2) + "\n", encoding="utf-8")
+        with replace_file(path) as temporary:
+            temporary.write_text(json.dumps(asdict(self), indent=2) + "\n", encoding="utf-8")
 
     @classmethod
     def load(cls, path: Path) -> Self:
-        """Raises ValueError, naming the file, for what is not JSON and for unknown or missing fields."""
+        """Read a config. Raises ValueError, naming the file, for invalid JSON and for unknown or missing fields."""
         try:
             values = json.loads(path.read_text(encoding="utf-8"))
         except ValueError as error:
@@ -54,3 +57,46 @@ class JsonConfig:
         if set(values) != names:
             raise ValueError(f"{path}: not a {cls.__name__}; fields that differ: {sorted(names ^ set(values))}")
         return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
+
+
+def save_checkpoint(state: Mapping[str, Any], path: Path) -> None:
+    """Write `state` with torch.save; a run that is killed, or a full disk, leaves the previous file intact."""
+    with replace_file(path) as temporary:
+        torch.save(state, temporary)
+
+
+def read_checkpoint(path: Path, device: torch.device | str = "cpu") -> Any:
+    """Read a file of torch.save without running any code it contains. Raises ValueError if it cannot be read."""
+    with explain_unreadable(path):
+        return torch.load(path, map_location=device, weights_only=True)
+
+
+@contextmanager
+def explain_unreadable(path: Path) -> Iterator[None]:
+    """Context manager: turn errors about the content of a checkpoint into one ValueError that names the file."""
+    try:
+        yield
+    except UNREADABLE as error:
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        raise ValueError(f"{path} is not a readable checkpoint: {reason}") from error
+
+
+def check_same_run(identity: Mapping[str, Any], saved: Mapping[str, Any], path: Path) -> None:
+    """Raise ValueError, naming each difference, unless the run saved at `path` has the same recipe, seed and data.
+
+    Args:
+        identity: of the run that wants to resume, everything that influences its losses.
+        saved: the identity stored in the checkpoint.
+        path: the checkpoint, named in the message.
+    """
+    differences = [
+        f"{name} {saved.get(name)!r}, here {value!r}" for name, value in identity.items() if saved.get(name) != value
+    ]
+    if differences:
+        raise ValueError(f"{path} is of a different run and cannot be resumed: {'; '.join(differences)}")
+
+
+def check_gradients(norm: torch.Tensor, scaler: torch.amp.GradScaler, where: str) -> None:
+    """Raise DivergedError if the gradient norm is not finite and lowering the loss scale cannot help."""
+    if not torch.isfinite(norm) and not (scaler.is_enabled() and scaler.get_scale() >= MIN_SCALE):
+        raise DivergedError(f"gradient norm is {norm.item()} {where}")

@@ -1,7 +1,8 @@
-"""Live clips of the demo world: 540 × 960, 400 frames, 25 frames a second, H.264.
+"""Live clips: 540 × 960 pixels, 400 frames at 25 frames per second, H.264.
 
-A host in clothes of their own shows a garment: holds it up, wears it, turns. Other garments hang behind, the interface
-of a live stream lies on top, and in some clips the garment is not there yet in the first frames.
+A host shows a garment: holds it up, wears it, and turns around. The host also wears other clothes, other garments hang
+in the background, and the user interface of a live stream covers parts of the image. In some clips the garment does
+not appear in the first frames.
 """
 
 from collections.abc import Sequence
@@ -26,7 +27,7 @@ NOISE_LEVEL = 12
 
 @dataclass(frozen=True)
 class Wave:
-    """A slow swing: mean + reach · sin(2π t / period + phase)."""
+    """A slow oscillation: mean + reach · sin(2π frame / period + phase)."""
 
     mean: float
     reach: float
@@ -42,7 +43,7 @@ class Wave:
 
 
 class Clip:
-    """The plan of one clip; `frame(i)` draws any frame of it."""
+    """The script of one clip, from which `frame` draws any frame."""
 
     def __init__(self, designs: Sequence[Design], ids: Sequence[int], rng: np.random.Generator) -> None:
         self.background = _studio(rng)
@@ -68,17 +69,17 @@ class Clip:
         self.held_x = Wave.random(rng, rng.uniform(-30, 30), rng.uniform(15, 50))
         self.held_y = Wave.random(rng, rng.uniform(-60, 10), rng.uniform(5, 25))
         height = self.flat[id(self.held)].height
-        nearer = min(1.5, max(1.0, 300 / height))  # small garments are held up to the camera
+        nearer = min(1.5, max(1.0, 300 / height))  # small garments are held closer to the camera
         self.held_scale = rng.uniform(0.85, 1.1) * nearer * min(1.0, 620 / height)
         self.light = light_table(rng, 0.2)
         grain = rng.standard_normal((HEIGHT_PX + 64, WIDTH_PX + 64, 3), np.float32)
         self.noise = (NOISE_LEVEL + rng.uniform(1, 3) * grain).astype(np.uint8)
         levels = np.clip(np.arange(256) - NOISE_LEVEL, 0, 255)
-        self.light = self.light[levels]  # takes the mean of the noise away again
+        self.light = self.light[levels]  # subtracts the mean of the noise again
         self.overlays = [_interface(np.random.default_rng([int(rng.integers(1 << 31)), i])) for i in range(4)]
 
     def parts(self, frame: int) -> list[tuple[list[Layer], Pose]]:
-        """Returns what stands before the background in a frame, back to front."""
+        """Return what is in front of the background in a frame, from back to front."""
         body = Pose(
             x=self.x.at(frame),
             y=self.y.at(frame),
@@ -101,7 +102,7 @@ class Clip:
         return [(self.own, body), (self.held, held)]
 
     def frame(self, frame: int) -> np.ndarray:
-        """Returns uint8 [960, 540, 3] BGR."""
+        """Draw a frame, uint8 [960, 540, 3] BGR."""
         image = self.background.image.copy()
         for (layers, pose), (_, earlier) in zip(self.parts(frame), self.parts(max(frame - 1, 0)), strict=False):
             _paint_moving(image, self.flat[id(layers)], pose, earlier)
@@ -114,7 +115,7 @@ class Clip:
         return scene.annotations()
 
     def _through_camera(self, image: np.ndarray, frame: int) -> np.ndarray:
-        x, y = 29 * frame % 64, 37 * frame % 64  # the same grain, elsewhere in each frame
+        x, y = 29 * frame % 64, 37 * frame % 64  # the same noise, shifted in each frame
         image = cv2.LUT(cv2.add(image, self.noise[y : y + HEIGHT_PX, x : x + WIDTH_PX]), self.light)
         for region, pixels in self.overlays[frame // 60 % len(self.overlays)]:
             paint(image[region], pixels)
@@ -122,24 +123,24 @@ class Clip:
 
 
 def write_clip(path: Path, clip: Clip, rng: np.random.Generator, *, render_every: int = 1) -> None:
-    """Encodes the clip as H.264; with `render_every` n, each n-th frame is drawn and shown n times."""
+    """Encode the clip as H.264. With `render_every` n, only every n-th frame is drawn, and repeated n times."""
     with av.open(str(path), "w") as container:
         stream = container.add_stream("libx264", rate=FRAMES_PER_SECOND)
         stream.width, stream.height, stream.pix_fmt = WIDTH_PX, HEIGHT_PX, "yuv420p"
         stream.codec_context.thread_count = 1
         stream.options = {"preset": "veryfast", "crf": str(int(rng.integers(24, 33))), "tune": "fastdecode"}
-        picture = None
+        frame = None
         for index in range(NUM_FRAMES):
             if index % render_every == 0:
-                picture = av.VideoFrame.from_ndarray(clip.frame(index), format="bgr24").reformat(format="yuv420p")
-            assert picture is not None
-            picture.pts = index
-            container.mux(stream.encode(picture))
+                frame = av.VideoFrame.from_ndarray(clip.frame(index), format="bgr24").reformat(format="yuv420p")
+            assert frame is not None
+            frame.pts = index
+            container.mux(stream.encode(frame))
         container.mux(stream.encode())
 
 
 def _paint_moving(image: np.ndarray, sprite: Sprite, pose: Pose, earlier: Pose) -> None:
-    """Draws a sprite blurred along its way since the frame before (half of it: a shutter of 180°)."""
+    """Draw a sprite with motion blur over half its movement since the previous frame (a shutter angle of 180°)."""
     placed = place(sprite, pose, image.shape)
     if placed is None:
         return
@@ -149,7 +150,7 @@ def _paint_moving(image: np.ndarray, sprite: Sprite, pose: Pose, earlier: Pose) 
 
 
 def _studio(rng: np.random.Generator) -> Scene:
-    """A room with a rack of other garments, none of which is for sale here."""
+    """Return a room, often with a rack of other garments, which are not the ones shown (instance id 0)."""
     scene = Scene.on(room(rng, HEIGHT_PX, WIDTH_PX))
     if rng.uniform() < 0.65:
         y = int(rng.uniform(150, 260))
@@ -166,7 +167,10 @@ Overlay = list[tuple[tuple[slice, slice], np.ndarray]]
 
 
 def _interface(rng: np.random.Generator) -> Overlay:
-    """The interface of a live stream: who is live, viewers' comments, the product card, hearts."""
+    """Draw the user interface of a live stream: host and viewer count, comments, a product card, hearts.
+
+    Returns the regions of the frame that it covers and their pixels, premultiplied BGRA.
+    """
     canvas = np.zeros((HEIGHT_PX, WIDTH_PX, 4), np.uint8)
     _panel(canvas, (14, 40), (220, 88), (40, 40, 40, 150))
     cv2.putText(canvas, "LIVE", (26, 74), cv2.FONT_HERSHEY_SIMPLEX, 0.8, (255, 255, 255, 255), 2, cv2.LINE_AA)

@@ -1,7 +1,8 @@
-"""What a garment is before it is drawn: kind, cut, colours, pattern and print.
+"""The design of a garment, before it is drawn: kind, cut, colours, pattern and print.
 
-Items come in families of three: a design, the same design with another print, and the same design in another cut.
-Colours say nothing inside a family, and three families share them, so a colour histogram cannot tell nine items apart.
+Items come in families of three lookalikes: a design, the same design with a different print, and the same design with
+a different cut. All three have the same colours, and three families in a row share them as well, so that a colour
+histogram cannot tell these nine items apart.
 """
 
 from dataclasses import dataclass, replace
@@ -22,7 +23,7 @@ PRINT_FAMILIES = (
     ("bolt", "arrow"),
     ("letters", "grid"),
 )
-"""Motifs by outline; a lookalike's print is of another family, so that it can be told in a small picture too."""
+"""Motifs grouped by outline. A lookalike gets a print of a different group, so that they differ in small images too."""
 
 PRINTS = tuple(name for family in PRINT_FAMILIES for name in family)
 NECKLINES = ("crew", "vee", "square", "boat")
@@ -44,19 +45,19 @@ OTHER_KINDS: dict[str, tuple[str, ...]] = {
     "中裤": ("长裤", "短裤"),
     "长裤": ("短裤", "中裤"),
 }
-"""Kinds that a garment of this kind becomes when its sleeves, legs or hem change, by more than a short sleeve."""
+"""For each kind, the kinds of its lookalikes: sleeves, legs or hem differ by more than the length of a short sleeve."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Design:
-    """One garment. Colours are BGR; seeds feed the generators of the details, so equal designs look equal."""
+    """The design of one garment. The seeds determine the details, so equal designs look the same."""
 
     kind: str
     neckline: str
-    length: float  # 0..1 within what the kind allows
+    length: float  # 0..1, within the range of the kind
     width: float  # 0..1, slim to wide
     flare: float  # 0..1
-    colors: tuple[tuple[int, int, int], ...]  # base, second, accent
+    colors: tuple[tuple[int, int, int], ...]  # BGR: base, second, accent
     pattern: str
     pattern_seed: int
     print: str
@@ -87,13 +88,13 @@ def random_design(rng: np.random.Generator, kinds: tuple[str, ...] = KINDS) -> D
 
 
 def with_other_print(design: Design, rng: np.random.Generator) -> Design:
-    """Returns the design with another motif; cut, colours and pattern stay."""
+    """Return the design with a different motif, and the same cut, colours and pattern."""
     others = [name for family in PRINT_FAMILIES if design.print not in family for name in family]
     return replace(design, print=str(rng.choice(others)), print_seed=int(rng.integers(1 << 31)))
 
 
 def with_other_cut(design: Design, rng: np.random.Generator) -> Design:
-    """Returns the design with other sleeves, legs or hem, neckline and width; colours, pattern and print stay."""
+    """Return the design with different sleeves, legs or hem, and the same colours, pattern and print."""
     return replace(
         design,
         kind=str(rng.choice(OTHER_KINDS[design.kind])),
@@ -105,7 +106,7 @@ def with_other_cut(design: Design, rng: np.random.Generator) -> Design:
 
 
 def item_designs(seed: int, item: int) -> tuple[Design, ...]:
-    """Returns the one garment, or the two of a set, of an item; three items in a row make a family."""
+    """Return the garment of an item, or the two garments of a set. Items 3k, 3k + 1 and 3k + 2 are a family."""
     family, member = divmod(item, 3)
     colors = _palette(np.random.default_rng([seed, family // 3, 4]))
     rng = np.random.default_rng([seed, family, 1])
@@ -117,7 +118,7 @@ def item_designs(seed: int, item: int) -> tuple[Design, ...]:
             pattern=upper.pattern,
             pattern_seed=upper.pattern_seed,
         )
-        designs = (upper, lower)
+        designs: tuple[Design, ...] = (upper, lower)
     else:
         designs = (replace(random_design(rng), colors=colors),)
     rng = np.random.default_rng([seed, family, 2, member])
@@ -129,7 +130,7 @@ def item_designs(seed: int, item: int) -> tuple[Design, ...]:
 
 
 def _palette(rng: np.random.Generator) -> tuple[tuple[int, int, int], ...]:
-    """Three BGR colours: a base, a second of other lightness, an accent that stands out from both."""
+    """Return BGR colours: a base, a second of different lightness, and an accent that stands out from both."""
     hue = rng.uniform()
     value = rng.uniform(0.15, 0.95)
     base = _bgr(hue, rng.choice([rng.uniform(0.0, 0.15), rng.uniform(0.3, 0.9)]), value)
@@ -143,7 +144,7 @@ def _palette(rng: np.random.Generator) -> tuple[tuple[int, int, int], ...]:
 def _bgr(hue: float, saturation: float, value: float) -> tuple[int, int, int]:
     chroma = value * saturation
     channels = []
-    for offset in (1, 3, 5):  # blue, green, red, by the hexcone formula
+    for offset in (1, 3, 5):  # blue, green, red by the hexcone formula (HSV to RGB)
         k = (offset + hue * 6) % 6
         channels.append(round(255 * (value - chroma * max(0.0, min(k, 4 - k, 1.0)))))
     return channels[0], channels[1], channels[2]

@@ -1,4 +1,4 @@
-"""Product photos of the demo world: 800 × 800, product only or worn, other angles, backgrounds and light."""
+"""Product photos: 800 × 800 pixels, the product alone or worn, with varying angles, backgrounds and light."""
 
 from collections.abc import Sequence
 
@@ -16,10 +16,10 @@ SIDE_PX = 800
 def garment_layers(
     designs: Sequence[Design], ids: Sequence[int], rng: np.random.Generator, *, worn: bool
 ) -> list[Layer]:
-    """Returns the garments, with folds of their own, in drawing order.
+    """Return the garments in drawing order, each with its own random folds.
 
-    What hangs from the waist comes first, but the clothes that are not for sale come before all that is: their hem is
-    tucked in, so that they do not hide what is shown.
+    Skirts and trousers are drawn before tops and dresses. Garments that are not for sale (instance id 0) are drawn
+    before all others, so that they do not cover what is for sale.
     """
     pairs = sorted(zip(designs, ids, strict=True), key=lambda pair: (pair[1] > 0, pair[0].is_upper or pair[0].is_dress))
     return [
@@ -29,7 +29,7 @@ def garment_layers(
 
 
 def dressed_layers(designs: Sequence[Design], ids: Sequence[int], rng: np.random.Generator) -> list[Layer]:
-    """Returns a mannequin wearing the garments; what they leave bare is covered by random ones, instance id 0."""
+    """Return a mannequin wearing the garments; random garments of instance id 0 complete the outfit."""
     designs, ids = list(designs), list(ids)
     if not any(design.is_dress for design in designs):
         if not any(design.is_upper for design in designs):
@@ -56,7 +56,17 @@ def random_skin(rng: np.random.Generator) -> tuple[int, int, int]:
 def draw_photo(
     designs: Sequence[Design], ids: Sequence[int], index: int, rng: np.random.Generator
 ) -> tuple[np.ndarray, list[Annotation]]:
-    """Draws photo number `index` of an item: uint8 [800, 800, 3] BGR and its annotations."""
+    """Draw one photo of an item.
+
+    Args:
+        designs: the item's garments.
+        ids: their instance ids.
+        index: number of the photo: photo 0 is plain, photos 2 and 3 are worn, the others are random.
+        rng: decides everything else.
+
+    Returns:
+        uint8 [800, 800, 3] BGR, and the annotations.
+    """
     plain = index == 0 or rng.uniform() < 0.3
     if plain:
         background = np.full((SIDE_PX, SIDE_PX, 3), rng.uniform(215, 255), np.uint8)
@@ -91,7 +101,7 @@ def draw_photo(
 
 
 def _banner(image: np.ndarray, rng: np.random.Generator) -> None:
-    """A shop's ribbon with a few words along the upper or lower edge."""
+    """Draw a shop's banner with a few words along the upper or lower edge."""
     y = int(rng.choice([0, SIDE_PX - 70]))
     cv2.rectangle(image, (0, y), (SIDE_PX, y + 70), tuple(float(c) for c in rng.uniform(0, 255, 3)), -1)
     words = str(rng.choice(["NEW IN", "SALE 50%", "FREE SHIPPING", "BEST SELLER", "LIMITED"]))

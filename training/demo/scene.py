@@ -1,4 +1,4 @@
-"""Putting sprites into a picture, with the visible box of each garment, and what light and camera do to it."""
+"""Compose sprites to an image, and annotate the visible box of each garment; backgrounds and light."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -11,36 +11,37 @@ from training.demo.textures import smooth_noise
 from training.wab.dataset import Annotation
 
 FOCAL_LENGTH = 1600.0
-"""Distance of the camera in body pixels: how strongly a turned figure is foreshortened."""
+"""Distance of the camera in body pixels; it determines how strongly a turned figure is foreshortened."""
 
-MIN_VISIBLE_SHARE = 0.3
+MIN_VISIBLE_FRACTION = 0.3
 MIN_SIDE_PX = 24
-"""A garment with less than this in view is not annotated, as in the data set."""
+"""A garment of which less is visible is not annotated, as in the data set."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Pose:
-    """Where a sprite's body frame goes."""
+    """Position, size and rotation of a sprite in a scene."""
 
-    x: float  # scene pixels, where the pivot lands
+    x: float  # scene pixels, position of the pivot
     y: float
     scale: float  # scene pixels per body pixel
     pivot: tuple[float, float] = (240.0, 400.0)  # body pixels
-    yaw: float = 0.0  # radians; positive shows the figure's left
-    roll: float = 0.0  # radians
+    yaw: float = 0.0  # radians around the vertical axis; positive shows the figure's left
+    roll: float = 0.0  # radians in the image plane
 
     def matrix(self) -> np.ndarray:
-        """Homography, float64 [3, 3], from body pixels to scene pixels."""
+        """Return the homography, float64 [3, 3], from body pixels to scene pixels."""
         to_pivot = np.array([[1, 0, -self.pivot[0]], [0, 1, -self.pivot[1]], [0, 0, 1]])
         turn = np.array([[np.cos(self.yaw), 0, 0], [0, 1, 0], [np.sin(self.yaw) / FOCAL_LENGTH, 0, 1]])
         cosine, sine = self.scale * np.cos(self.roll), self.scale * np.sin(self.roll)
         place = np.array([[cosine, -sine, self.x], [sine, cosine, self.y], [0, 0, 1]])
-        return place @ turn @ to_pivot
+        matrix: np.ndarray = place @ turn @ to_pivot
+        return matrix
 
 
 @dataclass(frozen=True)
 class Layer:
-    """A sprite with what its annotation says; `label` None: not a garment, only hides what is behind it."""
+    """A sprite and its annotation. If `label` is None it is not a garment, but still hides what is behind it."""
 
     sprite: Sprite
     label: str | None = None
@@ -50,11 +51,11 @@ class Layer:
 
 @dataclass
 class Scene:
-    """A picture under construction."""
+    """An image to draw into, which keeps track of the garment that each pixel shows."""
 
     image: np.ndarray  # uint8 [H, W, 3] BGR
-    owners: np.ndarray  # int16 [H, W]: index + 1 into `drawn` of the garment in front, 0 for none
-    drawn: list[tuple[Layer, Pose, int]] = field(default_factory=list)  # with the number of pixels it would cover
+    owners: np.ndarray  # int16 [H, W]: index into `drawn`, plus 1, of the garment in front; 0: none
+    drawn: list[tuple[Layer, Pose, int]] = field(default_factory=list)  # and its area in pixels if nothing hid it
 
     @classmethod
     def on(cls, background: np.ndarray) -> "Scene":
@@ -64,7 +65,7 @@ class Scene:
         return Scene(self.image.copy(), self.owners.copy(), list(self.drawn))
 
     def draw(self, layers: Sequence[Layer], pose: Pose) -> None:
-        """Draws layers one over the other and remembers which garment each pixel shows."""
+        """Draw layers in this order."""
         for layer in layers:
             placed = place(layer.sprite, pose, self.image.shape)
             if placed is None:
@@ -79,12 +80,12 @@ class Scene:
             self.owners[region][covered] = owner
 
     def annotations(self) -> list[Annotation]:
-        """Returns the garments in view, boxes around their visible pixels."""
+        """Return the visible garments, with boxes around their visible pixels."""
         found = []
         for index, (layer, pose, area) in enumerate(self.drawn):
             visible = (self.owners == index + 1).astype(np.uint8)
             left, top, width, height = cv2.boundingRect(visible)
-            if min(width, height) < MIN_SIDE_PX or cv2.countNonZero(visible) < MIN_VISIBLE_SHARE * area:
+            if min(width, height) < MIN_SIDE_PX or cv2.countNonZero(visible) < MIN_VISIBLE_FRACTION * area:
                 continue
             viewpoint = 0 if abs(pose.yaw) < 0.6 else 2 if pose.yaw > 0 else 3
             box = (left, top, left + width, top + height)
@@ -94,7 +95,7 @@ class Scene:
 
 
 def place(sprite: Sprite, pose: Pose, shape: tuple[int, ...]) -> tuple[tuple[slice, slice], np.ndarray] | None:
-    """Returns the region of a picture of `shape` that the posed sprite touches, and its pixels there; None: outside."""
+    """Return the region of an image of `shape` that a posed sprite covers, and its pixels there; None if outside."""
     height, width = sprite.pixels.shape[:2]
     matrix = pose.matrix() @ np.array(
         [[1 / SCALE, 0, sprite.left / SCALE], [0, 1 / SCALE, sprite.top / SCALE], [0, 0, 1]]
@@ -111,21 +112,22 @@ def place(sprite: Sprite, pose: Pose, shape: tuple[int, ...]) -> tuple[tuple[sli
 
 def _full_area(sprite: Sprite, pose: Pose) -> int:
     opaque = cv2.countNonZero((sprite.pixels[:, :, 3] > 127).astype(np.uint8))
-    return round(opaque * (pose.scale / SCALE) ** 2 * np.cos(pose.yaw))
+    return round(float(opaque * (pose.scale / SCALE) ** 2 * np.cos(pose.yaw)))
 
 
 def light_table(rng: np.random.Generator, strength: float) -> np.ndarray:
-    """Returns a lookup table uint8 [256, 1, 3] with a random exposure, contrast and colour of the light."""
+    """Return a lookup table, uint8 [256, 1, 3], for a random exposure, contrast and colour of the light."""
     gains = rng.uniform(1 - strength, 1 + strength) * rng.uniform(1 - 0.6 * strength, 1 + 0.6 * strength, 3)
     gamma = rng.uniform(1 - strength, 1 + strength)
     levels = (np.arange(256) / 255.0) ** gamma
-    return np.clip(255 * levels[:, None, None] * gains, 0, 255).astype(np.uint8)
+    table: np.ndarray = np.clip(255 * levels[:, None, None] * gains, 0, 255).astype(np.uint8)
+    return table
 
 
 def room(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
-    """Returns a background uint8 [H, W, 3]: plain, shaded, or a room with furniture, never the same twice."""
+    """Return a random background, uint8 [H, W, 3] BGR: a plain or shaded wall, with or without furniture."""
     wall = np.array(rng.uniform(70, 245) + rng.uniform(-25, 25, 3))
-    image = np.empty((height, width, 3), np.float32)
+    image: np.ndarray = np.empty((height, width, 3), np.float32)
     image[:] = wall + np.linspace(-1, 1, height)[:, None, None] * rng.uniform(-30, 30)
     if rng.uniform() < 0.6:
         image[round(height * rng.uniform(0.65, 0.9)) :] = rng.uniform(40, 200, 3)
@@ -139,4 +141,5 @@ def room(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
                 cv2.circle(image, (x, y), int(rng.uniform(0.03, 0.12) * width), color, -1)
         image = cv2.GaussianBlur(image, (0, 0), rng.uniform(1, 9))
     image += rng.uniform(2, 9) * smooth_noise(rng, height, width, rng.uniform(40, 200))[..., None]
-    return np.clip(image, 0, 255).astype(np.uint8)
+    pixels: np.ndarray = np.clip(image, 0, 255).astype(np.uint8)
+    return pixels

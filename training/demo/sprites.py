@@ -1,7 +1,7 @@
-"""Garments and a mannequin as sprites.
+"""Draw garments, a mannequin, hands and a hanger as sprites: images with transparency.
 
-Everything shares one body frame of 480 × 960 body pixels (shoulders at y 170, waist at 400, ankles at 880), so a
-garment is put on by drawing it over the mannequin with the same transform.
+All sprites share one coordinate system, the body frame of 480 × 960 body pixels (shoulders at y = 170, waist at 400,
+ankles at 880). A mannequin is dressed by drawing a garment over it with the same pose.
 """
 
 from collections.abc import Sequence
@@ -21,10 +21,10 @@ Points = list[tuple[float, float]]
 
 @dataclass(frozen=True)
 class Sprite:
-    """A part of the body frame.
+    """A rectangle of the body frame with its content.
 
-    `pixels` is uint8 [h, w, 4] BGRA, colours premultiplied by alpha; `left`, `top` is where its first pixel lies in
-    the body frame. Both are in sprite pixels, `SCALE` to a body pixel.
+    `pixels` is uint8 [h, w, 4] BGRA with colours premultiplied by alpha. `left` and `top` are the position of its first
+    pixel in the body frame, in sprite pixels (a body pixel is SCALE sprite pixels).
     """
 
     pixels: np.ndarray
@@ -33,18 +33,18 @@ class Sprite:
 
     @property
     def center(self) -> tuple[float, float]:
-        """The middle in body pixels."""
+        """The centre in body pixels."""
         height, width = self.pixels.shape[:2]
         return (self.left + width / 2) / SCALE, (self.top + height / 2) / SCALE
 
     @property
     def height(self) -> float:
-        """In body pixels."""
-        return self.pixels.shape[0] / SCALE
+        """The height in body pixels."""
+        return float(self.pixels.shape[0] / SCALE)
 
 
 def flatten(sprites: Sequence[Sprite]) -> Sprite:
-    """Returns one sprite that looks like `sprites` drawn one over the other."""
+    """Return one sprite that looks like all of `sprites` drawn in this order."""
     left, top = min(s.left for s in sprites), min(s.top for s in sprites)
     right = max(s.left + s.pixels.shape[1] for s in sprites)
     bottom = max(s.top + s.pixels.shape[0] for s in sprites)
@@ -56,7 +56,7 @@ def flatten(sprites: Sequence[Sprite]) -> Sprite:
 
 
 def paint(target: np.ndarray, source: np.ndarray) -> None:
-    """Draws `source` (premultiplied BGRA) over `target` (BGR, or premultiplied BGRA) of the same size, in place."""
+    """Draw `source` (premultiplied BGRA) over `target` (BGR or premultiplied BGRA) of the same size, in place."""
     channels = target.shape[2]
     rest = cv2.bitwise_not(source[:, :, 3])
     kept = cv2.multiply(target, cv2.merge([rest] * channels), scale=1 / 255)
@@ -64,7 +64,7 @@ def paint(target: np.ndarray, source: np.ndarray) -> None:
 
 
 def garment_sprite(design: Design, seed: int, *, worn: bool) -> Sprite:
-    """Draws a garment with folds that depend on `seed`, so that two pictures of it differ."""
+    """Draw a garment. Its folds depend on `seed`, so that two images of it differ."""
     mask, seams, hollow = _silhouette(design)
     margin = round(20 * SCALE)
     left, top, width, height = cv2.boundingRect(mask)
@@ -73,7 +73,7 @@ def garment_sprite(design: Design, seed: int, *, worn: bool) -> Sprite:
     width, height = right - left, bottom - top
     mask = mask[top : top + height, left : left + width]
     cloth = draw_pattern(design, left, top, width, height, SCALE)
-    draw_prints(cloth, design, _print_places(design), left, top, SCALE)
+    draw_prints(cloth, design, _print_positions(design), left, top, SCALE)
     offset = (-left, -top)
     for seam in seams:
         color = tuple(int(0.55 * c) for c in design.colors[0])
@@ -82,9 +82,9 @@ def garment_sprite(design: Design, seed: int, *, worn: bool) -> Sprite:
     folds = smooth_noise(rng, height, width, 60 * SCALE) + 0.6 * smooth_noise(rng, height, width, 22 * SCALE)
     shade = 1 + (0.09 if worn else 0.05) * folds
     inside = cv2.blur(cv2.blur(mask, (25, 25)), (25, 25)).astype(np.float32) / 255
-    shade *= 0.72 + 0.28 * np.clip(2 * inside - 0.9, 0, 1)  # the cloth turns away at its edges
+    shade *= 0.72 + 0.28 * np.clip(2 * inside - 0.9, 0, 1)  # the cloth curves away from the light at its edges
     cloth = cv2.multiply(cloth, cv2.merge([shade] * 3), dtype=cv2.CV_8U)
-    if hollow is not None:  # the inside of the back, seen through the neckline
+    if hollow is not None:  # the inside of the back, visible through the neckline
         color = tuple(int(0.4 * c) for c in design.colors[0])
         cv2.fillPoly(cloth, [_pixels(hollow) + offset], color, cv2.LINE_AA)
     sprite = _cropped(_draped(_premultiplied(cloth, mask), rng))
@@ -92,7 +92,7 @@ def garment_sprite(design: Design, seed: int, *, worn: bool) -> Sprite:
 
 
 def hands_sprite(skin: tuple[int, int, int], garment: Sprite) -> Sprite:
-    """Draws two hands that hold a garment by the corners of its upper edge."""
+    """Draw two hands that hold a garment by the corners of its upper edge."""
     mask = _canvas()
     rows = np.flatnonzero((garment.pixels[: round(0.2 * garment.pixels.shape[0]), :, 3] > 127).any(0))
     for side, x in ((-1, garment.left + rows[0]), (1, garment.left + rows[-1])):
@@ -102,7 +102,7 @@ def hands_sprite(skin: tuple[int, int, int], garment: Sprite) -> Sprite:
 
 
 def mannequin_sprite(skin: tuple[int, int, int], hair: tuple[int, int, int]) -> Sprite:
-    """Draws a faceless shop mannequin in the body frame."""
+    """Draw a faceless shop mannequin."""
     color, mask = _filled(skin), _canvas()
     torso = [(146, 172), (334, 172), (318, 300), (306, 400), (326, 490), (240, 540), (154, 490), (174, 400), (162, 300)]
     for polygon in (torso, _leg(-1), _leg(1), _arm(-1, 1.0, 15, 13), _arm(1, 1.0, 15, 13)):
@@ -116,7 +116,7 @@ def mannequin_sprite(skin: tuple[int, int, int], hair: tuple[int, int, int]) -> 
 
 
 def hanger_sprite() -> Sprite:
-    """Draws a clothes hanger whose bar meets the shoulders of a top in the body frame."""
+    """Draw a clothes hanger whose bar is at the shoulders of a top."""
     mask = _canvas()
     for line in ([(150, 182), (240, 140), (330, 182)], [(240, 140), (240, 112), (256, 100), (244, 86)]):
         cv2.polylines(mask, [_pixels(line)], False, 255, round(6 * SCALE), cv2.LINE_AA)
@@ -124,7 +124,7 @@ def hanger_sprite() -> Sprite:
 
 
 def _silhouette(design: Design) -> tuple[np.ndarray, list[Points], Points | None]:
-    """Returns the mask uint8 [H, W] of the body frame, seam lines and the neckline's hollow (None: no neckline)."""
+    """Return a mask, uint8 [H, W], of the body frame, the seam lines, and the neckline's opening, if any."""
     mask = _canvas()
     if design.is_upper or design.is_dress:
         polygons, seams, hollow = _upper(design)
@@ -146,7 +146,7 @@ SLEEVES = {
     "长袖连衣裙": 0.92,
     "无袖连衣裙": 0.0,
 }
-"""Share of the arm that a sleeve covers."""
+"""Fraction of the arm that a sleeve covers."""
 
 
 def _upper(design: Design) -> tuple[list[Points], list[Points], Points]:
@@ -226,14 +226,14 @@ def _lower(design: Design) -> list[Points]:
     return legs
 
 
-def _print_places(design: Design) -> list[tuple[float, float, float]]:
-    """Where the motif goes, (center x, center y, size) in body pixels: once on a chest, several times elsewhere."""
+def _print_positions(design: Design) -> list[tuple[float, float, float]]:
+    """Return the motif's positions, (center x, center y, size) in body pixels: one on a chest, several elsewhere."""
     rng = np.random.default_rng(design.print_seed + 1)
     if design.is_upper or design.is_dress:
-        places = [(240.0, 300.0, float(rng.uniform(150, 182)))]
+        positions = [(240.0, 300.0, float(rng.uniform(150, 182)))]
         if design.is_dress:
-            places += [(188.0, 520.0, 110.0), (292.0, 520.0, 110.0)]
-        return places
+            positions += [(188.0, 520.0, 110.0), (292.0, 520.0, 110.0)]
+        return positions
     if design.kind in ("短裙", "中等半身裙", "长半身裙"):
         return [(240.0, 476.0, 140.0), (176.0, 590.0, 112.0), (304.0, 590.0, 112.0), (240.0, 700.0, 140.0)]
     return [
@@ -246,13 +246,13 @@ def _print_places(design: Design) -> list[tuple[float, float, float]]:
     ]
 
 
-def _arm(side: int, share: float, upper_px: float, lower_px: float) -> Points:
-    """An arm, or the part of a sleeve that covers `share` of it."""
+def _arm(side: int, fraction: float, upper_px: float, lower_px: float) -> Points:
+    """Return the outline of an arm, or of a sleeve that covers the upper `fraction` of it."""
     start = np.array([240 + side * 84.0, 186.0])
     along = np.array([side * 62.0, 330.0])
-    end = start + share * along
+    end = start + fraction * along
     across = np.array([along[1], -along[0]]) / np.hypot(*along)
-    half = upper_px + share * (lower_px - upper_px)
+    half = upper_px + fraction * (lower_px - upper_px)
     points = [start + across * upper_px, end + across * half, end - across * half, start - across * upper_px]
     return [(float(x), float(y)) for x, y in points]
 
@@ -274,7 +274,7 @@ def _pixel(x: float, y: float) -> tuple[int, int]:
     return round(x * SCALE), round(y * SCALE)
 
 
-def _pixels(points: Points) -> np.ndarray:
+def _pixels(points: Sequence[tuple[float, float]]) -> np.ndarray:
     return np.round(np.asarray(points) * SCALE).astype(np.int32)
 
 
@@ -284,7 +284,7 @@ def _premultiplied(color: np.ndarray, mask: np.ndarray) -> np.ndarray:
 
 
 def _draped(pixels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Bends a sprite a little, as cloth hangs differently each time."""
+    """Distort a sprite a little, as cloth hangs differently each time."""
     height, width = pixels.shape[:2]
     shift_x, shift_y = (5 * SCALE * smooth_noise(rng, height, width, 110 * SCALE) for _ in range(2))
     shift_x += np.arange(width, dtype=np.float32)

@@ -1,4 +1,4 @@
-"""Patterns of cloth and printed motifs, drawn from a design's colours and seeds."""
+"""Draw the pattern of the cloth and the printed motif of a design."""
 
 import string
 
@@ -11,28 +11,28 @@ Image = np.ndarray  # uint8 [H, W, 3] BGR
 
 
 def draw_pattern(design: Design, left: int, top: int, width: int, height: int, scale: float) -> Image:
-    """Returns a region of the body frame filled with the cloth of a design.
+    """Return a region of the body frame filled with the cloth of a design.
 
-    `left`, `top`, `width`, `height` are in sprite pixels, `scale` is sprite pixels per body pixel.
+    `left`, `top`, `width` and `height` are in sprite pixels, `scale` is sprite pixels per body pixel.
     """
     rng = np.random.default_rng(design.pattern_seed)
     base, second, accent = (np.array(color, np.float32) for color in design.colors)
     x = (left + np.arange(width, dtype=np.float32))[None] / scale
     y = (top + np.arange(height, dtype=np.float32))[:, None] / scale
     period = rng.uniform(24, 70)
-    share = rng.uniform(0.3, 0.6)
+    fraction = rng.uniform(0.3, 0.6)
     weight = np.zeros((height, width), np.float32)
     match design.pattern:
         case "stripes":
-            weight = weight + ((y / period) % 1 < share)
+            weight = weight + ((y / period) % 1 < fraction)
         case "bars":
-            weight = weight + ((x / period) % 1 < share)
+            weight = weight + ((x / period) % 1 < fraction)
         case "checks":
-            weight = weight + 0.5 * ((x / period) % 1 < share) + 0.5 * ((y / period) % 1 < share)
+            weight = weight + 0.5 * ((x / period) % 1 < fraction) + 0.5 * ((y / period) % 1 < fraction)
         case "dots":
             dx = (x / period + 0.5 * (np.floor(y / period) % 2)) % 1 - 0.5
             dy = (y / period) % 1 - 0.5
-            weight = weight + (dx * dx + dy * dy < (0.5 * share + 0.08) ** 2)
+            weight = weight + (dx * dx + dy * dy < (0.5 * fraction + 0.08) ** 2)
         case "gradient":
             weight = weight + np.clip((y - 170) / rng.uniform(250, 500), 0, 1)
         case "blocks":
@@ -53,12 +53,12 @@ def draw_pattern(design: Design, left: int, top: int, width: int, height: int, s
 
 
 def draw_prints(
-    cloth: Image, design: Design, places: list[tuple[float, float, float]], left: int, top: int, scale: float
+    cloth: Image, design: Design, positions: list[tuple[float, float, float]], left: int, top: int, scale: float
 ) -> None:
-    """Draws the design's motif into a region's cloth at every (center x, center y, size), all in body pixels."""
+    """Draw the design's motif into `cloth`, at each position (center x, center y, size) in body pixels."""
     rng = np.random.default_rng(design.print_seed)
     motif, mask = _motif(design, rng)
-    for center_x, center_y, size in places:
+    for center_x, center_y, size in positions:
         side = max(8, round(size * scale))
         x, y = round(center_x * scale - side / 2) - left, round(center_y * scale - side / 2) - top
         x0, y0 = max(x, 0), max(y, 0)
@@ -72,9 +72,9 @@ def draw_prints(
 
 
 def smooth_noise(rng: np.random.Generator, height: int, width: int, grain: float) -> np.ndarray:
-    """Returns float32 [H, W] noise of about unit variance whose features are `grain` pixels wide."""
-    noise = rng.standard_normal((int(height / grain) + 3, int(width / grain) + 3)).astype(np.float32)
-    if grain > 32:  # bicubic is slow on a large canvas, and far from the grain's size bilinear does as well
+    """Return float32 [H, W] noise of about unit variance, with structures about `grain` pixels wide."""
+    noise: np.ndarray = rng.standard_normal((int(height / grain) + 3, int(width / grain) + 3)).astype(np.float32)
+    if grain > 32:  # bicubic is slow on a large canvas, and bilinear is good enough for coarse noise
         noise = cv2.resize(noise, (width // 8, height // 8), interpolation=cv2.INTER_CUBIC)
         return cv2.resize(noise, (width, height), interpolation=cv2.INTER_LINEAR)
     return cv2.resize(noise, (width, height), interpolation=cv2.INTER_CUBIC)
@@ -84,7 +84,7 @@ MOTIF_SIDE = 256
 
 
 def _motif(design: Design, rng: np.random.Generator) -> tuple[Image, np.ndarray]:
-    """Returns colours uint8 [256, 256, 3] and coverage uint8 [256, 256] of the design's motif."""
+    """Return the colours, uint8 [256, 256, 3], and the coverage, uint8 [256, 256], of the design's motif."""
     accent = design.colors[2]
     other = _contrasting(accent, design.colors[0])
     image = np.zeros((MOTIF_SIDE, MOTIF_SIDE, 3), np.uint8)
@@ -107,20 +107,20 @@ def _motif(design: Design, rng: np.random.Generator) -> tuple[Image, np.ndarray]
 
 
 def _outlined(image: Image, mask: np.ndarray, color: tuple[int, int, int]) -> tuple[Image, np.ndarray]:
-    """Puts a thin rim around a motif, so that it reads on any cloth."""
+    """Add a thin rim around a motif, so that it stands out on any cloth."""
     grown = cv2.dilate(mask, cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (13, 13)))
     rim = np.full_like(image, color)
     return np.where(mask[..., None] > 127, image, rim), grown
 
 
 def _contrasting(*colors: tuple[int, int, int]) -> tuple[int, int, int]:
-    """Returns the gray, light, middle or dark, that is told best from all of the colours."""
+    """Return the gray (light, medium or dark) that contrasts most with all of the colours."""
     gray = max((240, 130, 25), key=lambda gray: min(abs(gray - sum(color) / 3) for color in colors))
     return gray, gray, gray
 
 
 def _shape(name: str, rng: np.random.Generator, radius: float) -> list[np.ndarray]:
-    """Returns the polygons, int32 [n, 2] pixels around the middle of the motif, of a named shape."""
+    """Return the polygons of a named shape, int32 [n, 2] pixels, centred in the motif."""
     turn = np.arange(96) * (2 * np.pi / 96)
     circle = np.stack([np.cos(turn), np.sin(turn)], 1)
     polygons: list[np.ndarray]
@@ -176,7 +176,7 @@ def _shape(name: str, rng: np.random.Generator, radius: float) -> list[np.ndarra
 
 
 def _letters(rng: np.random.Generator) -> list[np.ndarray]:
-    """Two rows of two thick capitals, as outlines."""
+    """Return the outlines of two rows of two thick capital letters."""
     canvas = np.zeros((MOTIF_SIDE, MOTIF_SIDE), np.uint8)
     for row in range(2):
         text = "".join(rng.choice(list(string.ascii_uppercase), 2))

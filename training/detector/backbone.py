@@ -1,13 +1,16 @@
-"""VoVNetV2 from timm as a feature extractor; used by detectron2 in training and by the graph that is exported.
+"""VoVNetV2 from timm as a feature extractor, for training with detectron2 and for the exported graph.
 
 Lee and Park, CenterMask: Real-Time Anchor-Free Instance Segmentation (arXiv:1911.06667).
 """
 
-from timm.layers import create_attn, freeze_batch_norm_2d
+from typing import Any
+
+from timm.layers.create_attn import create_attn
+from timm.layers.norm_act import freeze_batch_norm_2d
 from timm.models.vovnet import VovNet, model_cfgs
 from torch import Tensor, nn
 
-ARCHITECTURES = {
+ARCHITECTURES: dict[str, dict[str, Any]] = {
     "ese_vovnet99b": model_cfgs["ese_vovnet99b"],
     "ese_vovnet19b_slim": model_cfgs["ese_vovnet19b_slim"],
     "vovnet_demo": {
@@ -24,26 +27,35 @@ ARCHITECTURES = {
 
 
 class VoVNet(nn.Module):
-    """The stem and the four stages of a VoVNet, named as timm names them."""
+    """The stem and the four stages of a VoVNet, under the names that timm gives them.
+
+    Args:
+        architecture: a key of ARCHITECTURES.
+        norm: "FrozenBN" to keep the batch norms' statistics and weights fixed, "BN" to train them.
+
+    Raises:
+        ValueError: the architecture is unknown.
+    """
 
     def __init__(self, architecture: str, norm: str) -> None:
         if architecture not in ARCHITECTURES:
             raise ValueError(f"backbone is {architecture!r}, not one of {sorted(ARCHITECTURES)}")
         super().__init__()
-        network = VovNet(ARCHITECTURES[architecture], num_classes=0, global_pool="")
-        # timm attends in a stage's last block only; the authors' networks, so also the public weights, in every block.
+        network: Any = VovNet(ARCHITECTURES[architecture], num_classes=0, global_pool="")
+        # timm has an attention module in the last block of a stage only. The authors' networks, and therefore the
+        # public weights, have one in every block.
         for stage, channels in zip(network.stages, ARCHITECTURES[architecture]["stage_out_chs"], strict=True):
             for block in stage.blocks:
                 if block.attn is None:
-                    block.attn = create_attn("ese", channels)
+                    block.attn = create_attn("ese", channels)  # type: ignore[no-untyped-call]
         if norm == "FrozenBN":
-            network = freeze_batch_norm_2d(network)
+            network = freeze_batch_norm_2d(network)  # type: ignore[no-untyped-call]
         self.stem = network.stem
-        self.stages = network.stages
+        self.stages: nn.Sequential = network.stages
         self.channels: tuple[int, ...] = tuple(ARCHITECTURES[architecture]["stage_out_chs"])
 
     def extract(self, pixels: Tensor) -> list[Tensor]:
-        """Maps float32 [B, 3, H, W] (H, W multiples of 32) to [B, C, H/s, W/s] for the strides s = 4, 8, 16, 32."""
+        """Map float32 [B, 3, H, W] (H, W multiples of 32) to [B, C, H/s, W/s] for each stride s of 4, 8, 16, 32."""
         features = self.stem(pixels)
         levels = []
         for stage in self.stages:

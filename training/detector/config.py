@@ -1,32 +1,36 @@
-"""What the detector is made of. The JSON beside a checkpoint holds one `DetectorConfig`, so later stages rebuild it."""
+"""The architecture of the detector.
+
+A `DetectorConfig` is saved as JSON beside each checkpoint; the export rebuilds the network from it.
+"""
 
 from dataclasses import dataclass
 
 from training.checkpoint import JsonConfig
 
 LEVELS = (2, 3, 4, 5, 6)
-"""The pyramid levels P2..P6 of the proposals; level l has stride 2**l. Boxes are pooled from all but the last."""
+"""Pyramid levels P2..P6 that propose boxes; level l has stride 2**l. Boxes are pooled from all but the last."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class DetectorConfig(JsonConfig):
-    """Architecture and test-time settings. The defaults are production's; sizes are pixels of the resized image."""
+    """Architecture and test-time settings; the defaults are those of production. Sizes are in resized pixels."""
 
     backbone: str = "ese_vovnet99b"
     norm: str = "FrozenBN"  # of the backbone: "FrozenBN" to fine-tune, "BN" to train from scratch
     fpn_channels: int = 256
     box_head_dim: int = 1024
     pooled_size: int = 7
-    anchor_sizes_px: tuple[float, ...] = (32.0, 64.0, 128.0, 256.0, 512.0)  # one per level: square root of the area
-    anchor_offset: float = 0.0  # of a level's stride: from a place's corner to the centre of its anchors
+    anchor_sizes_px: tuple[float, ...] = (
+        32.0,
+        64.0,
+        128.0,
+        256.0,
+        512.0,
+    )  # one per level: square root of an anchor's area
+    anchor_offset: float = 0.0  # fraction of the stride, from a cell's corner to the centre of its anchors
     anchor_ratios: tuple[float, ...] = (0.5, 1.0, 2.0)  # height / width
-    box_weights: tuple[float, float, float, float] = (
-        10.0,
-        10.0,
-        5.0,
-        5.0,
-    )  # divide the box head's deltas
-    canonical_box_size_px: float = 224.0  # a box of this size is pooled from canonical_level
+    box_weights: tuple[float, float, float, float] = (10.0, 10.0, 5.0, 5.0)  # the box head's deltas are divided by it
+    canonical_box_size_px: float = 224.0  # boxes of this size are pooled from canonical_level
     canonical_level: int = 4
     pre_nms_top_k: int = 1000  # per level
     post_nms_top_k: int = 1000
@@ -34,7 +38,7 @@ class DetectorConfig(JsonConfig):
     score_threshold: float = 0.05
     nms_iou: float = 0.5
     max_detections: int = 100
-    pixel_mean_bgr: tuple[float, float, float] = (103.53, 116.28, 123.675)  # subtracted; nothing is divided
+    pixel_mean_bgr: tuple[float, float, float] = (103.53, 116.28, 123.675)  # subtracted; there is no division
 
     def __post_init__(self) -> None:
         if self.norm not in ("FrozenBN", "BN"):
@@ -56,4 +60,4 @@ DEMO = DetectorConfig(
     pre_nms_top_k=200,
     post_nms_top_k=200,
 )
-"""The same detector in small, for short sides of about 256 (frames) and 320 (photos)."""
+"""A small version of the detector, for images with short sides of about 256 (frames) and 320 (photos) pixels."""

@@ -1,4 +1,4 @@
-"""Training batches of photos and video frames for the detector."""
+"""Resize, flip and batch photos and video frames for the training of the detector."""
 
 import math
 import zlib
@@ -13,23 +13,32 @@ from PIL import Image
 from torch.utils.data import Dataset
 
 from training.detector.recipe import Recipe
-from training.wab.dataset import Picture, usable_boxes
+from training.wab.dataset import AnnotatedImage, usable_boxes
 from training.wab.frames import read_rgb
 
 
 def plan_batches(
-    kinds: Sequence[bool], *, batch_size: int, iterations: int, rng: np.random.Generator
+    are_frames: Sequence[bool], *, batch_size: int, iterations: int, rng: np.random.Generator
 ) -> list[list[int]]:
-    """Returns `iterations` lists of indices into `kinds`, each list of one kind only, epoch after epoch reshuffled.
+    """Plan the batches of a training, reshuffled every epoch.
 
-    Photos and frames differ in shape, so a batch of one kind has less padding. A kind's last batch of an epoch may be
-    smaller.
+    A batch has either photos or frames: their shapes differ, and images of one shape need less padding. The last batch
+    of photos and the last batch of frames in an epoch may be smaller than the others.
+
+    Args:
+        are_frames: for each image, whether it is a frame.
+        batch_size: images in a batch.
+        iterations: number of batches.
+        rng: decides the order.
+
+    Returns:
+        `iterations` lists of image indices.
     """
-    groups = [group for kind in (False, True) if (group := [i for i, value in enumerate(kinds) if value == kind])]
+    groups = [np.flatnonzero(np.array(are_frames, bool) == kind) for kind in (False, True)]
     batches: list[list[int]] = []
     while len(batches) < iterations:
         epoch = []
-        for group in groups:
+        for group in filter(len, groups):
             order = rng.permutation(group).tolist()
             epoch += [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
         batches += [epoch[i] for i in rng.permutation(len(epoch))]
@@ -37,41 +46,42 @@ def plan_batches(
 
 
 def resized_size(height: int, width: int, short_side: int, max_side: int) -> tuple[int, int]:
-    """Returns the (height, width) that detectron2's ResizeShortestEdge resizes an image of (height, width) to."""
+    """Return the (height, width) to which detectron2's ResizeShortestEdge resizes an image of (height, width)."""
     scale = min(short_side / min(height, width), max_side / max(height, width))
     return int(height * scale + 0.5), int(width * scale + 0.5)
 
 
 def resize(pixels: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.uint8]:
-    """Resizes uint8 [H, W, 3] to (height, width) as detectron2 does: Pillow's bilinear filter."""
+    """Resize uint8 [H, W, 3] to (height, width) with Pillow's bilinear filter, as detectron2 does."""
     return np.asarray(Image.fromarray(pixels).resize(size[::-1], Image.Resampling.BILINEAR))
 
 
 def bgr_tensor(rgb: NDArray[np.uint8]) -> torch.Tensor:
-    """Turns uint8 [H, W, 3] RGB into uint8 [3, H, W] BGR, the detector's input."""
+    """Convert uint8 [H, W, 3] RGB to uint8 [3, H, W] BGR, the input of the detector."""
     return torch.from_numpy(np.ascontiguousarray(rgb[..., ::-1].transpose(2, 0, 1)))
 
 
 class Batches(Dataset[list[dict[str, Any]]]):
-    """Item i is process `rank`'s share of the batch of iteration i, as detectron2's inputs.
+    """Data set whose item i is what process `rank` trains on in iteration i, as detectron2's inputs.
 
-    The batch depends on seed, recipe's name and iteration only, not on how many processes share it: a stage does not
-    repeat the last one's. One that they cannot share evenly, at an epoch's end, repeats its first pictures. Pictures
-    without boxes stay: all their anchors are negative.
+    A batch depends only on the seed, the recipe's name and the iteration. The number of processes does not change it:
+    they split it, and if it cannot be split evenly (at the end of an epoch), its first images are repeated. The
+    recipe's name is included so that a stage does not see the batches of the previous stage again. Images without
+    boxes are kept: all their anchors are negative.
     """
 
     def __init__(
-        self, pictures: Sequence[Picture], recipe: Recipe, seed: int, *, rank: int = 0, num_processes: int = 1
+        self, images: Sequence[AnnotatedImage], recipe: Recipe, seed: int, *, rank: int = 0, num_processes: int = 1
     ) -> None:
         if recipe.batch_size % num_processes:
-            raise ValueError(f"a batch of {recipe.batch_size} cannot be shared by {num_processes} processes")
-        self.pictures = pictures
+            raise ValueError(f"a batch of {recipe.batch_size} cannot be split evenly over {num_processes} processes")
+        self.images = images
         self.recipe = recipe
         self.seed = (seed, zlib.crc32(recipe.name.encode()))
         self.rank = rank
         self.num_processes = num_processes
         self.plan = plan_batches(
-            [picture.frame_index is not None for picture in pictures],
+            [image.is_frame for image in images],
             batch_size=recipe.batch_size,
             iterations=recipe.iterations,
             rng=np.random.default_rng(self.seed),
@@ -82,19 +92,18 @@ class Batches(Dataset[list[dict[str, Any]]]):
 
     def __getitem__(self, iteration: int) -> list[dict[str, Any]]:
         rng = np.random.default_rng((*self.seed, iteration))
-        pictures = [self.pictures[index] for index in self.plan[iteration]]
-        is_frame = pictures[0].frame_index is not None
-        smallest, largest = self.recipe.frame_short_sides_px if is_frame else self.recipe.photo_short_sides_px
+        images = [self.images[index] for index in self.plan[iteration]]
+        smallest, largest = self.recipe.frame_short_sides_px if images[0].is_frame else self.recipe.photo_short_sides_px
         short_side = int(rng.integers(smallest, largest, endpoint=True))
-        flips = rng.random(len(pictures)) < 0.5
-        share = math.ceil(len(pictures) / self.num_processes)
-        places = [place % len(pictures) for place in range(self.rank * share, (self.rank + 1) * share)]
-        return [self._input(pictures[place], short_side, bool(flips[place])) for place in places]
+        flips = rng.random(len(images)) < 0.5
+        per_process = math.ceil(len(images) / self.num_processes)
+        indices = [i % len(images) for i in range(self.rank * per_process, (self.rank + 1) * per_process)]
+        return [self._input(images[i], short_side, bool(flips[i])) for i in indices]
 
-    def _input(self, picture: Picture, short_side: int, flip: bool) -> dict[str, Any]:
-        rgb = read_rgb(picture)
+    def _input(self, image: AnnotatedImage, short_side: int, flip: bool) -> dict[str, Any]:
+        rgb = read_rgb(image)
         height, width = rgb.shape[:2]
-        boxes, _ = usable_boxes(picture.annotations, height, width)
+        boxes, _ = usable_boxes(image.annotations, height, width)
         size = resized_size(height, width, short_side, self.recipe.max_side_px)
         rgb = resize(rgb, size)
         boxes = boxes * np.array([size[1] / width, size[0] / height] * 2, np.float32)

@@ -1,4 +1,4 @@
-"""The detector as detectron2's own modules, for training and as the reference the exported graph is held against."""
+"""The detector built from detectron2's modules, for training and as the reference for the exported graph."""
 
 import torch
 from detectron2.layers import ShapeSpec
@@ -17,8 +17,8 @@ from training.detector.backbone import VoVNet
 from training.detector.config import LEVELS, DetectorConfig
 
 
-class VoVNetBackbone(VoVNet, Backbone):
-    """`VoVNet` behind detectron2's backbone interface; its outputs are called res2..res5."""
+class VoVNetBackbone(VoVNet, Backbone):  # type: ignore[misc]  # detectron2 has no types
+    """Adapter of `VoVNet` to detectron2's backbone interface; the outputs are called res2..res5."""
 
     names = tuple(f"res{level}" for level in LEVELS[:-1])
 
@@ -40,9 +40,17 @@ def build_detector(
     train_pre_nms_top_k: int = 2000,
     train_post_nms_top_k: int = 1000,
 ) -> GeneralizedRCNN:
-    """Builds the detector with random weights; the keyword arguments matter in training only.
+    """Build the detector with random weights.
 
-    Its input is detectron2's: a list of {"image": BGR uint8 [3, H, W], "instances": …}; mean and padding are inside.
+    Its input is detectron2's: a list of {"image": uint8 [3, H, W] BGR, "instances": …}, one per image. The model
+    subtracts the mean and pads the images itself.
+
+    Args:
+        config: architecture and test-time settings.
+        rpn_batch_size: anchors per image in the loss (training only, as are the following).
+        roi_batch_size: proposals per image in the loss.
+        train_pre_nms_top_k: proposals kept per level before NMS.
+        train_post_nms_top_k: proposals kept per image after NMS.
     """
     backbone = FPN(
         bottom_up=VoVNetBackbone(config.backbone, config.norm),

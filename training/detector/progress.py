@@ -1,4 +1,4 @@
-"""The record of a training run: log.jsonl, the same numbers in TensorBoard, and lines on the terminal."""
+"""Log a training run to log.jsonl, TensorBoard and the terminal."""
 
 import json
 import time
@@ -6,34 +6,42 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-LOG_EVERY = 20
+from livematch.files import replace_file
+
+LOG_EVERY = 20  # iterations
 
 
 class Progress:
-    """Writes to `directory`/log.jsonl and `directory`/tensorboard what happens after `iteration`.
+    """Log of a training run, in `directory`/log.jsonl and `directory`/tensorboard.
 
-    Lines of later iterations, which a killed run left behind, are removed, so the log reads as that of one run. `state`
-    is the `state_dict` saved at that iteration.
+    Args:
+        directory: output folder of the run.
+        iteration: the last finished iteration: 0 for a new run. Log lines of later iterations, left behind by a killed
+            run, are removed, so that a resumed run has the log of an uninterrupted one.
+        state: the `state_dict` saved at `iteration`.
     """
+
+    sums: dict[str, float]
+    num_iterations: int
 
     def __init__(self, directory: Path, iteration: int, state: Mapping[str, Any] | None = None) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
         self.path = directory / "log.jsonl"
         kept = [line for line in read_log(self.path) if line["iteration"] <= iteration] if iteration else []
-        self.path.write_text("".join(f"{json.dumps(line)}\n" for line in kept), encoding="utf-8")
+        with replace_file(self.path) as temporary:
+            temporary.write_text("".join(f"{json.dumps(line)}\n" for line in kept), encoding="utf-8")
         self.tensorboard = SummaryWriter(directory / "tensorboard", purge_step=iteration + 1)
         self._restart()
         if state is not None:
             self.sums, self.num_iterations = dict(state["sums"]), state["num_iterations"]
 
     def _restart(self) -> None:
-        self.sums: dict[str, float] = {}
-        self.num_iterations = 0
+        self.sums, self.num_iterations = {}, 0
         self.time_s, self.num_timed = time.perf_counter(), 0
 
     def add(self, iteration: int, losses: Mapping[str, float], learning_rate: float) -> None:
-        """Adds one iteration; every LOG_EVERY iterations writes the mean losses since the last time."""
+        """Add one iteration; every LOG_EVERY iterations, write the mean losses since the previous line."""
         for name, loss in losses.items():
             self.sums[name] = self.sums.get(name, 0.0) + loss
         self.num_iterations += 1
@@ -48,7 +56,7 @@ class Progress:
         self._restart()
 
     def write(self, iteration: int, values: Mapping[str, Any], group: str | None = None) -> None:
-        """Writes a line; with a group its values also become TensorBoard's scalars `group/name`."""
+        """Write one line; if `group` is given, also write each value to TensorBoard as the scalar `group/name`."""
         line = json.dumps({"iteration": iteration, **values}, ensure_ascii=False)
         with self.path.open("a", encoding="utf-8") as log:
             log.write(f"{line}\n")
@@ -59,7 +67,7 @@ class Progress:
             self.tensorboard.flush()
 
     def state_dict(self) -> dict[str, Any]:
-        """The losses that no line holds yet, so that a resumed run's next line is what it would have been."""
+        """Return the losses that are not in a line yet, so that a resumed run writes the same next line."""
         return {"sums": dict(self.sums), "num_iterations": self.num_iterations}
 
     def close(self) -> None:
@@ -67,7 +75,7 @@ class Progress:
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:
-    """Returns the lines of a log.jsonl that was written completely; none if there is no file."""
+    """Return the complete lines of a log.jsonl; an empty list if there is no file."""
     if not path.exists():
         return []
     text = path.read_text(encoding="utf-8")

@@ -1,4 +1,4 @@
-"""How the detector is trained. A run is a function here that returns a `Recipe`."""
+"""The hyperparameters of the detector's training: one function per training, which returns a `Recipe`."""
 
 from dataclasses import dataclass
 
@@ -7,16 +7,19 @@ from training.detector.config import DEMO, PRODUCTION, DetectorConfig
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """One training run. Short sides are pixels, training ones drawn uniformly from (smallest, largest) per batch."""
+    """Hyperparameters of one training.
+
+    In training, the short side of the images is drawn uniformly from (smallest, largest), once per batch.
+    """
 
     name: str
     model: DetectorConfig
     iterations: int
-    batch_size: int  # over all processes
-    optimizer: str  # "sgd" (momentum 0.9) or "adamw"
+    batch_size: int  # summed over all processes
+    optimizer: str  # "sgd" (with momentum 0.9) or "adamw"
     learning_rate: float
     weight_decay: float
-    schedule: str  # after the warm-up: "constant" or "cosine" (to zero)
+    schedule: str  # of the learning rate after the warm-up: "constant", or "cosine" down to zero
     warmup_iterations: int
     max_gradient_norm: float | None
     photo_short_sides_px: tuple[int, int]
@@ -30,12 +33,12 @@ class Recipe:
     train_pre_nms_top_k: int = 2000
     train_post_nms_top_k: int = 1000
     checkpoint_every: int = 1000
-    evaluate_every: int = 30_000  # and at the end; a twentieth of the data set is 24,000 pictures
+    evaluate_every: int = 30_000  # rare, as a validation set of 5 % has 24,000 images
     num_workers: int = 4
 
 
 def stage1() -> Recipe:
-    """From ImageNet weights, small images."""
+    """Return the recipe of stage 1: from ImageNet weights, on small images."""
     return _production(
         name="stage1",
         iterations=60_000,
@@ -48,7 +51,7 @@ def stage1() -> Recipe:
 
 
 def stage2() -> Recipe:
-    """From stage 1's weights, images of nearly test size."""
+    """Return the recipe of stage 2: from the weights of stage 1, on images of nearly test size."""
     return _production(
         name="stage2",
         iterations=60_000,
@@ -61,7 +64,7 @@ def stage2() -> Recipe:
 
 
 def stage3() -> Recipe:
-    """From stage 2's weights, a tenth of the learning rate."""
+    """Return the recipe of stage 3: from the weights of stage 2, at a tenth of the learning rate."""
     return _production(
         name="stage3",
         iterations=125_000,
@@ -74,7 +77,7 @@ def stage3() -> Recipe:
 
 
 def demo() -> Recipe:
-    """From scratch on the rendered world."""
+    """Return the recipe of the demo: from scratch, on the rendered world."""
     return Recipe(
         name="demo",
         model=DEMO,

@@ -1,4 +1,4 @@
-"""A training run of the detector: network, optimizer, schedule, precision and where it stands."""
+"""The training loop of the detector, and the state that a checkpoint stores: network, optimizer and schedule."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -8,22 +8,135 @@ from typing import Any
 
 import torch
 from detectron2.utils import comm
+from detectron2.utils.events import EventStorage
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
+from torch.utils.data import DataLoader
 
-from training.checkpoint import check_gradients, check_identity, save_whole
+from training.checkpoint import DivergedError, check_gradients, check_same_run, read_checkpoint, save_checkpoint
+from training.detector.average_precision import evaluate_detector
+from training.detector.data import Batches
 from training.detector.model import build_detector
+from training.detector.progress import Progress
 from training.detector.recipe import Recipe
+from training.detector.weights import load_backbone, load_checkpoint, load_weights
+from training.wab.dataset import AnnotatedImage, digest
 
-FREE_TO_CHANGE = ("checkpoint_every", "evaluate_every", "num_workers")
-"""Fields of a recipe that do not touch the losses, so a resumed run may have others."""
+NOT_COMPARED = ("checkpoint_every", "evaluate_every", "num_workers")
+"""Fields of a recipe that do not influence the losses, so that a resumed run may change them."""
+
+
+def train(
+    images: Sequence[AnnotatedImage],
+    validation: Sequence[AnnotatedImage],
+    recipe: Recipe,
+    output: Path,
+    *,
+    weights: Path | None = None,
+    backbone_weights: Path | None = None,
+    resume: bool = False,
+    seed: int = 0,
+    amp: bool = False,
+    notes: Sequence[Mapping[str, Any]] = (),
+) -> nn.Module:
+    """Train the detector. In a distributed run every process calls this, and the main process writes to `output`.
+
+    Args:
+        images: to train on, with extracted frames.
+        validation: images to evaluate on.
+        recipe: the hyperparameters.
+        output: receives `detector.pth`, `detector.json`, `last.pt`, `log.jsonl` and `tensorboard/`.
+        weights: a detector to start from.
+        backbone_weights: a backbone to start from.
+        resume: continue from `output`/last.pt if it exists; the weights to start from are then ignored.
+        seed: of the initial weights, the batches and the sampling of anchors and proposals.
+        amp: mixed precision, float16 on a GPU and bfloat16 on a CPU.
+        notes: lines to write at the beginning of the log.
+
+    Returns:
+        The trained model.
+
+    Raises:
+        DivergedError: a loss or a gradient is no longer finite.
+        ValueError: last.pt is of a different run, or is not the same file for all processes.
+    """
+    run = DetectorTrainer(recipe, seed=seed, amp=amp, data=digest(images))
+    last = output / "last.pt"
+    saved_progress = run.load(last) if resume and last.exists() else None
+    first_iterations = comm.all_gather(run.iteration)
+    if len(set(first_iterations)) > 1:
+        raise ValueError(f"{last} differs between processes: they would resume from iterations {first_iterations}")
+    start_from = weights or backbone_weights if saved_progress is None else last
+    if saved_progress is None and weights is not None:
+        load_weights(run.model, load_checkpoint(weights, recipe.model), weights)
+    elif saved_progress is None and backbone_weights is not None:
+        load_weights(run.model.backbone.bottom_up, load_backbone(backbone_weights), backbone_weights)
+
+    progress = None
+    if comm.is_main_process():
+        output.mkdir(parents=True, exist_ok=True)
+        progress = Progress(output, run.iteration, saved_progress)
+        for note in [*notes, {"start_from": None if start_from is None else str(start_from)}]:
+            progress.write(run.iteration, note)
+    _train_iterations(run, images, validation, progress, last)
+
+    model: nn.Module = run.model.to(memory_format=torch.contiguous_format)
+    if progress is not None:
+        recipe.model.save(output / "detector.json")
+        save_checkpoint({"model": model.state_dict()}, output / "detector.pth")
+    metrics = evaluate_detector(model, validation, recipe)
+    if progress is not None:
+        progress.write(run.iteration, metrics, "validation")
+        progress.close()
+    return model
+
+
+def _train_iterations(
+    run: "DetectorTrainer",
+    images: Sequence[AnnotatedImage],
+    validation: Sequence[AnnotatedImage],
+    progress: Progress | None,
+    last: Path,
+) -> None:
+    """Run the remaining iterations; log, evaluate and save on the way. `progress` is None except in the main process.
+
+    The evaluation after the last iteration is left to the caller, who stores the model first.
+    """
+    recipe = run.recipe
+    loader = DataLoader(
+        Batches(images, recipe, run.seed, rank=comm.get_rank(), num_processes=comm.get_world_size()),
+        batch_size=None,
+        sampler=range(run.iteration, recipe.iterations),
+        num_workers=recipe.num_workers,
+    )
+    with EventStorage(run.iteration):
+        for inputs in loader:
+            learning_rate = run.learning_rate
+            losses = run.step(inputs)
+            is_last = run.iteration == recipe.iterations
+            if progress is not None:
+                progress.add(run.iteration, losses, learning_rate)
+            if not is_last and run.iteration % recipe.evaluate_every == 0:
+                metrics = evaluate_detector(run.model, validation, recipe)
+                if progress is not None:
+                    progress.write(run.iteration, metrics, "validation")
+            if progress is not None and (is_last or run.iteration % recipe.checkpoint_every == 0):
+                run.save(last, progress.state_dict())
 
 
 class DetectorTrainer:
-    """Every process of a distributed run has one; their gradients are averaged, so they stay equal."""
+    """Network, optimizer, learning-rate schedule and loss scale of a training, and its current iteration.
+
+    Every process of a distributed run has one. The gradients are averaged over the processes, so that all stay equal.
+
+    Args:
+        recipe: the hyperparameters.
+        seed: of the initial weights and of the sampling of anchors and proposals.
+        amp: mixed precision, float16 on a GPU and bfloat16 on a CPU.
+        data: identifies the training images (`training.wab.dataset.digest`).
+    """
 
     def __init__(self, recipe: Recipe, *, seed: int = 0, amp: bool = False, data: str = "") -> None:
-        """`data` names what is trained on (`training.wab.dataset.digest`)."""
         torch.manual_seed(seed)
         self.recipe = recipe
         self.seed = seed
@@ -52,23 +165,23 @@ class DetectorTrainer:
 
     @property
     def learning_rate(self) -> float:
-        """Of the next step."""
-        return self.scheduler.get_last_lr()[0]
+        """The learning rate of the next step."""
+        return float(self.scheduler.get_last_lr()[0])
 
     def step(self, inputs: Sequence[dict[str, Any]]) -> dict[str, float]:
-        """Trains on one batch of detectron2's inputs; returns the losses, averaged over the processes.
+        """Train on one batch of detectron2's inputs; return the losses, averaged over the processes.
 
-        Raises FloatingPointError, naming the iteration and the losses, when a loss or, unless float16's scale can still
-        be lowered, a gradient is not finite.
+        Raises DivergedError, naming the iteration and the losses, if a loss is not finite, or if a gradient is not
+        finite and lowering the loss scale of float16 cannot help.
         """
         self.iteration += 1
-        # The sampling of anchors and proposals depends on the iteration only, so that a resumed run repeats it.
+        # Anchors and proposals are sampled from a seed that depends only on the iteration: a resumed run repeats it.
         torch.manual_seed(self.seed + self.iteration * comm.get_world_size() + comm.get_rank())
         try:
             with torch.autocast(self.device.type, self.dtype, enabled=self.amp):
                 by_name = self.distributed(inputs)
-        except FloatingPointError as error:  # detectron2's, for proposals that are not finite
-            raise FloatingPointError(f"iteration {self.iteration}: {error}") from error
+        except FloatingPointError as error:  # detectron2 raises it for proposals that are not finite
+            raise DivergedError(f"iteration {self.iteration}: {error}") from error
         losses = torch.stack([loss.float() for loss in by_name.values()])
         means = losses.detach().clone()
         if comm.get_world_size() > 1:
@@ -76,10 +189,10 @@ class DetectorTrainer:
             means /= comm.get_world_size()
         values = dict(zip(by_name, means.tolist(), strict=True))
         if not all(map(math.isfinite, values.values())):
-            raise FloatingPointError(f"loss is {sum(values.values())} at iteration {self.iteration}: {values}")
+            raise DivergedError(f"loss is {sum(values.values())} at iteration {self.iteration}: {values}")
 
         self.optimizer.zero_grad()
-        self.scaler.scale(losses.sum()).backward()
+        self.scaler.scale(losses.sum()).backward()  # type: ignore[no-untyped-call]
         self.scaler.unscale_(self.optimizer)
         max_norm = math.inf if self.recipe.max_gradient_norm is None else self.recipe.max_gradient_norm
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), max_norm)
@@ -91,34 +204,35 @@ class DetectorTrainer:
 
     @property
     def identity(self) -> dict[str, Any]:
-        """What a checkpoint must agree in with the run that goes on from it."""
-        fields = {name: value for name, value in asdict(self.recipe).items() if name not in FREE_TO_CHANGE}
+        """Everything that a run must have in common with a checkpoint to resume from it."""
+        fields = {name: value for name, value in asdict(self.recipe).items() if name not in NOT_COMPARED}
         return {**fields, "seed": self.seed, "amp": self.amp, "data": self.data}
 
     def save(self, path: Path, progress: Mapping[str, Any]) -> None:
-        """Replaces `path` by the whole state."""
+        """Save everything that is needed to resume, and the progress of the log."""
         state = {name: part.state_dict() for name, part in self._parts().items()}
         state |= {"identity": self.identity, "iteration": self.iteration, "progress": dict(progress)}
-        save_whole(state, path)
+        save_checkpoint(state, path)
 
     def load(self, path: Path) -> dict[str, Any]:
-        """Takes over a saved state; returns the progress saved with it.
+        """Continue from a saved state; return the progress that was saved with it.
 
-        Raises ValueError if it is another recipe's, stage's or data's, naming what differs.
+        Raises ValueError, naming the differences, if it was saved with a different recipe, seed, precision or data.
         """
-        state = torch.load(path, map_location=self.device, weights_only=True)
-        check_identity(self.identity, state.get("identity", {}), path)
+        state = read_checkpoint(path, self.device)
+        check_same_run(self.identity, state.get("identity", {}), path)
         for name, part in self._parts().items():
             part.load_state_dict(state[name])
         self.iteration = state["iteration"]
-        return state["progress"]
+        progress: dict[str, Any] = state["progress"]
+        return progress
 
     def _parts(self) -> dict[str, Any]:
         return {name: getattr(self, name) for name in ("model", "optimizer", "scheduler", "scaler")}
 
 
 def build_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
-    """Weight decay applies to convolution and linear weights only, not to biases and norms."""
+    """Return the optimizer. Weight decay applies to convolution and linear weights, not to biases and norms."""
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     groups = [
         {"params": [p for p in parameters if p.ndim > 1], "weight_decay": recipe.weight_decay},
@@ -132,7 +246,7 @@ def build_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
 
 
 def learning_rate_factor(iteration: int, recipe: Recipe) -> float:
-    """Rises linearly to 1 over the warm-up, then stays or falls to 0 along a half cosine at the last iteration."""
+    """Return the factor of the learning rate: a linear warm-up to 1, then constant or a half cosine down to 0."""
     warmup = min(1.0, (iteration + 1) / max(1, recipe.warmup_iterations))
     if recipe.schedule == "constant":
         return warmup

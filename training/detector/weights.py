@@ -1,6 +1,6 @@
-"""Reads detector and backbone weights, and translates the vovnet-detectron2 project's names into ours.
+"""Read detector and backbone weights, and translate the tensor names of the vovnet-detectron2 project into ours.
 
-Both name a detector's tensors as detectron2 does, and differ inside `backbone.bottom_up`, where ours are timm's:
+Outside the backbone both projects use detectron2's names. Inside (`backbone.bottom_up`), ours are those of timm:
 
     stem.stem_2/conv.weight                             stem.1.conv.weight
     stage4.OSA4_3.layers.0.OSA4_3_0/norm.running_mean   stages.2.blocks.2.conv_mid.0.bn.running_mean
@@ -21,15 +21,16 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from training.checkpoint import explain_unreadable, read_checkpoint
 from training.detector.config import PRODUCTION, DetectorConfig
 
 BOTTOM_UP = "backbone.bottom_up."
 
 IMAGENET_HEAD = frozenset({"classifier.weight", "classifier.bias"})
-"""The only tensors of a backbone's checkpoint that are left out."""
+"""The only tensors of a backbone checkpoint that are ignored."""
 
 _RECONSTRUCT = np.zeros(1).__reduce__()[0]
-_PICKLED: dict[str, Any] = {
+_ALLOWED: dict[str, Any] = {
     "collections.OrderedDict": OrderedDict,
     "numpy.ndarray": np.ndarray,
     "numpy.dtype": np.dtype,
@@ -37,7 +38,7 @@ _PICKLED: dict[str, Any] = {
     "numpy._core.multiarray._reconstruct": _RECONSTRUCT,
     "_codecs.encode": codecs.encode,
 }
-"""All that a file may name besides tensors and plain values, so that reading one never runs its code."""
+"""What a pickle may refer to besides tensors and plain values. Anything else is refused: it could run code."""
 
 _TENSOR = r"(?:conv\.weight|(?:bn|norm)\.(?:weight|bias|running_mean|running_var|num_batches_tracked))"
 _THEIR_STEM = re.compile(rf"stem\.stem_(?P<layer>[123])/(?P<tensor>{_TENSOR})")
@@ -51,7 +52,7 @@ _OUR_BACKBONE = re.compile(
     rf"stem\.\d\.{_TENSOR}"
     rf"|stages\.[0-3]\.blocks\.\d+\.(?:conv_mid\.\d+\.{_TENSOR}|conv_concat\.{_TENSOR}|attn\.fc\.(?:weight|bias))"
 )
-_BEHIND_THE_BACKBONE = re.compile(
+_AFTER_BACKBONE = re.compile(
     r"(?:backbone\.fpn_(?:lateral|output)[2-5]"
     r"|proposal_generator\.rpn_head\.(?:conv|objectness_logits|anchor_deltas)"
     r"|roi_heads\.(?:box_head\.fc[12]|box_predictor\.(?:cls_score|bbox_pred)))\.(?:weight|bias)"
@@ -60,15 +61,16 @@ _CELL_ANCHORS = re.compile(r"proposal_generator\.anchor_generator\.cell_anchors\
 
 
 def load_checkpoint(path: Path, config: DetectorConfig = PRODUCTION) -> dict[str, Tensor]:
-    """Reads a whole detector, in our naming or vovnet-detectron2's, and returns its tensors under our names.
+    """Read a detector under our tensor names or vovnet-detectron2's; return its tensors under our names.
 
-    The file is torch's or a pickle (.pkl), holds torch tensors or numpy arrays, under "model" or at its top. Constants
-    that older versions of detectron2 saved (anchors, pixel mean and deviation) are compared with the config's.
+    The file was written by torch.save, or is a pickle (.pkl), with torch tensors or numpy arrays, either at the top
+    level or under "model". Constants that older versions of detectron2 saved (anchors, pixel mean and standard
+    deviation) are compared with those of the config. Missing tensors and wrong shapes are left to `load_weights`.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: the file cannot be read, its constants are not the config's, or it has tensors that no detector of
-            ours has, which are listed. Missing ones and shapes are up to `load_weights`.
+        ValueError: the file cannot be read, its constants differ from the config's, or it has tensors that our
+            detector does not have; the message lists them.
     """
     found: dict[str, Tensor] = {}
     unmatched = []
@@ -77,19 +79,20 @@ def load_checkpoint(path: Path, config: DetectorConfig = PRODUCTION) -> dict[str
             _check_constant(path, name, value, config)
         elif name.startswith(BOTTOM_UP) and (ours := _our_name(name.removeprefix(BOTTOM_UP))):
             found[BOTTOM_UP + ours] = value
-        elif _BEHIND_THE_BACKBONE.fullmatch(name):
+        elif _AFTER_BACKBONE.fullmatch(name):
             found[name] = value
         else:
             unmatched.append(name)
     if unmatched:
-        raise ValueError(f"{path}: tensors that no detector has: {sorted(unmatched)}")
+        raise ValueError(f"{path} has tensors that the detector does not have: {sorted(unmatched)}")
     return found
 
 
 def load_backbone(path: Path) -> dict[str, Tensor]:
-    """Reads the ImageNet weights of a VoVNet and returns its tensors under the names of `backbone.VoVNet`.
+    """Read the ImageNet weights of a VoVNet; return its tensors under the names of `backbone.VoVNet`.
 
-    Names may begin with "backbone.bottom_up."; a classifier (IMAGENET_HEAD) is left out. Errors as `load_checkpoint`.
+    Names in the file may begin with "backbone.bottom_up."; the classifier (IMAGENET_HEAD) is ignored. Raises the same
+    errors as `load_checkpoint`.
     """
     found: dict[str, Tensor] = {}
     unmatched = []
@@ -100,16 +103,16 @@ def load_backbone(path: Path) -> dict[str, Tensor]:
         elif inner not in IMAGENET_HEAD:
             unmatched.append(name)
     if unmatched:
-        raise ValueError(f"{path}: tensors that no backbone has: {sorted(unmatched)}")
+        raise ValueError(f"{path} has tensors that the backbone does not have: {sorted(unmatched)}")
     return found
 
 
 def load_weights(model: nn.Module, state_dict: Mapping[str, Tensor], source: Path) -> None:
-    """Copies the tensors into the model, in which exactly these names and shapes must be.
+    """Copy the tensors into the model, which must have exactly these names and shapes.
 
-    A norm's num_batches_tracked, which only counts training steps, may be missing on either side.
+    Only the num_batches_tracked of a batch norm, which counts training steps, may be missing on either side.
 
-    Raises ValueError, listing missing, unexpected and misshapen tensors after the name of the source.
+    Raises ValueError, naming `source` and listing the missing and unexpected tensors and the wrong shapes.
     """
     expected = model.state_dict()
     names = {name for name in expected.keys() | state_dict.keys() if not name.endswith(".num_batches_tracked")}
@@ -126,7 +129,7 @@ def load_weights(model: nn.Module, state_dict: Mapping[str, Tensor], source: Pat
 
 
 def _our_name(name: str) -> str | None:
-    """Translates a name inside the backbone; None if it is nobody's."""
+    """Translate the name of a tensor in the backbone; None if neither project uses it."""
     if _OUR_BACKBONE.fullmatch(name):
         return name
     if match := _THEIR_STEM.fullmatch(name):
@@ -146,16 +149,14 @@ def _with_bn(tensor: str) -> str:
 
 
 def _read(path: Path) -> dict[str, Tensor]:
-    try:
-        if path.suffix == ".pkl":
-            with path.open("rb") as file:
-                content = _PlainUnpickler(file, encoding="latin1").load()
-        else:
-            numpy_types = [(value, name) for name, value in _PICKLED.items()] + [type(np.dtype(np.float32))]
-            with torch.serialization.safe_globals(numpy_types):
-                content = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, EOFError, RuntimeError, UnicodeDecodeError, ValueError) as error:
-        raise ValueError(f"{path} is not a readable checkpoint: {error}") from error
+    if path.suffix == ".pkl":
+        with path.open("rb") as file, explain_unreadable(path):
+            content = _RestrictedUnpickler(file, encoding="latin1").load()
+    else:
+        with torch.serialization.safe_globals(
+            [type(np.dtype(np.float32)), *((value, name) for name, value in _ALLOWED.items())]
+        ):
+            content = read_checkpoint(path)
     content = content.get("model", content) if isinstance(content, dict) else content
     if not isinstance(content, dict) or not content:
         raise ValueError(f"{path}: not a dictionary of tensors but {type(content).__name__}")
@@ -163,17 +164,17 @@ def _read(path: Path) -> dict[str, Tensor]:
         name: torch.from_numpy(np.array(value)) if isinstance(value, np.ndarray | np.generic) else value
         for name, value in content.items()
     }
-    others = sorted(str(name) for name, value in tensors.items() if not isinstance(value, Tensor))
-    if others:
-        raise ValueError(f"{path}: not tensors: {others}")
+    not_tensors = sorted(str(name) for name, value in tensors.items() if not isinstance(value, Tensor))
+    if not_tensors:
+        raise ValueError(f"{path}: not tensors: {not_tensors}")
     return tensors
 
 
-class _PlainUnpickler(pickle.Unpickler):
+class _RestrictedUnpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
-        if f"{module}.{name}" not in _PICKLED:
-            raise pickle.UnpicklingError(f"it names {module}.{name}, which is no part of a checkpoint")
-        return _PICKLED[f"{module}.{name}"]
+        if f"{module}.{name}" not in _ALLOWED:
+            raise pickle.UnpicklingError(f"it refers to {module}.{name}, which a checkpoint may not contain")
+        return _ALLOWED[f"{module}.{name}"]
 
 
 def _is_constant(name: str) -> bool:

@@ -1,1 +1,1 @@
-"""The embedders: EfficientNet, GeM pooling, ArcFace, cross-batch memory."""
+"""The embedders: EfficientNet with GeM pooling, trained with ArcFace and a cross-batch memory."""

@@ -1,15 +1,15 @@
-"""Augmentation in the order and strength of the reference solution: torchvision's transforms v2, OpenCV's CLAHE."""
+"""Augmentation of the crops, with the order and strength of the reference solution."""
 
 import cv2
 import numpy as np
 import torch
 from torchvision.transforms import InterpolationMode, v2
 
-FILL = 114
+FILL = 114  # gray level of what an augmentation leaves empty
 
 
-class LocalContrast(torch.nn.Module):
-    """Equalises the lightness of a uint8 [3, h, w] RGB image tile by tile (CLAHE), by OpenCV."""
+class RandomCLAHE(torch.nn.Module):
+    """Equalise the lightness of a uint8 [3, h, w] RGB image tile by tile (CLAHE), with a random clip limit."""
 
     def __init__(self, max_clip_limit: float = 4.0) -> None:
         super().__init__()
@@ -24,19 +24,19 @@ class LocalContrast(torch.nn.Module):
 
 
 class ChannelShift(torch.nn.Module):
-    """Adds another constant to each colour channel of a uint8 [3, h, w] image."""
+    """Add a random constant of at most ±`max_shift` to each colour channel of a uint8 [3, h, w] image."""
 
-    def __init__(self, reach: int = 20) -> None:
+    def __init__(self, max_shift: int = 20) -> None:
         super().__init__()
-        self.reach = reach
+        self.max_shift = max_shift
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
-        shift = torch.randint(-self.reach, self.reach + 1, (3, 1, 1))
+        shift = torch.randint(-self.max_shift, self.max_shift + 1, (3, 1, 1))
         return (image.to(torch.int16) + shift).clamp(0, 255).to(torch.uint8)
 
 
 class Noise(torch.nn.Module):
-    """Adds Gaussian noise, the same to all channels or (as a sensor does) to each its own."""
+    """Add Gaussian noise to a uint8 [3, h, w] image: per channel, like a sensor, or the same in all channels."""
 
     def __init__(self, *, per_channel: bool) -> None:
         super().__init__()
@@ -49,31 +49,31 @@ class Noise(torch.nn.Module):
 
 
 class Cutout(torch.nn.Module):
-    """Paints a rectangle whose sides are 0 to `reach` of the image's."""
+    """Paint a random gray rectangle over the image. Its sides are at most the fraction `max_side` of the image's."""
 
-    def __init__(self, reach: float = 0.63) -> None:
+    def __init__(self, max_side: float = 0.63) -> None:
         super().__init__()
-        self.reach = reach
+        self.max_side = max_side
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
         height, width = image.shape[1:]
-        tall, wide = (int(self.reach * torch.rand(()) * side) for side in (height, width))
-        top = int(torch.randint(0, height - tall + 1, ()))
-        left = int(torch.randint(0, width - wide + 1, ()))
+        hole_height, hole_width = (int(self.max_side * torch.rand(()) * side) for side in (height, width))
+        top = int(torch.randint(0, height - hole_height + 1, ()))
+        left = int(torch.randint(0, width - hole_width + 1, ()))
         image = image.clone()
-        image[:, top : top + tall, left : left + wide] = FILL
+        image[:, top : top + hole_height, left : left + hole_width] = FILL
         return image
 
 
 def augmentation(*, heavy: bool = True) -> v2.Transform:
-    """Returns a transform of uint8 [3, h, w] RGB images; a light one only mirrors."""
+    """Return the transform of uint8 [3, h, w] RGB images; if not `heavy`, it only mirrors them."""
     mirror = v2.RandomHorizontalFlip(0.5)
     if not heavy:
         return mirror
     return v2.Compose(
         [
             mirror,
-            _sometimes(0.35, v2.RandomChoice([LocalContrast(), v2.RandomAdjustSharpness(2.0, 1.0)])),
+            _sometimes(0.35, v2.RandomChoice([RandomCLAHE(), v2.RandomAdjustSharpness(2.0, 1.0)])),
             _sometimes(0.7, v2.ColorJitter(brightness=0.2, contrast=0.2)),
             _sometimes(
                 0.6,

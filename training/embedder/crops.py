@@ -1,8 +1,8 @@
-"""Garment crops for training: cut once with a margin into a cache, then jittered, resized and augmented per epoch.
+"""Cut garments out of the images, once with a margin into a cache; jitter, resize and augment them in every epoch.
 
     python -m training.embedder.crops --data PART [PART …] --cache DIR --max-side 600
 
-fills the cache before several trainings share it.
+fills the cache, before several trainings that share it start.
 """
 
 import argparse
@@ -11,6 +11,7 @@ import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import cv2
@@ -20,185 +21,231 @@ from torch.utils.data import Dataset, Sampler
 from torchvision.transforms import v2
 from tqdm import tqdm
 
+from livematch.cli.commands import run_command
+from training.embedder.distributed import batch_slice
 from training.embedder.templates import TEMPLATES, nearest_template
-from training.wab.dataset import MIN_BOX_SIDE_PX, NO_INSTANCE, Picture, add_bad_pictures_option, check_bad, usable_boxes
+from training.wab.dataset import (
+    MIN_BOX_SIDE_PX,
+    NO_INSTANCE,
+    AnnotatedImage,
+    Annotation,
+    add_max_bad_images_option,
+    check_bad,
+    usable_boxes,
+)
 from training.wab.frames import read_parts, read_rgb, read_size, source_key, write_jpeg
 
 FRAMES = range(80, 361, 40)
-"""Annotated frames used for training."""
+"""The annotated frames that are used."""
 
 MARGIN = 0.15
-"""Share of a box's sides kept around it in the cache, so that the box can be jittered."""
+"""Margin that is kept around a box in the cache, as a fraction of its sides, so that the box can be jittered."""
 
 
 @dataclass(frozen=True)
 class Crop:
-    """One garment instance in one picture, cut out."""
+    """One garment cut out of one image."""
 
-    path: Path  # the cut, with its margin
-    box: tuple[float, float, float, float]  # of the garment, in shares of the cut's width and height
+    path: Path  # JPEG file of the garment with its margin
+    box: tuple[float, float, float, float]  # of the garment, in fractions of the file's width and height
     instance_id: int
     item_id: str
     is_frame: bool
     aspect: int  # index of its template
-    part: int = 0  # its place among the parts
+    part: int = 0  # index of its part of the data set
 
     @property
     def identity(self) -> tuple[int, str, int]:
-        """Of the garment: items and instances of other parts are others, whatever their ids."""
+        """Identifies the garment; equal ids in different parts are different garments."""
         return self.part, self.item_id, self.instance_id
 
 
-def number_identities(crops: Sequence[Crop]) -> dict[tuple[int, str, int], int]:
-    """Returns a number from 0 on for each garment."""
-    return {identity: number for number, identity in enumerate(sorted({crop.identity for crop in crops}))}
+def class_labels(crops: Sequence[Crop]) -> dict[tuple[int, str, int], int]:
+    """Return the class label, from 0 on, of each garment (`Crop.identity`)."""
+    return {identity: label for label, identity in enumerate(sorted({crop.identity for crop in crops}))}
 
 
 def digest(crops: Sequence[Crop]) -> str:
-    """Changes with the order of the crops, their garments and their boxes, but not with where they are stored."""
+    """Return a hash of the crops' garments, boxes and order; it does not depend on where the files are."""
     facts = [(crop.identity, crop.is_frame, crop.box, crop.aspect) for crop in crops]
     return hashlib.sha256(repr(facts).encode()).hexdigest()[:16]
 
 
 def prepare_crops(
-    parts: Sequence[Path], cache_directory: Path, *, max_side: int, max_bad_pictures: int = 0
+    parts: Sequence[Path], cache_directory: Path, *, max_side_px: int, max_bad_images: int = 0
 ) -> list[Crop]:
-    """Extracts frames and cuts crops of every part into a cache; instances of different parts stay apart.
+    """Extract the frames and cut the crops of every part into a cache.
 
-    Raises ValueError, listing them, if more than `max_bad_pictures` pictures, boxes or annotation files are bad.
+    Raises ValueError, listing them, if more than `max_bad_images` images, boxes or annotation files are unusable.
     """
     crops: list[Crop] = []
     bad: list[str] = []
-    for part, pictures in enumerate(read_parts(parts, cache_directory, bad)):
-        cut = cut_crops(pictures, cache_directory / f"crops_{max_side}", max_side=max_side, bad=bad)
+    for part, images in enumerate(read_parts(parts, cache_directory, bad)):
+        cut = cut_crops(images, cache_directory / f"crops_{max_side_px}", max_side_px=max_side_px, bad=bad)
         crops += [replace(crop, part=part) for crop in cut]
-    check_bad(bad, max_bad_pictures)
+    check_bad(bad, max_bad_images)
     return crops
 
 
 def cut_crops(
-    pictures: Sequence[Picture], cache_directory: Path, *, max_side: int, bad: list[str] | None = None
+    images: Sequence[AnnotatedImage], cache_directory: Path, *, max_side_px: int, bad: list[str] | None = None
 ) -> list[Crop]:
-    """Cuts every garment with an instance id into `cache_directory`, scaled so that no side exceeds `max_side`.
+    """Cut every garment with an instance id into `cache_directory`.
 
-    Frames must have been extracted (`training.wab.frames.cache_frames`); of them only `FRAMES` are used. What is
-    there already is left alone, its picture not decoded; it is not used once the picture or the box has changed. Boxes
-    are clipped to the picture. With a list `bad`, what cannot be used is left out and described there instead of
-    raising.
+    Boxes are clipped to the image. What is in the cache already is neither decoded nor cut again, unless the image or
+    the box has changed.
+
+    Args:
+        images: photos and extracted frames (`training.wab.frames.cache_frames`); only the frames in FRAMES are used.
+        cache_directory: receives one JPEG file per garment.
+        max_side_px: larger crops are shrunk to this length of their longer side.
+        bad: if given, what is unusable is skipped and the reason is appended here instead of raised.
 
     Raises:
-        ValueError: a picture is unreadable or ends early, or a box lies outside it; the message names the file.
+        ValueError: an image is unreadable or truncated, or a box lies outside it; the message names the file.
         OSError: a crop cannot be written.
     """
-    wanted = [picture for picture in pictures if picture.frame_index is None or picture.frame_index in FRAMES]
+    used = [image for image in images if image.frame_index is None or image.frame_index in FRAMES]
     crops = []
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        jobs = [pool.submit(_cut, picture, cache_directory, max_side) for picture in wanted]
-        for job in tqdm(jobs, desc="cutting crops", unit="picture", leave=False):
-            found, reasons = job.result()
+        jobs = [pool.submit(_cut, image, cache_directory, max_side_px) for image in used]
+        for job in tqdm(jobs, desc="cutting crops", unit="image", leave=False):
+            cut, reasons = job.result()
             if reasons and bad is None:
                 pool.shutdown(cancel_futures=True)
                 raise ValueError(reasons[0])
             if bad is not None:
                 bad += reasons
-            crops += found
+            crops += cut
     return crops
 
 
-def _cut(picture: Picture, cache_directory: Path, max_side: int) -> tuple[list[Crop], list[str]]:
-    """Returns the crops of one picture and why others could not be cut."""
-    targets = [a for a in picture.annotations if a.instance_id != NO_INSTANCE]
-    if not targets:
+def _cut(image: AnnotatedImage, cache_directory: Path, max_side_px: int) -> tuple[list[Crop], list[str]]:
+    """Return the crops of one image, and the reasons why others could not be cut."""
+    garments = [a for a in image.annotations if a.instance_id != NO_INSTANCE]
+    if not garments:
         return [], []
-    folder = cache_directory / picture.item_id
-    paths = [folder / f"{picture.name}_{source_key(picture.path, a.box)}.jpg" for a in targets]
+    folder = cache_directory / image.item_id
+    paths = [folder / f"{image.name}_{source_key(image.path, a.box)}.jpg" for a in garments]
     missing = {path for path in paths if not path.exists()}
     try:
-        height, width = read_size(picture, decode=bool(missing))
-        image = read_rgb(picture) if missing else None
+        height, width = read_size(image, decode=bool(missing))
+        pixels = read_rgb(image) if missing else None
     except ValueError as error:
         return [], [str(error)]
     crops, reasons = [], []
-    for annotation, path in zip(targets, paths, strict=True):
-        inside, _ = usable_boxes([annotation], height, width)
+    for garment, path in zip(garments, paths, strict=True):
+        inside, _ = usable_boxes([garment], height, width)
         if not len(inside):
-            where = f"lies outside the {width} × {height} pixels, or with less than {MIN_BOX_SIDE_PX} of a side inside"
-            reasons.append(f"{picture.path}: box {annotation.box} {where}")
+            where = f"outside the {width} × {height} pixels, or with less than {MIN_BOX_SIDE_PX} pixels inside"
+            reasons.append(f"{image.path}: box {garment.box} lies {where}")
             continue
-        x0, y0, x1, y1 = inside[0].astype(int).tolist()
-        margin_x, margin_y = round(MARGIN * (x1 - x0)), round(MARGIN * (y1 - y0))
-        left, top = max(0, x0 - margin_x), max(0, y0 - margin_y)
-        right, bottom = min(width, x1 + margin_x), min(height, y1 + margin_y)
-        if path in missing:
-            _write_cut(path, image[top:bottom, left:right], max_side)
-        cut_width, cut_height = right - left, bottom - top
-        box = ((x0 - left) / cut_width, (y0 - top) / cut_height, (x1 - left) / cut_width, (y1 - top) / cut_height)
-        aspect = nearest_template(x1 - x0, y1 - y0)
-        is_frame = picture.frame_index is not None
-        crops.append(Crop(path, box, annotation.instance_id, picture.item_id, is_frame, aspect))
+        crop, (left, top, right, bottom) = _with_margin(image, garment, path, inside[0], height, width)
+        if pixels is not None and path in missing:
+            _write_crop(path, pixels[top:bottom, left:right], max_side_px)
+        crops.append(crop)
     return crops, reasons
 
 
-def _write_cut(path: Path, cut: np.ndarray, max_side: int) -> None:
-    height, width = cut.shape[:2]
-    shrink = max_side / max(height, width)
+def _with_margin(
+    image: AnnotatedImage, garment: Annotation, path: Path, box: np.ndarray, height: int, width: int
+) -> tuple[Crop, tuple[int, int, int, int]]:
+    """Return the crop of a clipped box in an image of (height, width), and its region: left, top, right, bottom."""
+    x0, y0, x1, y1 = box.astype(int).tolist()
+    margin_x, margin_y = round(MARGIN * (x1 - x0)), round(MARGIN * (y1 - y0))
+    left, top = max(0, x0 - margin_x), max(0, y0 - margin_y)
+    right, bottom = min(width, x1 + margin_x), min(height, y1 + margin_y)
+    crop_width, crop_height = right - left, bottom - top
+    inner = ((x0 - left) / crop_width, (y0 - top) / crop_height, (x1 - left) / crop_width, (y1 - top) / crop_height)
+    aspect = nearest_template(x1 - x0, y1 - y0)
+    crop = Crop(path, inner, garment.instance_id, image.item_id, image.is_frame, aspect)
+    return crop, (left, top, right, bottom)
+
+
+def _write_crop(path: Path, rgb: np.ndarray, max_side_px: int) -> None:
+    height, width = rgb.shape[:2]
+    shrink = max_side_px / max(height, width)
     if shrink < 1:
         size = max(1, round(shrink * width)), max(1, round(shrink * height))
-        cut = cv2.resize(cut, size, interpolation=cv2.INTER_AREA)
-    write_jpeg(path, cv2.cvtColor(cut, cv2.COLOR_RGB2BGR))
+        rgb = cv2.resize(rgb, size, interpolation=cv2.INTER_AREA)
+    write_jpeg(path, rgb)
 
 
-class CropDataset(Dataset):
-    """Crops as uint8 [3, h, w] tensors of their template with a class number, augmented.
+class CropDataset(Dataset[tuple[torch.Tensor, int]]):
+    """Data set of augmented crops, uint8 [3, h, w], with their class labels.
 
-    An index is (crop, template set, aspect): the batch sampler decides the size, so that a batch has one. Whatever the
-    augmentation, each edge of the box moves by up to `jitter` of its side, drawn anew each time. This is not in the
-    reference recipe: it is ours, as a detector's boxes are not the annotation's.
+    It is indexed by (crop, template set, aspect): the batch sampler chooses the size, so that a batch has one shape.
+    Besides the augmentation, each edge of the box is moved randomly by up to the fraction `jitter` of the box's side.
+    This is not part of the reference recipe; it accounts for detected boxes being less exact than annotated ones.
     """
 
     def __init__(self, crops: Sequence[Crop], augment: v2.Transform, *, jitter: float = 0.06) -> None:
         self.crops = crops
         self.jitter = jitter
-        self.identities = number_identities(crops)
+        self.labels = class_labels(crops)
         self.augment = augment
 
     @property
     def num_identities(self) -> int:
-        return len(self.identities)
+        return len(self.labels)
 
     def __getitem__(self, index: tuple[int, str, int]) -> tuple[torch.Tensor, int]:
-        number, template_set, aspect = index
-        crop = self.crops[number]
+        crop_index, template_set, aspect = index
+        crop = self.crops[crop_index]
         size = TEMPLATES[template_set][aspect]
         pixels = read_crop(crop, size, np.array(crop.box) + self._shift(crop))
-        return self.augment(pixels), self.identities[crop.identity]
+        return self.augment(pixels), self.labels[crop.identity]
 
     def _shift(self, crop: Crop) -> np.ndarray:
         x0, y0, x1, y1 = crop.box
-        reach = self.jitter * np.array([x1 - x0, y1 - y0, x1 - x0, y1 - y0])
-        return reach * (2 * torch.rand(4).numpy() - 1)
+        max_shift = self.jitter * np.array([x1 - x0, y1 - y0, x1 - x0, y1 - y0])
+        shift: np.ndarray = max_shift * (2 * torch.rand(4).numpy() - 1)
+        return shift
 
 
 def read_crop(crop: Crop, size: tuple[int, int], box: np.ndarray | None = None) -> torch.Tensor:
-    """Returns uint8 [3, h, w] RGB of `box` (shares of the cut; default: the crop's own) resized to (width, height)."""
-    cut = cv2.imread(str(crop.path), cv2.IMREAD_COLOR)
-    if cut is None:
+    """Read a box of a crop and resize it to (width, height).
+
+    Args:
+        crop: the crop.
+        size: (width, height) in pixels.
+        box: x0 y0 x1 y1 in fractions of the cached file's width and height; default: the garment's box.
+
+    Returns:
+        uint8 [3, h, w] RGB.
+
+    Raises:
+        ValueError: the cached file is unreadable.
+    """
+    cached = cv2.imread(str(crop.path), cv2.IMREAD_COLOR)
+    if cached is None:
         raise ValueError(f"{crop.path}: not a readable image; delete the cache to cut it again")
-    height, width = cut.shape[:2]
+    height, width = cached.shape[:2]
     x0, y0, x1, y1 = np.clip(crop.box if box is None else box, 0, 1) * (width, height, width, height)
     x0, y0 = min(int(x0), width - 1), min(int(y0), height - 1)
-    part = cut[y0 : max(round(y1), y0 + 1), x0 : max(round(x1), x0 + 1)]
-    part = cv2.resize(part, size, interpolation=cv2.INTER_LINEAR)
-    return torch.from_numpy(cv2.cvtColor(part, cv2.COLOR_BGR2RGB)).permute(2, 0, 1).contiguous()
+    inside = cached[y0 : max(round(y1), y0 + 1), x0 : max(round(x1), x0 + 1)]
+    inside = cv2.resize(inside, size, interpolation=cv2.INTER_LINEAR)
+    return torch.from_numpy(cv2.cvtColor(inside, cv2.COLOR_BGR2RGB)).permute(2, 0, 1).contiguous()
 
 
-class AspectBatches(Sampler):
-    """Batches of one template; each draws its template set, so sizes vary ("multi-scale").
+class AspectBatches(Sampler[list[tuple[int, str, int]]]):
+    """Batch sampler: the crops of a batch have one template, from a randomly chosen set ("multi-scale").
 
-    A batch is a list of (crop, template set, aspect), reshuffled every epoch from (seed, epoch). What does not fill a
-    batch at a bucket's end joins the next bucket, and takes its template, so that rare aspect ratios are trained too.
-    Now the widest bucket is the last, now the narrowest; what is left there is out of the epoch.
-    `share` is this process's number and the number of processes, which split each batch evenly.
+    A batch is a list of (crop, template set, aspect), the index of `CropDataset`. Batches are reshuffled in every
+    epoch, depending on (seed, epoch). Crops that do not fill a batch at the end of an aspect ratio are moved to the
+    next one and take its template, so that rare aspect ratios are trained as well. Whether the widest or the narrowest
+    aspect ratio comes last is random; the crops that are left over there are not used in that epoch.
+
+    Args:
+        crops: the data set.
+        batch_size: over all processes.
+        template_sets: keys of TEMPLATES to choose from.
+        seed: of the order.
+        rank: number of this process.
+        num_processes: number of processes, which split each batch evenly.
+
+    Raises:
+        ValueError: the crops do not fill a batch, or the batch cannot be split evenly.
     """
 
     def __init__(
@@ -208,14 +255,12 @@ class AspectBatches(Sampler):
         batch_size: int,
         template_sets: Sequence[str],
         seed: int,
-        share: tuple[int, int] = (0, 1),
+        rank: int = 0,
+        num_processes: int = 1,
     ) -> None:
-        rank, num_processes = share
-        if batch_size % num_processes:
-            raise ValueError(f"a batch of {batch_size} cannot be split evenly over {num_processes} processes")
         if len(crops) < batch_size:
             raise ValueError(f"{len(crops)} crops cannot fill a batch of {batch_size}")
-        self.share = slice(rank * batch_size // num_processes, (rank + 1) * batch_size // num_processes)
+        self.slice = batch_slice(batch_size, rank, num_processes)
         self.aspects = np.array([crop.aspect for crop in crops])
         self.batch_size = batch_size
         self.template_sets = list(template_sets)
@@ -234,21 +279,30 @@ class AspectBatches(Sampler):
             num_full = len(members) // self.batch_size
             for batch in members[: num_full * self.batch_size].reshape(num_full, self.batch_size):
                 template_set = str(rng.choice(self.template_sets))
-                batches.append([(int(number), template_set, int(aspect)) for number in batch])
+                batches.append([(int(crop), template_set, int(aspect)) for crop in batch])
             rest = members[num_full * self.batch_size :]
-        for place in rng.permutation(len(batches)):
-            yield batches[place][self.share]
+        for index in rng.permutation(len(batches)):
+            yield batches[index][self.slice]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, nargs="+", required=True, help="parts of the data set")
-    parser.add_argument("--cache", type=Path, required=True)
-    parser.add_argument("--max-side", type=int, default=600, help="the recipe's max_crop_side, pixels")
-    add_bad_pictures_option(parser)
-    arguments = parser.parse_args(argv)
+    parser = argparse.ArgumentParser(
+        prog="python -m training.embedder.crops",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--data", type=Path, nargs="+", required=True, metavar="PART", help="parts of the data set")
+    parser.add_argument("--cache", type=Path, required=True, metavar="DIR")
+    parser.add_argument("--max-side", type=int, default=600, metavar="PX", help="max_crop_side_px of the recipe")
+    add_max_bad_images_option(parser)
+    return run_command("training.embedder.crops", partial(_run, parser.parse_args(argv)))
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    if arguments.max_side < 1:
+        raise ValueError(f"--max-side is {arguments.max_side}, not a positive number")
     crops = prepare_crops(
-        arguments.data, arguments.cache, max_side=arguments.max_side, max_bad_pictures=arguments.max_bad_pictures
+        arguments.data, arguments.cache, max_side_px=arguments.max_side, max_bad_images=arguments.max_bad_images
     )
     print(f"{len(crops)} crops in {arguments.cache}")
     return 0

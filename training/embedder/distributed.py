@@ -1,4 +1,4 @@
-"""One training over several processes, as started by torchrun; without it everything here does nothing."""
+"""Train one embedder with several processes started by torchrun. With a single process, everything here is a no-op."""
 
 import os
 import time
@@ -12,21 +12,28 @@ import torch.distributed as dist
 
 
 def start() -> torch.device:
-    """Joins the processes that torchrun started, if it did; returns this process's device."""
+    """Join the processes that torchrun started, if any; return the device of this process.
+
+    Raises ValueError if there are more processes than GPUs.
+    """
+    rank_on_machine = int(os.environ.get("LOCAL_RANK", 0))
+    has_gpu = torch.cuda.is_available()
+    if has_gpu and rank_on_machine >= torch.cuda.device_count():
+        raise ValueError(f"process {rank_on_machine} has no GPU: this machine has {torch.cuda.device_count()}")
     if "WORLD_SIZE" in os.environ:
-        dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
-    if not torch.cuda.is_available():
+        dist.init_process_group("nccl" if has_gpu else "gloo")
+    if not has_gpu:
         return torch.device("cpu")
-    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
+    device = torch.device("cuda", rank_on_machine)
     torch.cuda.set_device(device)
     return device
 
 
 def stop() -> None:
-    """Ends what `start` began.
+    """Leave the process group.
 
-    Gloo's threads live on in DistributedDataParallel's reducer. One that has yet to drop its last work when the
-    interpreter ends aborts the process, so they get a moment.
+    Gloo's threads are kept alive by DistributedDataParallel. If one of them still holds work when the interpreter
+    exits, it aborts the process, so they get a moment to finish.
     """
     if dist.is_initialized():
         dist.destroy_process_group()
@@ -34,17 +41,23 @@ def stop() -> None:
 
 
 def rank_and_size() -> tuple[int, int]:
-    """This process's number and how many there are."""
+    """Return the number of this process, from 0 on, and the number of processes."""
     return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
 
 
-def share_of_processors() -> int:
-    """The machine's processors for each of its processes."""
+def cpus_per_process() -> int:
     return max(1, (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
 
 
+def batch_slice(batch_size: int, rank: int, num_processes: int) -> slice:
+    """Return the part of a batch that a process trains on. Raises ValueError if the parts are not equally large."""
+    if batch_size % num_processes:
+        raise ValueError(f"a batch of {batch_size} cannot be split evenly over {num_processes} processes")
+    return slice(rank * batch_size // num_processes, (rank + 1) * batch_size // num_processes)
+
+
 def check_agreement(value: object, what: str) -> None:
-    """Raises ValueError, in every process, if they do not all give the same value."""
+    """Raise ValueError, in every process, unless all processes pass the same value."""
     values = [value] * rank_and_size()[1]
     if len(values) > 1:
         dist.all_gather_object(values, value)
@@ -53,39 +66,44 @@ def check_agreement(value: object, what: str) -> None:
 
 
 @contextmanager
-def first_process_first() -> Iterator[None]:
-    """Lets the first process run the block, then the others, which wait for it up to a day.
+def main_process_first() -> Iterator[None]:
+    """Context manager: the main process runs the block first; the others wait for it, for up to a day.
 
-    They wait in a Gloo group of their own, as the default group gives up after 10 (NCCL) or 30 minutes.
+    They wait in a Gloo group of their own, because the default group times out after 10 (NCCL) or 30 minutes.
     """
     rank, size = rank_and_size()
-    group = dist.new_group(backend="gloo", timeout=timedelta(days=1)) if size > 1 else None
-    if group and rank > 0:
+    if size == 1:
+        yield
+        return
+    group = dist.new_group(backend="gloo", timeout=timedelta(days=1))
+    assert isinstance(group, dist.ProcessGroup)
+    if rank > 0:
         dist.barrier(group)
     yield
-    if group and rank == 0:
+    if rank == 0:
         dist.barrier(group)
 
 
 def gather_batch(embeddings: torch.Tensor, identities: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Joins the processes' shares of a batch in their order: [n, D] and [n] to [n · size, D] and [n · size].
+    """Join the parts of a batch in the order of the processes: [n, D] and [n] to [n · size, D] and [n · size].
 
-    Every process then computes the loss of the whole batch, as one process would. Gradients flow back to the process
-    that computed an embedding, times the number of processes, which DistributedDataParallel's mean takes away again.
+    Every process then computes the loss of the whole batch, as a single process would. The gradient of an embedding is
+    summed over all processes, that is multiplied by their number, which DistributedDataParallel's averaging cancels.
     """
     size = rank_and_size()[1]
     if size == 1:
         return embeddings, identities
     parts = [torch.empty_like(identities) for _ in range(size)]
     dist.all_gather(parts, identities)
-    return _Gather.apply(embeddings.float()), torch.cat(parts)
+    gathered: torch.Tensor = _Gather.apply(embeddings.float())
+    return gathered, torch.cat(parts)
 
 
 class _Gather(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, share: torch.Tensor) -> torch.Tensor:
-        parts = [torch.empty_like(share) for _ in range(dist.get_world_size())]
-        dist.all_gather(parts, share.contiguous())
+    def forward(ctx: Any, embeddings: torch.Tensor) -> torch.Tensor:
+        parts = [torch.empty_like(embeddings) for _ in range(dist.get_world_size())]
+        dist.all_gather(parts, embeddings.contiguous())
         return torch.cat(parts)
 
     @staticmethod

@@ -1,14 +1,15 @@
-"""Retrieval quality of embedders: each alone, every pair, and all fused, on ground-truth boxes or on detected ones.
+"""Measure the retrieval quality of embedders: each alone, every pair, and all together.
 
     python -m training.embedder.evaluate --checkpoints DIR [DIR/embedder_b5a.pth …] --data PART [PART …] --cache DIR
         [--detections images.parquet videos.parquet]     # of one part
 
-A query counts as answered by what shows the same instance on the other side: crops of clips for crops of photos
-(item to video) and the other way round. Prints one JSON line per combination.
+Crops of photos are the queries and crops of clips the gallery (item to video), and vice versa. A retrieved crop is
+correct if it shows the same garment instance as the query. Prints one JSON line per combination of embedders.
 
-Detected boxes are those of `livematch embed`, so they are what the served detector finds. A detection stands for the
-garment that it overlaps most, if IoU > 0.5; each garment has its best detection only, and one that was not found is
-missing among queries and gallery alike. `found` is the share of garments that were found.
+By default the crops are the annotated boxes. With --detections they are boxes detected by the served detector, as
+written by `livematch embed`. A detection is assigned to the garment with which it overlaps most, if IoU > 0.5; a
+garment keeps its best detection. Garments that were not detected are neither queries nor in the gallery; `found` is
+the fraction of garments that were detected.
 """
 
 import argparse
@@ -16,6 +17,7 @@ import json
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from itertools import combinations
 from pathlib import Path
 
@@ -25,45 +27,55 @@ import torch
 import torch.nn.functional as F
 from torchvision.ops import box_iou
 
-from training.embedder.crops import FRAMES, Crop, cut_crops, number_identities, prepare_crops, read_crop
+from livematch.cli.commands import run_command
+from livematch.errors import InputError
+from training.embedder.crops import FRAMES, Crop, class_labels, cut_crops, prepare_crops, read_crop
 from training.embedder.model import Embedder, load_embedder
 from training.embedder.recipe import RECIPES
 from training.embedder.templates import TEMPLATES
-from training.wab.dataset import NO_INSTANCE, Picture
+from training.wab.dataset import NO_INSTANCE, AnnotatedImage
 from training.wab.frames import read_parts
 
 BATCH_SIZE = 64
 PAIRS_AT_A_TIME = 1 << 24
-"""Pairs of a query and a gallery vector that are ranked at once, at some 25 bytes each."""
+"""Pairs of a query and a gallery vector that are ranked at once; each takes about 25 bytes."""
 
 MIN_IOU = 0.5
 
 
 @torch.inference_mode()
 def embed_crops(model: Embedder, crops: Sequence[Crop]) -> np.ndarray:
-    """Returns float32 [n, D] unit vectors of crops, each resized to its template, computed where the model is."""
+    """Return unit vectors, float32 [n, D], of crops resized to their templates; computed on the model's device."""
     sizes = TEMPLATES[model.config.template]
     device = next(model.parameters()).device
     mean = torch.tensor(model.config.mean, device=device)[:, None, None]
     std = torch.tensor(model.config.std, device=device)[:, None, None]
     groups: dict[int, list[int]] = defaultdict(list)
-    for number, crop in enumerate(crops):
-        groups[crop.aspect].append(number)
+    for index, crop in enumerate(crops):
+        groups[crop.aspect].append(index)
     embeddings = torch.empty(len(crops), model.config.embedding_size)
     for aspect, members in groups.items():
         for start in range(0, len(members), BATCH_SIZE):
             chunk = members[start : start + BATCH_SIZE]
-            pixels = torch.stack([read_crop(crops[number], sizes[aspect]) for number in chunk])
+            pixels = torch.stack([read_crop(crops[index], sizes[aspect]) for index in chunk])
             embeddings[chunk] = F.normalize(model((pixels.to(device).float() - mean) / std)).cpu()
-    return embeddings.numpy()
+    result: np.ndarray = embeddings.numpy()
+    return result
 
 
-def retrieval(
+def retrieval_metrics(
     queries: np.ndarray, query_ids: np.ndarray, gallery: np.ndarray, gallery_ids: np.ndarray
 ) -> dict[str, float]:
-    """Returns R@1, R@5 and mean average precision of unit vectors [n, D] against [m, D].
+    """Return recall at 1 (`r1`), recall at 5 (`r5`) and mean average precision (`map`).
 
-    Queries whose id is not in the gallery are left out. Ties keep the gallery's order.
+    Args:
+        queries: unit vectors [n, D]. Those whose id is not in the gallery are ignored.
+        query_ids: [n].
+        gallery: unit vectors [m, D]. Equally distant ones are ranked in this order.
+        gallery_ids: [m].
+
+    Raises:
+        ValueError: no query's id is in the gallery.
     """
     known = np.isin(query_ids, gallery_ids)
     if not known.any():
@@ -78,7 +90,7 @@ def retrieval(
         hits = gallery_ids[order] == query_ids[block, None]
         precision = np.cumsum(hits, 1) / ranks
         average_precisions.append((precision * hits).sum(1) / hits.sum(1))
-        best.append(hits[:, :5].copy())  # a view would keep all of them
+        best.append(hits[:, :5].copy())  # a view would keep all of hits in memory
     best_five = np.concatenate(best)
     return {
         "r1": round(float(best_five[:, 0].mean()), 4),
@@ -88,100 +100,120 @@ def retrieval(
 
 
 def fuse(parts: Sequence[np.ndarray]) -> np.ndarray:
-    """Joins unit vectors [n, D] of several embedders to unit vectors [n, D · parts]."""
-    return np.concatenate(parts, 1) / np.sqrt(np.float32(len(parts)))
+    """Concatenate the unit vectors [n, D] of several embedders to unit vectors [n, D · len(parts)]."""
+    fused: np.ndarray = np.concatenate(parts, 1) / np.sqrt(np.float32(len(parts)))
+    return fused
 
 
 def read_detections(files: Sequence[Path]) -> dict[tuple[str, str], np.ndarray]:
-    """Returns the boxes float32 [n, 4] of features files by item id and picture name, frames being named f<index>."""
+    """Return the boxes, float32 [n, 4], in features files by item id and image name; a frame is named f<index>."""
     boxes = defaultdict(list)
     for file in files:
         for row in pq.read_table(file, columns=["source", "name", "frame_index", "box"]).to_pylist():
             name = row["name"] if row["frame_index"] < 0 else f"f{row['frame_index']}"
             boxes[row["source"], name].append(row["box"])
-    return {picture: np.array(found, np.float32) for picture, found in boxes.items()}
+    return {image: np.array(of_image, np.float32) for image, of_image in boxes.items()}
 
 
-def with_detected_boxes(picture: Picture, boxes: np.ndarray) -> Picture:
-    """Returns the picture with each garment's box replaced by the detection that shows it; without one it is gone."""
-    found = []
-    if len(boxes) and picture.annotations:
+def replace_boxes_by_detections(image: AnnotatedImage, boxes: np.ndarray) -> AnnotatedImage:
+    """Replace each garment's box by its best detection in `boxes`, [n, 4]; remove garments that were not detected."""
+    detected = []
+    if len(boxes) and image.annotations:
         overlaps = box_iou(
-            torch.from_numpy(boxes), torch.tensor([a.box for a in picture.annotations], dtype=torch.float32)
+            torch.from_numpy(boxes), torch.tensor([a.box for a in image.annotations], dtype=torch.float32)
         )
-        shown = overlaps.argmax(1)  # by each detection
-        for place, annotation in enumerate(picture.annotations):
-            candidates = torch.where(shown == place, overlaps[:, place], 0)
+        assigned = overlaps.argmax(1)  # the garment of each detection
+        for garment, annotation in enumerate(image.annotations):
+            candidates = torch.where(assigned == garment, overlaps[:, garment], 0)
             best = int(candidates.argmax())
             if candidates[best] > MIN_IOU:
-                x0, y0, x1, y1 = boxes[best].astype(int).tolist()  # truncated, as the served crop is
-                found.append(replace(annotation, box=(x0, y0, x1, y1)))
-    return replace(picture, annotations=tuple(found))
+                x0, y0, x1, y1 = boxes[best].astype(int).tolist()  # truncated, as in the served model
+                detected.append(replace(annotation, box=(x0, y0, x1, y1)))
+    return replace(image, annotations=tuple(detected))
 
 
 def detected_crops(
-    part: Path, cache_directory: Path, files: Sequence[Path], *, max_side: int
+    part: Path, cache_directory: Path, files: Sequence[Path], *, max_side_px: int
 ) -> tuple[list[Crop], float]:
-    """Cuts the detections of features files that show a garment; returns them and the share of garments found."""
+    """Cut the detections in features files that show a garment; return the crops and the fraction of garments found."""
     detections = read_detections(files)
     nothing = np.empty((0, 4), np.float32)
-    [pictures] = read_parts([part], cache_directory)
-    pictures = [p for p in pictures if p.frame_index is None or p.frame_index in FRAMES]
-    num_garments = sum(a.instance_id != NO_INSTANCE for picture in pictures for a in picture.annotations)
-    detected = [with_detected_boxes(p, detections.get((p.item_id, p.name), nothing)) for p in pictures]
-    crops = cut_crops(detected, cache_directory / f"crops_{max_side}", max_side=max_side)
+    [images] = read_parts([part], cache_directory)
+    images = [image for image in images if image.frame_index is None or image.frame_index in FRAMES]
+    num_garments = sum(a.instance_id != NO_INSTANCE for image in images for a in image.annotations)
+    detected = [
+        replace_boxes_by_detections(image, detections.get((image.item_id, image.name), nothing)) for image in images
+    ]
+    crops = cut_crops(detected, cache_directory / f"crops_{max_side_px}", max_side_px=max_side_px)
     return crops, len(crops) / max(1, num_garments)
 
 
-def both_ways(embeddings: np.ndarray, crops: Sequence[Crop]) -> dict[str, dict[str, float]]:
-    numbers = number_identities(crops)
-    ids = np.array([numbers[crop.identity] for crop in crops])
+def retrieval_in_both_directions(embeddings: np.ndarray, crops: Sequence[Crop]) -> dict[str, dict[str, float]]:
+    """Return the `retrieval_metrics` from photos to frames (`item_to_video`) and back (`video_to_item`)."""
+    labels = class_labels(crops)
+    ids = np.array([labels[crop.identity] for crop in crops])
     frames = np.array([crop.is_frame for crop in crops])
     photo, video = (embeddings[~frames], ids[~frames]), (embeddings[frames], ids[frames])
-    return {"item_to_video": retrieval(*photo, *video), "video_to_item": retrieval(*video, *photo)}
+    return {"item_to_video": retrieval_metrics(*photo, *video), "video_to_item": retrieval_metrics(*video, *photo)}
+
+
+def checkpoint_files(paths: Sequence[Path]) -> list[Path]:
+    """Expand folders to the embedder_*.pth in them. Raises InputError for an empty folder and for equal file names."""
+    files: list[Path] = []
+    for path in paths:
+        found = sorted(path.glob("embedder_*.pth")) if path.is_dir() else [path]
+        if not found:
+            raise InputError(f"{path} holds no embedder_*.pth")
+        files += found
+    repeated = [name for name, count in Counter(file.stem for file in files).items() if count > 1]
+    if repeated:
+        raise InputError(
+            f"--checkpoints has several files named {', '.join(repeated)}; results are listed by file name"
+        )
+    return files
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "--checkpoints", type=Path, nargs="+", required=True, help="files, or a folder of embedder_*.pth"
+    parser = argparse.ArgumentParser(
+        prog="python -m training.embedder.evaluate",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--data", type=Path, nargs="+", required=True)
-    parser.add_argument("--cache", type=Path, required=True)
+    parser.add_argument(
+        "--checkpoints", type=Path, nargs="+", required=True, metavar="PATH", help="files, or folders of embedder_*.pth"
+    )
+    parser.add_argument("--data", type=Path, nargs="+", required=True, metavar="PART", help="parts of the data set")
+    parser.add_argument("--cache", type=Path, required=True, metavar="DIR", help="for frames and crops")
     parser.add_argument(
         "--detections",
         type=Path,
         nargs="+",
+        default=(),
         metavar="FEATURES",
-        help="use the boxes that `livematch embed` found in one part",
+        help="use the boxes that `livematch embed` detected in the one part",
     )
-    arguments = parser.parse_args(argv)
+    return run_command("training.embedder.evaluate", partial(_run, parser.parse_args(argv)))
+
+
+def _run(arguments: argparse.Namespace) -> int:
     if arguments.detections and len(arguments.data) > 1:
-        parser.error("--detections are of one part, as they name items only: give one part to --data")
-    files = []
-    for path in arguments.checkpoints:
-        found_files = sorted(path.glob("embedder_*.pth")) if path.is_dir() else [path]
-        if not found_files:
-            parser.error(f"{path} holds no embedder_*.pth")
-        files += found_files
-    twice = [name for name, count in Counter(file.stem for file in files).items() if count > 1]
-    if twice:
-        parser.error(f"--checkpoints has several files named {', '.join(twice)}, and results go by the name")
+        raise InputError("--detections needs a single part in --data, as features files do not name the part")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    models = {path.stem: load_embedder(path).to(device) for path in files}
-    largest = max(max(max(size) for size in TEMPLATES[model.config.template]) for model in models.values())
-    sides = {recipe.max_crop_side for recipe in RECIPES.values() if recipe.max_crop_side >= largest}
-    found = {}
+    models = {path.stem: load_embedder(path).to(device) for path in checkpoint_files(arguments.checkpoints)}
+    largest_px = max(max(max(size) for size in TEMPLATES[model.config.template]) for model in models.values())
+    sides_px = {recipe.max_crop_side_px for recipe in RECIPES.values()}
+    max_side_px = min(side_px for side_px in sides_px if side_px >= largest_px)
+    fraction = {}
     if arguments.detections:
-        crops, share = detected_crops(arguments.data[0], arguments.cache, arguments.detections, max_side=min(sides))
-        found = {"found": round(share, 4)}
+        crops, found = detected_crops(arguments.data[0], arguments.cache, arguments.detections, max_side_px=max_side_px)
+        fraction = {"found": round(found, 4)}
     else:
-        crops = prepare_crops(arguments.data, arguments.cache, max_side=min(sides))
+        crops = prepare_crops(arguments.data, arguments.cache, max_side_px=max_side_px)
     embeddings = {name: embed_crops(model, crops) for name, model in models.items()}
     for size in sorted({1, min(2, len(models)), len(models)}):
         for names in combinations(embeddings, size):
-            metrics = both_ways(fuse([embeddings[name] for name in names]), crops)
-            print(json.dumps({"models": names, "crops": len(crops), **found, **metrics}), flush=True)
+            metrics = retrieval_in_both_directions(fuse([embeddings[name] for name in names]), crops)
+            print(json.dumps({"models": names, "crops": len(crops), **fraction, **metrics}), flush=True)
     return 0
 
 

@@ -1,4 +1,4 @@
-"""ArcFace and the cross-batch memory's contrastive loss, both computed in float32."""
+"""The two losses of the embedders, ArcFace and a contrastive loss with cross-batch memory, both in float32."""
 
 import math
 
@@ -18,16 +18,16 @@ class ArcFace(nn.Module):
         self.margin = margin
 
     def forward(self, embeddings: torch.Tensor, identities: torch.Tensor) -> torch.Tensor:
-        """[n, D] of any length and int64 [n] to the mean loss.
+        """Return the mean loss of embeddings [n, D], normalised here, and their identities, int64 [n].
 
-        The right class's cosine becomes cos(θ + margin); beyond θ = π − margin, where that would rise again, it goes
-        on falling as cos θ − margin · sin(π − margin).
+        The cosine of the true class, cos θ, is replaced by cos(θ + margin). Beyond θ = π − margin that would rise
+        again, so it is replaced by cos θ − margin · sin(π − margin) there, which keeps falling.
         """
         with torch.autocast(embeddings.device.type, enabled=False):
             cosines = F.linear(F.normalize(embeddings.float()), F.normalize(self.weight.float()))
             rows = torch.arange(len(identities), device=cosines.device)
             cosine = cosines[rows, identities]
-            sine = (1 - cosine.square()).clamp(min=1e-9).sqrt()  # finite slope at cosine ±1
+            sine = (1 - cosine.square()).clamp(min=1e-9).sqrt()  # keeps the gradient finite at cosine ±1
             shifted = cosine * math.cos(self.margin) - sine * math.sin(self.margin)
             linear = cosine - self.margin * math.sin(math.pi - self.margin)
             target = torch.where(cosine > math.cos(math.pi - self.margin), shifted, linear)
@@ -36,11 +36,20 @@ class ArcFace(nn.Module):
 
 
 class CrossBatchMemory(nn.Module):
-    """Embeddings of past batches, to draw more pairs from (Wang et al., "Cross-batch memory", CVPR 2020).
+    """Contrastive loss over the current batch and a queue of past embeddings.
 
-    Only past batches are in it: `loss` compares the live batch with them and with itself, then stores it. Its state
-    is saved with the module, so a resumed run continues exactly.
+    The queue provides more pairs than one batch has (Wang et al., "Cross-batch memory for embedding learning", CVPR
+    2020). It is saved with the module, so that a resumed run continues exactly.
+
+    Args:
+        size: number of past embeddings to keep.
+        embedding_size: D.
+        margin: pairs of different identities cost something if their cosine exceeds it.
     """
+
+    embeddings: torch.Tensor
+    identities: torch.Tensor
+    position: torch.Tensor
 
     def __init__(self, size: int, embedding_size: int, *, margin: float = 0.5) -> None:
         super().__init__()
@@ -50,19 +59,20 @@ class CrossBatchMemory(nn.Module):
         self.register_buffer("position", torch.zeros((), dtype=torch.int64))
 
     def loss(self, embeddings: torch.Tensor, identities: torch.Tensor) -> torch.Tensor:
-        """[n, D] of any length and int64 [n] to the mean contrastive loss of the live batch.
+        """Return the contrastive loss of embeddings [n, D], normalised here, and identities [n]; then store them.
 
-        A pair of one identity costs 1 − cosine, a pair of two costs what its cosine exceeds the margin by; both kinds
-        are averaged over the pairs that cost something. Gradients flow through the live batch only.
+        Pairs are formed within the batch, and between the batch and the memory. A pair of the same identity costs
+        1 − cosine, a pair of different identities costs max(0, cosine − margin); each kind is averaged over its pairs
+        of nonzero cost. Gradients flow through the current batch only.
         """
         with torch.autocast(embeddings.device.type, enabled=False):
             live = F.normalize(embeddings.float())
             known = self.identities >= 0
             cosines = torch.cat([live @ live.T, live @ self.embeddings[known].T], 1)
             same = identities[:, None] == torch.cat([identities, self.identities[known]])[None]
-            others = torch.ones_like(same)
-            others[:, : len(live)].fill_diagonal_(False)
-            pull = (1 - cosines)[same & others]
+            not_itself = torch.ones_like(same)
+            not_itself[:, : len(live)].fill_diagonal_(False)
+            pull = (1 - cosines)[same & not_itself]
             push = (cosines - self.margin)[~same]
             push = push[push > 0]
             total = live.sum() * 0
@@ -77,7 +87,7 @@ class CrossBatchMemory(nn.Module):
     def _store(self, embeddings: torch.Tensor, identities: torch.Tensor) -> None:
         size = len(self.identities)
         embeddings, identities = embeddings[-size:], identities[-size:]
-        places = (self.position + torch.arange(len(identities), device=identities.device)) % size
-        self.embeddings[places] = embeddings
-        self.identities[places] = identities
+        slots = (self.position + torch.arange(len(identities), device=identities.device)) % size
+        self.embeddings[slots] = embeddings
+        self.identities[slots] = identities
         self.position.add_(len(identities)).remainder_(size)

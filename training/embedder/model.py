@@ -1,4 +1,4 @@
-"""The embedder network: EfficientNet features, generalised mean pooling, a projection to 512 dimensions, batch norm."""
+"""The embedder network: EfficientNet, generalised mean pooling, a projection to 512 dimensions, batch norm."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -8,7 +8,7 @@ import timm
 import torch
 from torch import nn
 
-from training.checkpoint import JsonConfig, save_whole
+from training.checkpoint import JsonConfig, explain_unreadable, read_checkpoint, save_checkpoint
 
 IMAGENET_MEAN = (123.675, 116.28, 103.53)
 IMAGENET_STD = (58.395, 57.12, 57.375)
@@ -16,15 +16,15 @@ IMAGENET_STD = (58.395, 57.12, 57.375)
 
 @dataclass(frozen=True, kw_only=True)
 class EmbedderConfig(JsonConfig):
-    """What rebuilds the network; saved as JSON beside its weights."""
+    """Architecture and preprocessing of an embedder, saved as JSON beside its weights."""
 
     backbone: str  # a timm model
     backbone_options: dict[str, Any] = field(default_factory=dict)
     embedding_size: int = 512
     gem_p: float = 3.0
     gem_learnable: bool = False
-    template: str = "SM"  # key of training.embedder.templates.TEMPLATES, used at test time
-    mean: tuple[float, float, float] = IMAGENET_MEAN  # RGB, of 0..255
+    template: str = "SM"  # the crop sizes at test time, a key of training.embedder.templates.TEMPLATES
+    mean: tuple[float, float, float] = IMAGENET_MEAN  # RGB, on the scale 0..255
     std: tuple[float, float, float] = IMAGENET_STD
 
 
@@ -37,7 +37,7 @@ PRODUCTION: dict[str, EmbedderConfig] = {
 
 
 def _demo(channel_multiplier: float, *, gem_learnable: bool = False) -> EmbedderConfig:
-    """A small network with the same TF-style padding as the production ones."""
+    """Return a small network with the same TensorFlow-style padding as the production networks."""
     options = {"pad_type": "same", "channel_multiplier": channel_multiplier}
     return EmbedderConfig(
         backbone="test_efficientnet", backbone_options=options, gem_learnable=gem_learnable, template="XS"
@@ -61,59 +61,67 @@ class GeM(nn.Module):
         self.eps = eps
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
-        """[n, C, h, w] to [n, C], always in float32: the cube of a feature above 40 overflows half precision."""
+        """Pool [n, C, h, w] to [n, C], always in float32: the cube of a feature above 40 overflows half precision."""
         features = features.float().clamp(min=self.eps)
         return features.pow(self.p).mean((-2, -1)).pow(1 / self.p)
 
 
 class Embedder(nn.Module):
-    """Pixels to an embedding; normalise it to unit length before comparing."""
+    """Network that maps pixels to an embedding, which is to be normalised to unit length before comparing.
+
+    Args:
+        config: the architecture.
+        pretrained: backbone weights to start from: a file with timm's tensor names, or True to let timm download them.
+
+    Raises:
+        ValueError: the weights in the file, except for its classifier, do not match the backbone.
+    """
 
     def __init__(self, config: EmbedderConfig, *, pretrained: Path | bool = False) -> None:
-        """`pretrained` True lets timm download its weights; a path names a local file in timm's naming.
-
-        Raises ValueError if the file's weights, its classifier aside, are not exactly the backbone's.
-        """
         super().__init__()
         self.config = config
-        self.backbone = timm.create_model(
+        backbone: Any = timm.create_model(
             config.backbone, pretrained=pretrained is True, num_classes=0, global_pool="", **config.backbone_options
         )
         if isinstance(pretrained, Path):
-            weights = timm.models.load_state_dict(str(pretrained))
+            with explain_unreadable(pretrained):
+                weights = timm.models.load_state_dict(str(pretrained))
             weights = {key: value for key, value in weights.items() if not key.startswith("classifier.")}
-            _load_exactly(self.backbone, weights, f"{pretrained} does not fit {config.backbone}")
+            _load_exactly(backbone, weights, f"{pretrained} does not fit {config.backbone}")
+        self.backbone: nn.Module = backbone
         self.gem = GeM(config.gem_p, learnable=config.gem_learnable)
-        self.projection = nn.Linear(self.backbone.num_features, config.embedding_size, bias=False)
+        self.projection = nn.Linear(backbone.num_features, config.embedding_size, bias=False)
         self.norm = nn.BatchNorm1d(config.embedding_size)
 
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
-        """float32 [n, 3, h, w] RGB, normalised by the config's mean and std, to [n, embedding_size]."""
-        return self.norm(self.projection(self.gem(self.backbone(pixels))))
+        """Map float32 [n, 3, h, w] RGB, normalised by the config's mean and std, to [n, embedding_size]."""
+        embeddings: torch.Tensor = self.norm(self.projection(self.gem(self.backbone(pixels))))
+        return embeddings
 
 
 def save_embedder(model: Embedder, checkpoint: Path) -> None:
-    """Writes the weights to `checkpoint` (.pth) and the config to the .json beside it."""
-    checkpoint.parent.mkdir(parents=True, exist_ok=True)
+    """Write the weights to `checkpoint` (.pth) and the config to the .json file beside it."""
     model.config.save(checkpoint.with_suffix(".json"))
-    save_whole({"model": model.state_dict()}, checkpoint)
+    save_checkpoint({"model": model.state_dict()}, checkpoint)
 
 
 def load_embedder(checkpoint: Path) -> Embedder:
-    """Returns the network of a checkpoint in eval mode.
+    """Return the network of a checkpoint, in eval mode.
 
     Raises:
         FileNotFoundError: the checkpoint or its config is missing.
-        ValueError: keys are missing or unexpected, or a shape differs; the message lists them.
+        ValueError: a file is unreadable, or tensors are missing, unexpected or misshapen; the message lists them.
     """
     model = Embedder(EmbedderConfig.load(checkpoint.with_suffix(".json")))
-    weights = torch.load(checkpoint, map_location="cpu", weights_only=True)["model"]
-    _load_exactly(model, weights, f"{checkpoint} does not fit its config")
+    content = read_checkpoint(checkpoint)
+    if not isinstance(content, dict) or "model" not in content:
+        raise ValueError(f"{checkpoint} is not the checkpoint of an embedder")
+    _load_exactly(model, content["model"], f"{checkpoint} does not fit its config")
     return model.eval()
 
 
 def _load_exactly(module: nn.Module, state: dict[str, torch.Tensor], complaint: str) -> None:
-    """Raises ValueError, the complaint with every key that is missing, unexpected or of another shape."""
+    """Load the state. Raises ValueError, listing every missing and unexpected tensor and wrong shape."""
     expected = module.state_dict()
     faults = [f"missing {key}" for key in expected.keys() - state.keys()]
     faults += [f"unexpected {key}" for key in state.keys() - expected.keys()]

@@ -1,4 +1,4 @@
-"""How each embedder is trained: hyperparameters as plain values, one function per family."""
+"""The hyperparameters of the embedders' trainings."""
 
 from dataclasses import dataclass
 
@@ -7,21 +7,21 @@ from training.embedder.model import DEMO, PRODUCTION, EmbedderConfig
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """One training run. Adam without weight decay, cosine schedule with warm-up, per step."""
+    """Hyperparameters of one training with Adam, without weight decay, and a cosine schedule with warm-up, per step."""
 
     model: EmbedderConfig
-    num_epochs: int  # of the first cosine
-    num_restarts: int = 0  # then more of them, each from half the learning rate
-    restart_epochs: int = 0  # of each
+    num_epochs: int  # length of the first cosine
+    num_restarts: int = 0  # further cosines, each starting at half the learning rate
+    restart_epochs: int = 0  # length of each further cosine
     batch_size: int
     seed: int
-    memory_size: int = 0  # embeddings of past batches; 0: no cross-batch memory
-    memory_weight: float = 1.0  # the contrastive loss's share beside ArcFace's 1
+    memory_size: int = 0  # past embeddings in the cross-batch memory; 0: none
+    memory_weight: float = 1.0  # of the contrastive loss; ArcFace has weight 1
     learning_rate: float = 3.5e-4
-    warmup_share: float = 0.025
+    warmup_fraction: float = 0.025  # of the first cosine
     template_sets: tuple[str, ...] = ("S", "SM", "M")
-    heavy_augmentation: bool = True  # False: mirroring only, beside the jitter of boxes
-    max_crop_side: int = 600  # pixels of a cached crop
+    heavy_augmentation: bool = True  # False: only mirroring and the jitter of boxes
+    max_crop_side_px: int = 600  # longest side of a cached crop
     scale: float = 30.0
     margin: float = 0.3
 
@@ -31,7 +31,7 @@ class Recipe:
 
 
 def production(name: str) -> Recipe:
-    """The reference solution's settings (b5 twice with other seeds, b6, b7); the jitter of boxes is ours."""
+    """Return the settings of the reference solution; b5 is trained twice, with different seeds."""
     epochs, batch_size, memory_size, seed = {
         "b5a": (10, 32, 0, 1),
         "b5b": (10, 32, 0, 2),
@@ -42,7 +42,7 @@ def production(name: str) -> Recipe:
 
 
 def demo(name: str) -> Recipe:
-    """The same recipe for small networks trained from scratch in minutes on a CPU."""
+    """Return a similar recipe for the small networks, which are trained from scratch on a CPU."""
     memory_size, seed = {"b5a": (0, 1), "b5b": (0, 2), "b6": (256, 3), "b7": (512, 4)}[name]
     return Recipe(
         model=DEMO[name],
@@ -55,7 +55,7 @@ def demo(name: str) -> Recipe:
         seed=seed,
         learning_rate=2e-3,
         template_sets=("XS",),
-        max_crop_side=240,
+        max_crop_side_px=240,
     )
 
 

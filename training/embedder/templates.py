@@ -1,4 +1,4 @@
-"""The twelve crop sizes. A crop is resized to the template of the nearest aspect ratio, so batches have one shape."""
+"""The crop sizes: a crop is resized to the template of the nearest aspect ratio, so that a batch has one shape."""
 
 from bisect import bisect_left
 from itertools import pairwise
@@ -73,14 +73,16 @@ TEMPLATES: dict[str, tuple[tuple[int, int], ...]] = {
         (480, 240),
     ),
 }
-"""(width, height) in pixels per aspect ratio. SM serves at test time; S, SM and M in training; XS is the demo's,
-with the same steps below and above."""
+"""Sets of templates: one (width, height) in pixels per aspect ratio.
+
+The production networks train with S, SM and M and are used with SM. The demo has XS; XS-S and XS-M are smaller and
+larger by about the same factors."""
 
 _MIDDLES = tuple((a + b) / 2 for a, b in pairwise(ASPECT_RATIOS))
 
 
 def nearest_template(width: float, height: float) -> int:
-    """Returns the index of the aspect ratio nearest to width / height (the smaller one on a tie).
+    """Return the index of the aspect ratio nearest to width / height, the smaller one on a tie.
 
     Raises:
         ValueError: a side is not positive.

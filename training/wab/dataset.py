@@ -1,8 +1,14 @@
-"""Reading parts of the Watch and Buy (WAB) data set.
+"""Read the annotations of the Watch and Buy (WAB) data set.
 
-A part is a folder with `image/<item_id>/<k>.jpg`, `image_annotation/<item_id>/<k>.json`, `video/<id>.mp4` and
-`video_annotation/<id>.json`. Boxes are absolute pixels `x0, y0, x1, y1`, 0-based, the second corner exclusive; they
-may overrun the image.
+The data set comes in parts. A part is a folder:
+
+    image/<item_id>/<k>.jpg               product photos
+    image_annotation/<item_id>/<k>.json   {"annotations": [{label, viewpoint, display, instance_id, box}]}
+    video/<id>.mp4                        live clips; a clip and the item it shows have the same id
+    video_annotation/<id>.json            {"frames": [{"frame_index", "annotations": [...]}]}
+
+Boxes are `x0, y0, x1, y1` in pixels of the whole image, counted from 0; x1 and y1 are exclusive. A box may extend
+beyond the image.
 """
 
 import argparse
@@ -41,22 +47,21 @@ LABELS: tuple[str, ...] = (
     "长裤",
     "背带裤",
 )
-"""The 23 garment kinds; a kind's id is its place here."""
+"""The 23 garment kinds; the id of a kind is its index here."""
 
 NO_INSTANCE = 0
-"""`instance_id` of a garment that has no counterpart on the other side (photo or clip)."""
-
+"""`instance_id` of a garment that occurs only in the item's photos or only in its clip."""
 
 MAX_LISTED = 20
-"""Bad pictures in one error."""
+"""Number of bad images that one error message lists."""
 
 MIN_BOX_SIDE_PX = 2
-"""Of a box, after clipping to its picture; what is smaller is not trained on."""
+"""Minimum width and height of a box after clipping to its image; smaller boxes are not trained on."""
 
 
 @dataclass(frozen=True)
 class Annotation:
-    """One garment in one picture, as stored."""
+    """One garment in one image, as stored in the annotation file."""
 
     label: str
     viewpoint: int  # 0 front, 1 back, 2 left, 3 right
@@ -66,98 +71,108 @@ class Annotation:
 
 
 @dataclass(frozen=True)
-class Picture:
-    """One product photo (`frame_index` None) or one annotated frame of a clip.
+class AnnotatedImage:
+    """One product photo, or one annotated frame of a clip.
 
-    `path` is the photo, the clip, or, after `training.wab.frames.cache_frames`, the extracted frame.
+    `path` is the photo or the clip; `training.wab.frames.cache_frames` replaces the clip by the extracted frame.
     """
 
     item_id: str
-    name: str  # img_name without extension, or f<frame_index>
+    name: str  # file name of the photo without extension, or f<frame_index>
     path: Path
-    frame_index: int | None
+    frame_index: int | None  # None for a photo
     annotations: tuple[Annotation, ...]
+
+    @property
+    def is_frame(self) -> bool:
+        return self.frame_index is not None
 
 
 def usable_boxes(
     annotations: Sequence[Annotation], height: int, width: int
 ) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
-    """Clips the boxes to the image of (height, width).
+    """Clip the boxes to an image of (height, width) and drop those with a side below MIN_BOX_SIDE_PX.
 
     Returns:
-        boxes: float32 [n, 4] x0 y0 x1 y1, those of which at least 2 pixels of each side are left.
-        usable: bool, one per annotation: which these are.
+        boxes: float32 [n, 4] x0 y0 x1 y1, the boxes that were kept.
+        usable: bool, one per annotation: whether its box was kept.
     """
     boxes = np.array([annotation.box for annotation in annotations], np.float32).reshape(-1, 4)
     boxes = np.clip(boxes, 0, np.array([width, height, width, height], np.float32))
-    usable = (boxes[:, 2:] - boxes[:, :2] >= MIN_BOX_SIDE_PX).all(axis=1)
+    widths, heights = (boxes[:, 2:] - boxes[:, :2]).T
+    usable = (widths >= MIN_BOX_SIDE_PX) & (heights >= MIN_BOX_SIDE_PX)
     return boxes[usable], usable
 
 
-def digest(pictures: Sequence[Picture]) -> str:
-    """Changes with the order of the pictures and with their annotations, but not with where they are stored."""
-    facts = [(picture.item_id, picture.name, picture.frame_index, picture.annotations) for picture in pictures]
+def digest(images: Sequence[AnnotatedImage]) -> str:
+    """Return a hash of the images' ids, order and annotations; it does not depend on where the files are."""
+    facts = [(image.item_id, image.name, image.frame_index, image.annotations) for image in images]
     return hashlib.sha256(repr(facts).encode()).hexdigest()[:16]
 
 
-def read_part(directory: Path, bad: list[str] | None = None) -> list[Picture]:
-    """Returns the photos, then the annotated frames of one part, each sorted by item and number.
+def read_part(directory: Path, bad: list[str] | None = None) -> list[AnnotatedImage]:
+    """Return the photos, then the annotated frames of one part, each sorted by item and number.
 
-    With a list `bad`, an annotation file that cannot be used is left out and described there instead of raising.
+    Args:
+        directory: the part.
+        bad: if given, an unusable annotation file is skipped and the reason is appended here instead of raised.
 
     Raises:
-        FileNotFoundError: there is no annotation folder, or an annotation's photo or clip is missing.
-        ValueError: an annotation file cannot be understood; the message names it.
+        FileNotFoundError: there is no annotation folder, or the photo or clip of an annotation is missing.
+        ValueError: an annotation file is malformed; the message names it.
     """
-    pictures = []
+    images = []
     for folder, pattern, read in (("image_annotation", "*/*.json", _photo), ("video_annotation", "*.json", _frames)):
         for path in _annotation_files(directory / folder, pattern):
             try:
-                pictures += read(directory, path)
+                images += read(directory, path)
             except (FileNotFoundError, ValueError) as error:
                 if bad is None:
                     raise
                 bad.append(str(error))
-    return pictures
+    return images
 
 
-def add_bad_pictures_option(parser: argparse.ArgumentParser) -> None:
+def add_max_bad_images_option(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--max-bad-pictures",
+        "--max-bad-images",
         type=int,
         default=0,
         metavar="N",
-        help="pictures, boxes or annotation files that may be left out because they cannot be used",
+        help="skip up to N unusable images, boxes and annotation files (default: 0)",
     )
 
 
 def check_bad(bad: Sequence[str], limit: int) -> None:
-    """Raises ValueError, listing the first ones, if more than `limit` pictures, boxes or annotation files are bad."""
+    """Raise ValueError, listing the first reasons, if more than `limit` images, boxes or files are unusable."""
     if len(bad) > limit:
         listed = "\n".join(bad[:MAX_LISTED])
         more = f"\nand {len(bad) - MAX_LISTED} more" if len(bad) > MAX_LISTED else ""
-        raise ValueError(f"{len(bad)} cannot be used, {limit} may be left out (--max-bad-pictures):\n{listed}{more}")
+        raise ValueError(
+            f"{len(bad)} images, boxes or annotation files are unusable, {limit} allowed (--max-bad-images):\n"
+            f"{listed}{more}"
+        )
 
 
-def _photo(directory: Path, path: Path) -> list[Picture]:
-    image = _existing(directory / "image" / path.parent.name / f"{path.stem}.jpg", path)
-    return [Picture(path.parent.name, path.stem, image, None, _annotations(path, _load(path)))]
+def _photo(directory: Path, path: Path) -> list[AnnotatedImage]:
+    photo = _existing(directory / "image" / path.parent.name / f"{path.stem}.jpg", path)
+    return [AnnotatedImage(path.parent.name, path.stem, photo, None, _annotations(path, _load(path)))]
 
 
-def _frames(directory: Path, path: Path) -> list[Picture]:
+def _frames(directory: Path, path: Path) -> list[AnnotatedImage]:
     video = _existing(directory / "video" / f"{path.stem}.mp4", path)
-    pictures = []
+    images = []
     for frame in _list(path, _load(path), "frames"):
         index = _field(path, frame, "frame_index")
-        if not isinstance(index, int):
-            raise ValueError(f"{path}: frame_index is {index!r}, not a whole number")
-        pictures.append(Picture(path.stem, f"f{index}", video, index, _annotations(path, frame)))
-    return pictures
+        if not isinstance(index, int) or index < 0:
+            raise ValueError(f"{path}: frame_index is {index!r}, not a whole number from 0 on")
+        images.append(AnnotatedImage(path.stem, f"f{index}", video, index, _annotations(path, frame)))
+    return images
 
 
 def _annotation_files(directory: Path, pattern: str) -> list[Path]:
     if not directory.is_dir():
-        raise FileNotFoundError(f"{directory}: no such folder; is {directory.parent} a part of the data set?")
+        raise FileNotFoundError(f"{directory}: no such folder; {directory.parent} is not a part of the data set")
     return sorted(directory.glob(pattern), key=lambda path: (path.parent.name, len(path.stem), path.stem))
 
 

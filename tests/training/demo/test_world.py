@@ -6,7 +6,7 @@ import av
 import pytest
 from PIL import Image
 
-from training.demo.world import render_world
+from training.demo.world import main, render_world
 from training.wab.dataset import LABELS, read_part
 
 
@@ -72,11 +72,14 @@ def test_a_world_that_is_there_is_kept_and_another_replaces_it(tmp_path: Path) -
     assert contents(tmp_path / "w") != before
 
 
-def test_a_folder_with_other_files_is_left_alone(tmp_path: Path) -> None:
+def test_a_folder_with_other_files_is_left_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "thesis.txt").write_text("years of work")
     with pytest.raises(ValueError, match=r"not a demo world: it holds thesis\.txt"):
         render_world(tmp_path, seed=1, num_items=1)
     assert (tmp_path / "thesis.txt").exists()
+    assert main(["-o", str(tmp_path)]) == 2
+    (error,) = capsys.readouterr().err.splitlines()
+    assert error == f"training.demo.world: {tmp_path} is not a demo world: it holds thesis.txt"
 
 
 @pytest.mark.parametrize(("num_items", "render_every"), [(0, 1), (3, 7), (3, 0)])

@@ -4,10 +4,10 @@ import pytest
 pytest.importorskip("detectron2", reason="detectron2 is not installed")
 
 from training.detector.average_precision import (
-    Found,
+    ImageDetections,
     average_precision,
     coco_evaluation,
-    metrics,
+    detection_metrics,
     precision_and_recall,
 )
 
@@ -24,19 +24,19 @@ def scores(*values: float) -> np.ndarray:
     return np.array(values, np.float32)
 
 
-def hit(*, is_frame: bool = False) -> Found:
-    return Found(is_frame, boxes((0, 0, 10, 10)), scores(0.99), boxes((0, 0, 10, 10)))
+def hit(*, is_frame: bool = False) -> ImageDetections:
+    return ImageDetections(is_frame, boxes((0, 0, 10, 10)), scores(0.99), boxes((0, 0, 10, 10)))
 
 
-def miss(*, is_frame: bool = False) -> Found:
-    return Found(is_frame, boxes((50, 50, 60, 60)), scores(0.98), boxes((0, 0, 10, 10)))
+def miss(*, is_frame: bool = False) -> ImageDetections:
+    return ImageDetections(is_frame, boxes((50, 50, 60, 60)), scores(0.98), boxes((0, 0, 10, 10)))
 
 
 def test_average_precision_by_hand() -> None:
     # In order of score: hit, miss, hit; two truths. Precision 1 up to recall 0.5 (51 of 101 places), then 2/3.
     found = [
-        Found(False, boxes((0, 0, 10, 10), (50, 50, 60, 60)), scores(0.9, 0.8), boxes((0, 0, 10, 10))),
-        Found(True, boxes((0, 0, 10, 10)), scores(0.7), boxes((0, 0, 10, 10))),
+        ImageDetections(False, boxes((0, 0, 10, 10), (50, 50, 60, 60)), scores(0.9, 0.8), boxes((0, 0, 10, 10))),
+        ImageDetections(True, boxes((0, 0, 10, 10)), scores(0.7), boxes((0, 0, 10, 10))),
     ]
     expected = pytest.approx((51 + 50 * 2 / 3) / 101)
     assert average_precision(coco_evaluation(found)) == {"ap": expected, "ap50": expected}
@@ -44,26 +44,28 @@ def test_average_precision_by_hand() -> None:
 
 def test_average_precision_counts_ten_overlaps() -> None:
     # IoU 0.72 is a hit at 0.50, 0.55, 0.60, 0.65 and 0.70.
-    found = [Found(False, boxes((0, 0, 10, 7.2)), scores(0.9), boxes((0, 0, 10, 10)))]
+    found = [ImageDetections(False, boxes((0, 0, 10, 7.2)), scores(0.9), boxes((0, 0, 10, 10)))]
     assert average_precision(coco_evaluation(found)) == pytest.approx({"ap": 0.5, "ap50": 1.0})
 
 
 def test_average_precision_of_nothing_found_is_zero_and_of_nothing_to_find_is_left_out() -> None:
-    assert average_precision(coco_evaluation([Found(False, NONE, scores(), boxes((0, 0, 5, 5)))]))["ap"] == 0.0
-    assert average_precision(coco_evaluation([Found(False, boxes((0, 0, 5, 5)), scores(0.9), NONE)])) == {}
+    assert (
+        average_precision(coco_evaluation([ImageDetections(False, NONE, scores(), boxes((0, 0, 5, 5)))]))["ap"] == 0.0
+    )
+    assert average_precision(coco_evaluation([ImageDetections(False, boxes((0, 0, 5, 5)), scores(0.9), NONE)])) == {}
     assert average_precision(coco_evaluation([])) == {}
 
 
 def test_precision_and_recall_count_over_pictures() -> None:
     found = [
-        Found(
+        ImageDetections(
             False,
             boxes((0, 0, 10, 10), (50, 50, 60, 60), (20, 0, 30, 10), (0, 0, 10, 9)),
             scores(0.99, 0.96, 0.9, 0.3),
             boxes((0, 0, 10, 10), (20, 0, 30, 10)),
         ),
-        Found(False, NONE, scores(), boxes((0, 0, 5, 5))),
-        Found(False, NONE, scores(), NONE),
+        ImageDetections(False, NONE, scores(), boxes((0, 0, 5, 5))),
+        ImageDetections(False, NONE, scores(), NONE),
     ]
     evaluation = coco_evaluation(found)
     assert precision_and_recall(evaluation, 0.95) == (1 / 2, 1 / 3)
@@ -73,7 +75,7 @@ def test_precision_and_recall_count_over_pictures() -> None:
 
 
 def test_photos_and_frames_apart_and_together() -> None:
-    values = metrics([hit(), miss(is_frame=True), miss(is_frame=True)])
+    values = detection_metrics([hit(), miss(is_frame=True), miss(is_frame=True)])
     assert values["num_photos"] == 1 and values["num_frames"] == 2
     assert values["photo_ap"] == pytest.approx(1.0)
     assert values["photo_precision"] == values["photo_recall"] == 1.0
@@ -82,4 +84,4 @@ def test_photos_and_frames_apart_and_together() -> None:
 
 
 def test_a_kind_that_is_not_there_has_no_metrics() -> None:
-    assert not [name for name in metrics([hit()]) if "frame" in name]
+    assert not [name for name in detection_metrics([hit()]) if "frame" in name]

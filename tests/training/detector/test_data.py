@@ -9,7 +9,7 @@ pytest.importorskip("detectron2", reason="detectron2 is not installed")
 
 from training.detector.data import Batches, bgr_tensor, plan_batches, resize, resized_size
 from training.detector.recipe import demo, stage2, stage3
-from training.wab.dataset import Annotation, Picture
+from training.wab.dataset import AnnotatedImage, Annotation
 
 pytestmark = pytest.mark.detectron2
 
@@ -64,7 +64,7 @@ def test_boxes_follow_the_garment_through_scale_and_flip(tmp_path: Path) -> None
     pixels = np.zeros((200, 100, 3), np.uint8)
     pixels[40:120, 10:50] = 255
     cv2.imwrite(str(tmp_path / "0.png"), pixels)
-    picture = Picture("1", "0", tmp_path / "0.png", None, (annotation(10, 40, 50, 120), annotation(0, 0, 1, 1)))
+    picture = AnnotatedImage("1", "0", tmp_path / "0.png", None, (annotation(10, 40, 50, 120), annotation(0, 0, 1, 1)))
     recipe = replace(demo(), iterations=8, batch_size=1)
     batches = Batches([picture], recipe, seed=3)
     sides = set()
@@ -85,7 +85,7 @@ def test_a_batch_depends_on_seed_and_iteration_only(tmp_path: Path) -> None:
     import cv2
 
     cv2.imwrite(str(tmp_path / "0.png"), np.random.default_rng(0).integers(0, 255, (60, 50, 3)).astype(np.uint8))
-    picture = Picture("1", "0", tmp_path / "0.png", None, (annotation(5, 5, 40, 40),))
+    picture = AnnotatedImage("1", "0", tmp_path / "0.png", None, (annotation(5, 5, 40, 40),))
     recipe = replace(demo(), iterations=4, batch_size=1)
     first, again = Batches([picture], recipe, seed=1)[2][0], Batches([picture], recipe, seed=1)[2][0]
     assert first["image"].equal(again["image"])
@@ -94,7 +94,7 @@ def test_a_batch_depends_on_seed_and_iteration_only(tmp_path: Path) -> None:
 
 def test_stages_see_other_batches() -> None:
     """Stages 2 and 3 are alike in batch size and sizes; with one plan the third would repeat the second."""
-    pictures = [Picture("1", str(number), Path(), None, ()) for number in range(50)]
+    pictures = [AnnotatedImage("1", str(number), Path(), None, ()) for number in range(50)]
     plans = [Batches(pictures, replace(stage(), iterations=25), seed=0).plan for stage in (stage2, stage3)]
     assert plans[0] != plans[1]
 
@@ -105,7 +105,7 @@ def test_processes_share_what_one_would_see(tmp_path: Path) -> None:
     pictures = []
     for number in range(7):
         cv2.imwrite(str(tmp_path / f"{number}.png"), np.random.default_rng(number).integers(0, 255, (60, 50, 3)))
-        pictures.append(Picture("1", str(number), tmp_path / f"{number}.png", None, ()))
+        pictures.append(AnnotatedImage("1", str(number), tmp_path / f"{number}.png", None, ()))
     recipe = replace(demo(), iterations=2, batch_size=4)
     whole = Batches(pictures, recipe, seed=1)
     shares = [Batches(pictures, recipe, seed=1, rank=rank, num_processes=2) for rank in range(2)]
@@ -117,5 +117,5 @@ def test_processes_share_what_one_would_see(tmp_path: Path) -> None:
 
 
 def test_a_batch_that_the_processes_cannot_share_is_refused() -> None:
-    with pytest.raises(ValueError, match="batch of 8 cannot be shared by 3"):
-        Batches([Picture("1", "0", Path(), None, ())], demo(), seed=0, num_processes=3)
+    with pytest.raises(ValueError, match="batch of 8 cannot be split evenly over 3"):
+        Batches([AnnotatedImage("1", "0", Path(), None, ())], demo(), seed=0, num_processes=3)

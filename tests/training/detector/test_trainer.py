@@ -32,7 +32,7 @@ def batch(*boxes: tuple[float, float, float, float]) -> list[dict[str, object]]:
 
 
 @pytest.mark.parametrize("amp", [False, True])
-def test_a_picture_without_boxes_teaches_that_nothing_is_there(amp: bool) -> None:
+def test_an_image_without_boxes_teaches_that_nothing_is_there(amp: bool) -> None:
     run = DetectorTrainer(recipe(), amp=amp)
     with EventStorage():
         losses = run.step(batch())
@@ -69,7 +69,7 @@ def test_a_gradient_that_is_not_finite_stops_with_iteration_and_losses() -> None
     run.model.backbone.bottom_up.stem[0].conv.weight.register_hook(lambda gradient: gradient * math.inf)
     with (
         EventStorage(),
-        pytest.raises(FloatingPointError, match=r"norm of the gradients is (inf|nan) at iteration 1: .*'loss_cls'"),
+        pytest.raises(FloatingPointError, match=r"gradient norm is (inf|nan) at iteration 1: .*'loss_cls'"),
     ):
         run.step(batch((8, 8, 40, 50)))
 
@@ -96,7 +96,7 @@ def test_a_checkpoint_holds_everything_and_is_only_for_its_run(tmp_path: Path) -
         assert again.step(batch((8, 8, 40, 50))) == run.step(batch((8, 8, 40, 50)))
     for name, value in run.model.state_dict().items():
         assert torch.equal(again.model.state_dict()[name], value), name
-    with pytest.raises(ValueError, match=r"last\.pt is of another run.*: batch_size 1, here 2; seed 1, here 0"):
+    with pytest.raises(ValueError, match=r"last\.pt is of a different run.*: batch_size 1, here 2; seed 1, here 0"):
         DetectorTrainer(replace(recipe(), batch_size=2)).load(path)
     with pytest.raises(ValueError, match=r"name 'demo', here 'stage9'.*amp False, here True"):
         DetectorTrainer(recipe(name="stage9"), seed=1, amp=True).load(path)

@@ -1,4 +1,4 @@
-"""Made-up weights under vovnet-detectron2's names and in its shapes, which this file builds by rule."""
+"""Random weights under vovnet-detectron2's names and in its shapes, which this file builds by rule."""
 
 import pickle
 from dataclasses import replace
@@ -66,8 +66,8 @@ def detector_shapes(body: str) -> Shapes:
     return shapes
 
 
-def made_up(shapes: Shapes) -> dict[str, torch.Tensor]:
-    """Seeded weights that keep activations near 1, with norms that differ in all their parts."""
+def random_weights(shapes: Shapes) -> dict[str, torch.Tensor]:
+    """Return seeded weights that keep activations near 1, with norms that differ in all their parts."""
     generator = torch.Generator().manual_seed(0)
     tensors = {}
     for name, shape in shapes.items():
@@ -136,7 +136,7 @@ def reference_levels(tensors: dict[str, torch.Tensor], pixels: torch.Tensor) -> 
 @pytest.mark.parametrize("norm", ["FrozenBN", "BN"])
 @torch.inference_mode()
 def test_translated_weights_are_the_same_function(norm: str, tmp_path: Path) -> None:
-    source = made_up(backbone_shapes("ese_vovnet19b_slim"))
+    source = random_weights(backbone_shapes("ese_vovnet19b_slim"))
     torch.save(source, tmp_path / "weights.pth")
     network = VoVNet("ese_vovnet19b_slim", norm).eval()
     load_weights(network, load_backbone(tmp_path / "weights.pth"), tmp_path / "weights.pth")

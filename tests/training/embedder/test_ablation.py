@@ -5,8 +5,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from training.embedder.ablation import EMBEDDERS, SQUARE, VARIANTS, Size, crops_of, measure, plan, table
-from training.embedder.crops import number_identities, prepare_crops
+from training.embedder.ablation import EMBEDDERS, SQUARE, VARIANTS, Size, crops_of, main, measure, plan, table
+from training.embedder.crops import class_labels, prepare_crops
 
 
 def test_each_variant_differs_from_the_full_recipe_in_one_thing(tmp_path: Path) -> None:
@@ -46,6 +46,21 @@ def test_results_are_those_of_their_recipe_and_worlds(tmp_path: Path, monkeypatc
     assert {path.parent.name for path in ours - results(Size())} == {"without_GeM"}
 
 
+def test_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    for variant in list(VARIANTS)[1:]:
+        monkeypatch.delitem(VARIANTS, variant)
+    size = ["--num-training-items", "3", "--num-test-items", "3", "--num-epochs", "1", "--num-seeds", "1"]
+    command = ["-o", str(tmp_path / "out"), "--result", str(tmp_path / "result.json"), *size]
+    assert main(command) == 0
+    result = json.loads((tmp_path / "result.json").read_text())
+    assert list(result["rows"]) == ["full", "without fusion"] and result["num_trainings"] == 2
+    assert table(result["rows"]) in capsys.readouterr().out
+    (tmp_path / "out/training/thesis.txt").touch()
+    (tmp_path / "out/training/world.json").unlink()
+    assert main(command) == 2
+    assert capsys.readouterr().err.startswith("training.embedder.ablation: ")
+
+
 def test_without_aspect_buckets_every_crop_is_square(demo_world: Path, tmp_path: Path) -> None:
     assert {crop.aspect for crop in crops_of("without aspect buckets", demo_world, tmp_path)} == {SQUARE}
     assert len({crop.aspect for crop in crops_of("full", demo_world, tmp_path)}) > 1
@@ -53,9 +68,9 @@ def test_without_aspect_buckets_every_crop_is_square(demo_world: Path, tmp_path:
 
 def test_table_of_perfect_and_of_random_embeddings(demo_world: Path, tmp_path: Path) -> None:
     size = Size(num_seeds=2)
-    crops = prepare_crops([demo_world], tmp_path / "cache", max_side=240)
+    crops = prepare_crops([demo_world], tmp_path / "cache", max_side_px=240)
     trainings = plan(size, "", tmp_path)
-    numbers = number_identities(crops)
+    numbers = class_labels(crops)
     perfect = np.eye(len(numbers))[[numbers[crop.identity] for crop in crops]]
     rng = np.random.default_rng(0)
     for training in set(trainings.values()):
@@ -72,7 +87,7 @@ def test_table_of_perfect_and_of_random_embeddings(demo_world: Path, tmp_path: P
     assert len(lines) == 2 + len(rows) and lines[2].startswith("| full | ")
 
 
-def test_the_readme_has_the_table_of_the_result_in_git() -> None:
+def test_the_readme_has_the_table_of_the_committed_result() -> None:
     root = Path(__file__).parents[3]
     result = json.loads((root / "benchmarks" / "results" / "ablation.json").read_text(encoding="utf-8"))
-    assert table(result["rows"]) in (root / "README.md").read_text(encoding="utf-8")
+    assert table(result["rows"]) in (root / "training" / "README.md").read_text(encoding="utf-8")

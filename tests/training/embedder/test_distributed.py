@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from training.embedder import distributed
 from training.embedder.crops import AspectBatches, Crop
 from training.embedder.losses import ArcFace, CrossBatchMemory
 from training.embedder.recipe import RECIPES
@@ -45,7 +46,7 @@ distributed.start()
 dist.barrier()
 dist.distributed_c10d._set_pg_timeout(timedelta(seconds=1), dist.group.WORLD)
 rank, _ = distributed.rank_and_size()
-with distributed.first_process_first():
+with distributed.main_process_first():
     if rank == 0:
         time.sleep(4)
     with open(sys.argv[1], "a") as file:
@@ -111,10 +112,10 @@ def test_processes_split_every_batch() -> None:
     crops = [Crop(Path(), (0, 0, 1, 1), 1, "1", False, number % 2) for number in range(20)]
     options = {"batch_size": 4, "template_sets": ("S", "M"), "seed": 1}
     whole = list(AspectBatches(crops, **options))
-    shares = [list(AspectBatches(crops, **options, share=(rank, 2))) for rank in (0, 1)]
+    shares = [list(AspectBatches(crops, **options, rank=rank, num_processes=2)) for rank in (0, 1)]
     assert [first + second for first, second in zip(*shares, strict=True)] == whole
     with pytest.raises(ValueError, match="a batch of 4 cannot be split evenly over 3 processes"):
-        AspectBatches(crops, **options, share=(0, 3))
+        AspectBatches(crops, **options, rank=0, num_processes=3)
 
 
 def test_torchrun_trains(demo_world: Path, tmp_path: Path) -> None:
@@ -126,3 +127,19 @@ def test_torchrun_trains(demo_world: Path, tmp_path: Path) -> None:
     assert [line["epoch"] for line in lines[1:]] == list(range(1, RECIPES["demo-b6"].total_epochs + 1))
     assert lines[-1]["arcface"] < lines[1]["arcface"]
     assert (tmp_path / "embedder_b6.pth").exists() and (tmp_path / "b6.resume.pth").exists()
+
+
+def test_an_error_in_torchruns_processes_is_shown_and_ends_all_of_them(tmp_path: Path) -> None:
+    finished = torchrun(
+        *("-m", "training.embedder.train", "--config", "demo-b6", "--data", str(tmp_path), "--output", str(tmp_path))
+    )
+    assert finished.returncode != 0
+    assert f"training.embedder.train: {tmp_path}/image_annotation: no such folder" in finished.stderr
+
+
+def test_more_processes_than_gpus_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    monkeypatch.setenv("LOCAL_RANK", "2")
+    with pytest.raises(ValueError, match="process 2 has no GPU: this machine has 2"):
+        distributed.start()

@@ -10,15 +10,22 @@ import torch
 
 from training.embedder import evaluate
 from training.embedder.crops import prepare_crops
-from training.embedder.evaluate import both_ways, embed_crops, fuse, main, retrieval, with_detected_boxes
+from training.embedder.evaluate import (
+    embed_crops,
+    fuse,
+    main,
+    replace_boxes_by_detections,
+    retrieval_in_both_directions,
+    retrieval_metrics,
+)
 from training.embedder.model import DEMO, Embedder, load_embedder, save_embedder
-from training.wab.dataset import Annotation, Picture, read_part
+from training.wab.dataset import AnnotatedImage, Annotation, read_part
 
 
 def test_retrieval_by_hand() -> None:
     queries = np.array([[1.0, 0.0], [0.0, 1.0], [1.0, 0.0]])
     gallery = np.array([[0.9, 0.1], [0.8, 0.2], [0.0, 1.0]])
-    result = retrieval(queries, np.array([5, 6, 9]), gallery, np.array([6, 5, 6]))
+    result = retrieval_metrics(queries, np.array([5, 6, 9]), gallery, np.array([6, 5, 6]))
     # query 5: ranks 6, 5 -> precision 1/2; query 6: ranks 6, 5, 6 -> (1 + 2/3) / 2; query 9 has no counterpart
     assert result == {"r1": 0.5, "r5": 1.0, "map": round((0.5 + 5 / 6) / 2, 4)}
 
@@ -27,10 +34,10 @@ def test_retrieval_in_blocks_is_that_at_once_in_little_memory(monkeypatch: pytes
     rng = np.random.default_rng(0)
     queries, gallery = rng.standard_normal((2, 1000, 8)).astype(np.float32)
     query_ids, gallery_ids = rng.integers(0, 40, (2, 1000))
-    at_once = retrieval(queries, query_ids, gallery, gallery_ids)
+    at_once = retrieval_metrics(queries, query_ids, gallery, gallery_ids)
     monkeypatch.setattr(evaluate, "PAIRS_AT_A_TIME", 70_000, raising=False)  # the last block has 20 queries
     tracemalloc.start()
-    assert retrieval(queries, query_ids, gallery, gallery_ids) == at_once
+    assert retrieval_metrics(queries, query_ids, gallery, gallery_ids) == at_once
     peak_bytes = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak_bytes < 4e6  # of 25e6 for all pairs
@@ -41,7 +48,7 @@ def test_retrieval_in_blocks_is_that_at_once_in_little_memory(monkeypatch: pytes
 def test_embeddings_on_a_gpu_are_those_on_the_cpu(demo_world: Path, tmp_path: Path) -> None:
     torch.manual_seed(0)
     model = Embedder(DEMO["b5a"]).eval()
-    crops = prepare_crops([demo_world], tmp_path, max_side=60)
+    crops = prepare_crops([demo_world], tmp_path, max_side_px=60)
     expected = embed_crops(model, crops)
     np.testing.assert_allclose(embed_crops(model.cuda(), crops), expected, atol=0.01)  # TF32
 
@@ -57,11 +64,11 @@ def test_a_garment_gets_the_detection_that_shows_it() -> None:
         return Annotation("短裙", 0, 0, instance_id, box)
 
     left, right, missed = garment(1, (0, 0, 100, 100)), garment(2, (100, 0, 200, 100)), garment(3, (300, 0, 400, 100))
-    picture = Picture("1", "0", Path("0.jpg"), None, (left, right, missed))
+    picture = AnnotatedImage("1", "0", Path("0.jpg"), None, (left, right, missed))
     boxes = np.array([[110.7, 3.2, 195.9, 99.9], [0, 0, 100, 60], [1, 1, 99.5, 98], [340, 0, 480, 100]], np.float32)
-    found = with_detected_boxes(picture, boxes).annotations
+    found = replace_boxes_by_detections(picture, boxes).annotations
     assert [(a.instance_id, a.box) for a in found] == [(1, (1, 1, 99, 98)), (2, (110, 3, 195, 99))]
-    assert with_detected_boxes(picture, boxes[:0]).annotations == ()
+    assert replace_boxes_by_detections(picture, boxes[:0]).annotations == ()
 
 
 def test_command_on_true_and_on_detected_boxes(
@@ -91,7 +98,7 @@ def test_command_on_true_and_on_detected_boxes(
     assert [line["models"] for line in true] == [[name] for name in names] + pairs + [names]
     assert main([*command, "--detections", str(tmp_path / "detections.parquet")]) == 0
     detected = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
-    crops = prepare_crops([demo_world], tmp_path / "cache", max_side=240)
+    crops = prepare_crops([demo_world], tmp_path / "cache", max_side_px=240)
     seen = {(row["source"], row["name"] or f"f{row['frame_index']}") for row in rows}
     crops = [crop for crop in crops if (crop.item_id, crop.path.stem.rsplit("_", 1)[0]) in seen]
     assert 0 < len(crops) < true[0]["crops"]
@@ -101,20 +108,26 @@ def test_command_on_true_and_on_detected_boxes(
             "models": line["models"],
             "crops": len(crops),
             "found": round(len(crops) / line["crops"], 4),
-            **both_ways(fuse([embeddings[name] for name in line["models"]]), crops),
+            **retrieval_in_both_directions(fuse([embeddings[name] for name in line["models"]]), crops),
         }
         for line in true
     ]
-    with pytest.raises(SystemExit):
-        main([*command, str(tmp_path), "--detections", str(tmp_path / "detections.parquet")])
-    assert "--detections are of one part" in capsys.readouterr().err
+    assert main([*command, str(tmp_path), "--detections", str(tmp_path / "detections.parquet")]) == 2
+    assert "--detections needs a single part" in capsys.readouterr().err
 
 
-def test_no_checkpoint_and_two_of_one_name_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_unusable_checkpoints_are_refused_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for folder in ("empty", "a", "b"):
         (tmp_path / folder).mkdir()
     files = [str(tmp_path / folder / "embedder_b6.pth") for folder in ("a", "b")]
-    for checkpoints, message in (([str(tmp_path / "empty")], "empty holds no embedder_*.pth"), (files, "embedder_b6,")):
-        with pytest.raises(SystemExit):
-            main(["--checkpoints", *checkpoints, "--data", "nowhere", "--cache", "nowhere"])
-        assert message in capsys.readouterr().err
+    save_embedder(Embedder(DEMO["b6"]), tmp_path / "damaged.pth")
+    (tmp_path / "damaged.pth").write_bytes(b"half")
+    for checkpoints, message in (
+        ([str(tmp_path / "empty")], "empty holds no embedder_*.pth"),
+        (files, "embedder_b6;"),
+        ([str(tmp_path / "missing.pth")], "missing.json"),
+        ([str(tmp_path / "damaged.pth")], "damaged.pth is not a readable checkpoint"),
+    ):
+        assert main(["--checkpoints", *checkpoints, "--data", "nowhere", "--cache", "nowhere"]) == 2
+        (error,) = capsys.readouterr().err.splitlines()
+        assert error.startswith("training.embedder.evaluate: ") and message in error

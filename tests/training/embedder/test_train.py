@@ -6,18 +6,19 @@ import pytest
 import torch
 
 from training.demo.world import render_world
-from training.embedder.augment import FILL, Cutout, LocalContrast, augmentation
-from training.embedder.crops import FRAMES, AspectBatches, Crop, number_identities, prepare_crops, read_crop
-from training.embedder.evaluate import both_ways, embed_crops
+from training.embedder.augment import FILL, Cutout, RandomCLAHE, augmentation
+from training.embedder.crops import FRAMES, AspectBatches, Crop, class_labels, prepare_crops, read_crop
+from training.embedder.evaluate import embed_crops, retrieval_in_both_directions
 from training.embedder.recipe import demo
-from training.embedder.train import EmbedderTrainer, main, warmup_cosine
+from training.embedder.train import main
+from training.embedder.trainer import EmbedderTrainer, warmup_cosine
 
 
 @pytest.fixture(scope="module")
 def crops(tmp_path_factory: pytest.TempPathFactory) -> list[Crop]:
     folder = tmp_path_factory.mktemp("embedder")
     render_world(folder / "world", seed=21, num_items=3, render_every=40)
-    return prepare_crops([folder / "world"], folder / "cache", max_side=240)
+    return prepare_crops([folder / "world"], folder / "cache", max_side_px=240)
 
 
 def small_run(crops: list[Crop]) -> EmbedderTrainer:
@@ -89,11 +90,11 @@ def test_cutout_paints_one_rectangle() -> None:
     assert max(int(hole.any(1).sum()) for hole in holes) > 50
 
 
-def test_local_contrast_spreads_each_part_of_the_picture_on_its_own() -> None:
+def test_clahe_spreads_each_part_of_the_image_on_its_own() -> None:
     torch.manual_seed(0)
     faint = torch.randint(60, 68, (1, 80, 80)).repeat(3, 1, 1)
     faint[:, :, 40:] += 120
-    spread = LocalContrast()(faint.to(torch.uint8))
+    spread = RandomCLAHE()(faint.to(torch.uint8))
     assert spread.dtype == torch.uint8 and spread.shape == faint.shape
     dark, bright = spread[:, :, :30].float(), spread[:, :, 50:].float()
     assert dark.std() > 1.5 * faint[:, :, :30].float().std() and bright.std() > 1.5 * faint[:, :, 50:].float().std()
@@ -134,11 +135,11 @@ def test_resumed_run_has_the_losses_of_an_unbroken_one(crops: list[Crop], tmp_pa
 def test_only_the_same_run_is_resumed(crops: list[Crop], tmp_path: Path) -> None:
     path = tmp_path / "resume.pth"
     small_run(crops).save(path)
-    with pytest.raises(ValueError, match=r"resume\.pth is of another run.*: batch_size 4, here 2; seed 3, here 7$"):
+    with pytest.raises(ValueError, match=r"resume\.pth is of a different run.*: batch_size 4, here 2; seed 3, here 7$"):
         EmbedderTrainer(replace(small_run(crops).recipe, batch_size=2, seed=7), crops).load(path)
     renumbered = [replace(crop, instance_id=crop.instance_id + 1) for crop in crops]
     for others in (crops[1:], crops[::-1], renumbered):
-        with pytest.raises(ValueError, match=r"resume\.pth is of another run.*: crops '"):
+        with pytest.raises(ValueError, match=r"resume\.pth is of a different run.*: crops '"):
             small_run(others).load(path)
     moved = [replace(crop, path=Path("elsewhere") / crop.path.name) for crop in crops]
     small_run(moved).load(path)
@@ -146,9 +147,28 @@ def test_only_the_same_run_is_resumed(crops: list[Crop], tmp_path: Path) -> None
 
 def test_a_run_that_is_there_is_not_overwritten(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "b6.resume.pth").touch()
-    with pytest.raises(SystemExit):
-        main(["--config", "demo-b6", "--data", str(tmp_path / "nothing"), "--output", str(tmp_path)])
-    assert "b6.resume.pth is there already: go on from it with --resume" in capsys.readouterr().err
+    arguments = ["--config", "demo-b6", "--data", str(tmp_path / "nothing"), "--output", str(tmp_path)]
+    assert main(arguments) == 2
+    error = (
+        f"training.embedder.train: {tmp_path}/b6.resume.pth exists: continue that run with --resume, or remove the file"
+    )
+    assert capsys.readouterr().err == f"training.embedder.train: {error}\n"
+
+
+def test_a_users_mistake_is_one_line(crops: list[Crop], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    world = crops[0].path.parents[3] / "world"
+    (tmp_path / "not_weights.pth").write_text("no weights")
+    small_run(crops).save(tmp_path / "resume/b6.resume.pth")
+    for options, message in (
+        (["--data", str(tmp_path / "nothing")], "no such folder"),
+        (["--data", str(world), "--pretrained", str(tmp_path / "nothing.pth")], "nothing.pth: no such file"),
+        (["--data", str(world), "--pretrained", str(tmp_path / "not_weights.pth")], "is not a readable checkpoint"),
+        (["--data", str(world), "--output", str(tmp_path / "resume"), "--resume"], "num_epochs 3, here 12"),
+    ):
+        arguments = ["--config", "demo-b6", "--output", str(tmp_path), "--cache", str(crops[0].path.parents[2])]
+        assert main([*arguments, *options]) == 2
+        lines = [line for line in capsys.readouterr().err.splitlines() if "cutting crops" not in line]
+        assert len(lines) == 1 and lines[0].startswith("training.embedder.train: ") and message in lines[0], lines
 
 
 def test_loss_that_is_not_finite_stops_the_run(crops: list[Crop]) -> None:
@@ -164,7 +184,7 @@ def test_training_lowers_the_loss_and_embeddings_are_unit_vectors(crops: list[Cr
     assert losses[-1] < 0.7 * losses[0]
     embeddings = embed_crops(run.model.eval(), crops)
     assert np.allclose(np.linalg.norm(embeddings, axis=1), 1, atol=1e-5)
-    assert both_ways(embeddings, crops)["item_to_video"]["r5"] > 0.3
+    assert retrieval_in_both_directions(embeddings, crops)["item_to_video"]["r5"] > 0.3
 
 
 @pytest.mark.slow
@@ -172,12 +192,12 @@ def test_training_lowers_the_loss_and_embeddings_are_unit_vectors(crops: list[Cr
 def test_overfits_32_identities(tmp_path: Path) -> None:
     """With mirroring and jitter of boxes only, every crop must find its own garment on the other side."""
     render_world(tmp_path / "world", seed=22, num_items=30, render_every=20)
-    crops = prepare_crops([tmp_path / "world"], tmp_path / "cache", max_side=240)
-    numbers = number_identities(crops)
+    crops = prepare_crops([tmp_path / "world"], tmp_path / "cache", max_side_px=240)
+    numbers = class_labels(crops)
     crops = [crop for crop in crops if numbers[crop.identity] < 32]
     recipe = replace(demo("b5a"), num_epochs=40, num_restarts=0, batch_size=8, heavy_augmentation=False)
     run = EmbedderTrainer(recipe, crops)
     for _ in range(recipe.num_epochs):
         run.train_epoch(0)
-    for metrics in both_ways(embed_crops(run.model.eval(), crops), crops).values():
+    for metrics in retrieval_in_both_directions(embed_crops(run.model.eval(), crops), crops).values():
         assert metrics["r1"] == 1.0

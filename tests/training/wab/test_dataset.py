@@ -68,10 +68,10 @@ def test_no_annotations_are_no_boxes() -> None:
     assert usable.shape == (0,)
 
 
-def test_more_bad_pictures_than_the_limit_are_listed() -> None:
+def test_more_bad_images_than_the_limit_are_listed() -> None:
     bad = [f"{number}.jpg: broken" for number in range(25)]
     check_bad(bad, 25)
-    with pytest.raises(ValueError, match="25 cannot be used, 24 may be left out") as error:
+    with pytest.raises(ValueError, match="25 images, boxes or annotation files are unusable, 24 allowed") as error:
         check_bad(bad, 24)
     assert "19.jpg" in str(error.value) and "20.jpg" not in str(error.value)
     assert str(error.value).endswith("and 5 more")
@@ -114,7 +114,7 @@ def test_photo_is_read_as_rgb(part: Path) -> None:
 
 def test_clip_shorter_than_its_annotation_is_named(part: Path, tmp_path: Path) -> None:
     write_video(part / "video/000013.mp4", 30)
-    with pytest.raises(ValueError, match=r"000013\.mp4: ends before frame 40"):
+    with pytest.raises(ValueError, match=r"000013\.mp4: has 30 frames, so there is no frame 40"):
         cache_frames(read_part(part), tmp_path / "cache")
 
 
@@ -134,7 +134,7 @@ def test_clip_without_a_video_stream_is_described(part: Path, tmp_path: Path) ->
         container.mux(stream.encode())
     cached = cache_frames(read_part(part), tmp_path / "cache", bad=(bad := []))
     assert [picture.name for picture in cached] == ["2", "10"]
-    assert bad == [f"{video}: has no video stream"] * 2
+    assert bad == [f"{video}: has no video stream (frame {index} is annotated)" for index in (0, 40)]
     with pytest.raises(ValueError, match=r"000013\.mp4: has no video stream"):
         cache_frames(read_part(part), tmp_path / "cache")
 
@@ -148,7 +148,7 @@ def test_frames_after_one_that_cannot_be_decoded_are_left_out_and_described(part
     video.write_bytes(content)
     cached = cache_frames(read_part(part), tmp_path / "cache", bad=(bad := []))
     assert [picture.name for picture in cached] == ["2", "10", "f0"]
-    assert len(bad) == 1 and bad[0].startswith(f"{video}: cannot be decoded up to frame 40: ")
+    assert len(bad) == 1 and bad[0].startswith(f"{video}: not a readable video after 8 frames: ")
 
 
 def test_a_title_may_be_in_any_encoding(part: Path, tmp_path: Path) -> None:

@@ -4,14 +4,14 @@ import cv2
 import numpy as np
 import pytest
 
-from training.detector.survey import split_by_item, survey
-from training.wab.dataset import Annotation, Picture
+from training.detector.splits import keep_readable, split_by_item
+from training.wab.dataset import AnnotatedImage, Annotation
 
 
-def picture(path: Path, *boxes: tuple[int, int, int, int]) -> Picture:
+def picture(path: Path, *boxes: tuple[int, int, int, int]) -> AnnotatedImage:
     """An image of 100 × 200 pixels (width × height)."""
     cv2.imwrite(str(path), np.full((200, 100, 3), 90, np.uint8))
-    return Picture("1", path.stem, path, None, tuple(Annotation("短裙", 0, 0, 7, box) for box in boxes))
+    return AnnotatedImage("1", path.stem, path, None, tuple(Annotation("短裙", 0, 0, 7, box) for box in boxes))
 
 
 def test_boxes_are_counted_as_clipped_dropped_or_neither(tmp_path: Path) -> None:
@@ -20,14 +20,14 @@ def test_boxes_are_counted_as_clipped_dropped_or_neither(tmp_path: Path) -> None
         picture(tmp_path / "1.jpg", (150, 0, 180, 50), (10, 10, 11, 11)),  # outside; one pixel
         picture(tmp_path / "2.jpg"),
     ]
-    readable, counts = survey(pictures, bad := [])
+    readable, counts = keep_readable(pictures, bad := [])
     assert readable == pictures and bad == []
     assert counts == {
-        "num_pictures": 3,
+        "num_images": 3,
         "num_boxes": 2,
         "num_clipped_boxes": 1,
         "num_dropped_boxes": 2,
-        "num_pictures_without_boxes": 2,
+        "num_images_without_boxes": 2,
     }
 
 
@@ -36,16 +36,16 @@ def test_unreadable_pictures_are_left_out_and_described(tmp_path: Path) -> None:
     pictures[0].path.write_bytes(b"")
     pictures[1].path.write_text("no image")
     pictures[2].path.write_bytes(pictures[2].path.read_bytes()[:-200])
-    readable, counts = survey(pictures, bad := [])
-    assert readable == pictures[3:] and counts["num_pictures"] == 1
+    readable, counts = keep_readable(pictures, bad := [])
+    assert readable == pictures[3:] and counts["num_images"] == 1
     assert [Path(reason.split(":")[0]).name for reason in bad] == ["0.jpg", "1.jpg", "2.jpg"]
     assert "truncated" in bad[2]
 
 
 def test_the_last_twentieth_of_the_items_is_held_out() -> None:
-    pictures = [Picture(f"{item:03}", name, Path(), None, ()) for item in range(40) for name in "ab"]
+    pictures = [AnnotatedImage(f"{item:03}", name, Path(), None, ()) for item in range(40) for name in "ab"]
     training, held_out = split_by_item(pictures)
     assert {picture.item_id for picture in held_out} == {"038", "039"}
     assert len(training) == 76
-    with pytest.raises(ValueError, match="1 items"):
+    with pytest.raises(ValueError, match=r"at least two items are needed.*found 1"):
         split_by_item(pictures[:2])

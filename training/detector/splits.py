@@ -1,0 +1,95 @@
+"""Read the images to train on and to validate on, and check before a training starts that each can be decoded."""
+
+import os
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from training.wab.dataset import AnnotatedImage, check_bad, usable_boxes
+from training.wab.frames import read_parts, read_size
+
+HELD_OUT_FRACTION = 0.05
+"""Fraction of the items to validate on if no validation parts are given."""
+
+
+def read_splits(
+    data: Sequence[Path], validation: Sequence[Path], cache: Path, *, max_bad_images: int
+) -> tuple[list[AnnotatedImage], list[AnnotatedImage], list[dict[str, Any]]]:
+    """Return the images to train on, the images to validate on, and lines for the log: unusable images, then counts.
+
+    Raises ValueError, listing them, if more than `max_bad_images` images or annotation files are unusable.
+    """
+    bad: list[str] = []
+    parts = read_parts([*data, *validation], cache, bad)
+    training, held_out = list(chain(*parts[: len(data)])), list(chain(*parts[len(data) :]))
+    if not validation:
+        training, held_out = split_by_item(training)
+    training, training_counts = keep_readable(training, bad)
+    held_out, validation_counts = keep_readable(held_out, bad)
+    check_bad(bad, max_bad_images)
+    if not training or not held_out:
+        raise ValueError(f"{len(training)} images to train on and {len(held_out)} to validate on")
+    notes: list[dict[str, Any]] = [{"bad_image": reason} for reason in bad]
+    notes.append({"num_bad_images": len(bad), "training": training_counts, "validation": validation_counts})
+    return training, held_out, notes
+
+
+def split_by_item(images: Sequence[AnnotatedImage]) -> tuple[list[AnnotatedImage], list[AnnotatedImage]]:
+    """Hold out the last 5 % of the items, at least one; return the images to train on and the held-out ones."""
+    items = sorted({image.item_id for image in images})
+    if len(items) < 2:
+        raise ValueError(f"at least two items are needed, as one is held out for validation; found {len(items)}")
+    held_out = set(items[-max(1, round(HELD_OUT_FRACTION * len(items))) :])
+    return (
+        [image for image in images if image.item_id not in held_out],
+        [image for image in images if image.item_id in held_out],
+    )
+
+
+@dataclass
+class Counts:
+    """Counts over the readable images of a data set. `num_boxes` does not include the dropped boxes."""
+
+    num_images: int = 0
+    num_boxes: int = 0
+    num_clipped_boxes: int = 0  # extend beyond the image, but enough remains after clipping
+    num_dropped_boxes: int = 0  # too little remains after clipping to the image
+    num_images_without_boxes: int = 0
+
+    def add(self, image: AnnotatedImage, height: int, width: int) -> None:
+        boxes, usable = usable_boxes(image.annotations, height, width)
+        stored = np.array([annotation.box for annotation in image.annotations]).reshape(-1, 4)[usable]
+        self.num_images += 1
+        self.num_boxes += len(boxes)
+        self.num_clipped_boxes += int((boxes != stored).any(axis=1).sum())
+        self.num_dropped_boxes += int((~usable).sum())
+        self.num_images_without_boxes += not len(boxes)
+
+
+def keep_readable(images: Sequence[AnnotatedImage], bad: list[str]) -> tuple[list[AnnotatedImage], dict[str, int]]:
+    """Decode every image; return the readable ones and their `Counts`, and append the reasons for the rest to `bad`.
+
+    Frames must have been extracted (`training.wab.frames.cache_frames`).
+    """
+    counts = Counts()
+    readable = []
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        for image, size in zip(images, pool.map(_size_or_reason, images), strict=True):
+            if isinstance(size, str):
+                bad.append(size)
+            else:
+                readable.append(image)
+                counts.add(image, *size)
+    return readable, asdict(counts)
+
+
+def _size_or_reason(image: AnnotatedImage) -> tuple[int, int] | str:
+    try:
+        return read_size(image)
+    except ValueError as error:
+        return str(error)
