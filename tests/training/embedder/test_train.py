@@ -7,7 +7,8 @@ import torch
 
 from training.demo.world import render_world
 from training.embedder.augment import FILL, Cutout, RandomCLAHE, augmentation
-from training.embedder.crops import FRAMES, AspectBatches, Crop, class_labels, prepare_crops, read_crop
+from training.embedder.crops import FRAMES, Crop, class_labels, prepare_crops
+from training.embedder.data import AspectBatches, read_crop
 from training.embedder.evaluate import embed_crops, retrieval_in_both_directions
 from training.embedder.recipe import demo
 from training.embedder.train import main
