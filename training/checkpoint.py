@@ -61,8 +61,8 @@ class JsonConfig:
 
 def save_checkpoint(state: Mapping[str, Any], path: Path) -> None:
     """Write `state` with torch.save; a run that is killed, or a full disk, leaves the previous file intact."""
-    with replace_file(path) as temporary:
-        torch.save(state, temporary)
+    with replace_file(path) as temporary, temporary.open("wb") as file:  # given a path, it would store the file's name
+        torch.save(state, file)
 
 
 def read_checkpoint(path: Path, device: torch.device | str = "cpu") -> Any:

@@ -29,7 +29,8 @@ from torchvision.ops import box_iou
 
 from livematch.cli.commands import run_command
 from livematch.errors import InputError
-from training.embedder.crops import FRAMES, Crop, class_labels, cut_crops, prepare_crops, read_crop
+from training.embedder.crops import FRAMES, Crop, class_labels, cut_crops, prepare_crops
+from training.embedder.data import read_crop
 from training.embedder.model import Embedder, load_embedder
 from training.embedder.recipe import RECIPES
 from training.embedder.templates import TEMPLATES

@@ -15,7 +15,8 @@ from torch.utils.data import DataLoader
 from training.checkpoint import DivergedError, check_gradients, check_same_run, read_checkpoint, save_checkpoint
 from training.embedder import distributed
 from training.embedder.augment import augmentation
-from training.embedder.crops import AspectBatches, Crop, CropDataset, digest
+from training.embedder.crops import Crop, digest
+from training.embedder.data import AspectBatches, CropDataset
 from training.embedder.losses import ArcFace, CrossBatchMemory
 from training.embedder.model import Embedder
 from training.embedder.recipe import Recipe

@@ -9,7 +9,8 @@ from PIL import ImageFile
 from torchvision.transforms import v2
 
 from training.embedder.augment import augmentation
-from training.embedder.crops import Crop, CropDataset, cut_crops, prepare_crops
+from training.embedder.crops import Crop, cut_crops, prepare_crops
+from training.embedder.data import CropDataset
 from training.embedder.evaluate import retrieval_in_both_directions
 from training.wab.dataset import AnnotatedImage, Annotation
 

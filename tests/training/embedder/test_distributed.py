@@ -10,9 +10,12 @@ import pytest
 import torch
 
 from training.embedder import distributed
-from training.embedder.crops import AspectBatches, Crop
+from training.embedder.crops import Crop
+from training.embedder.data import AspectBatches
 from training.embedder.losses import ArcFace, CrossBatchMemory
 from training.embedder.recipe import RECIPES
+
+ROOT = Path(__file__).parents[3]
 
 PROGRAM = """
 import sys, torch
@@ -69,7 +72,10 @@ distributed.stop()
 
 def torchrun(*arguments: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", *arguments]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[3])}
+    environment = os.environ | {
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "client")]),
+    }
     return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
 
 
