@@ -1,4 +1,6 @@
-"""Half precision (float16) with float32 where it is needed, set in PyTorch so that the ONNX file states every type.
+"""Convert networks to half precision (float16), and keep float32 where it is needed.
+
+The conversion happens in PyTorch, so that the ONNX file states the type of every tensor.
 
 Backbones and hidden layers become float16. Everything else stays float32: pixel and anchor arithmetic, clipping, level
 assignment, RoiAlign, NMS, the predicting layers, softmax, the scores that top-k sorts, GeM, the embedding's projection

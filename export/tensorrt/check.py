@@ -17,17 +17,7 @@ import onnx
 from google.protobuf.message import DecodeError
 from onnx import AttributeProto, NodeProto, TensorProto
 
-from export.tensorrt.operators import (
-    AXES,
-    FLOAT32_ONLY,
-    MAX_NMS_BOXES,
-    MAX_TOPK,
-    MIN_OPSET,
-    RESIZE_ATTRIBUTES,
-    SHAPE_OPERANDS,
-    SUPPORTED_TYPES,
-    UNSUPPORTED,
-)
+from export.tensorrt import operators
 from livematch.cli.commands import EXIT_FAILURES, run_command
 
 Violation = tuple[str, str, str]  # of a rule by one node: rule, message and source of a `Finding`
@@ -106,13 +96,13 @@ def _constant(node: NodeProto) -> TensorProto | None:
 
 
 def _check_opset(graph: _Graph) -> Iterator[Finding]:
-    if graph.opset is not None and graph.opset < MIN_OPSET:
-        yield Finding("graph", "opset", f"opset is {graph.opset}, must be at least {MIN_OPSET}", _OPERATORS)
+    if graph.opset is not None and graph.opset < operators.MIN_OPSET:
+        yield Finding("graph", "opset", f"opset is {graph.opset}, must be at least {operators.MIN_OPSET}", _OPERATORS)
 
 
 def _check_types(graph: _Graph) -> Iterator[Finding]:
     for name, dtype in graph.own_types.items():
-        if dtype not in SUPPORTED_TYPES:
+        if dtype not in operators.SUPPORTED_TYPES:
             node = graph.producers.get(name)
             message = f"tensor of type {TensorProto.DataType.Name(dtype)}"
             yield Finding(node.name if node is not None else name, "type", message, _OPERATORS)
@@ -138,12 +128,12 @@ def _check_one_operator(graph: _Graph, node: NodeProto) -> Iterator[Violation]:
             if not attributes.get("sorted", 1):
                 yield "topk-sorted", "sorted=0 is not supported", _OPERATORS
             constant = graph.constants.get(node.input[1])
-            if constant is not None and (k := int(onnx.numpy_helper.to_array(constant).item())) > MAX_TOPK:
-                yield "topk-limit", f"K is {k}, limit {MAX_TOPK}", "TensorRT, ITopKLayer"
+            if constant is not None and (k := int(onnx.numpy_helper.to_array(constant).item())) > operators.MAX_TOPK:
+                yield "topk-limit", f"K is {k}, limit {operators.MAX_TOPK}", "TensorRT, ITopKLayer"
         case "Resize":
             if attributes.get("antialias", 0):
                 yield "antialias", "antialias=1 is not supported", _OPERATORS
-            for name, supported in RESIZE_ATTRIBUTES.items():
+            for name, supported in operators.RESIZE_ATTRIBUTES.items():
                 value = attributes[name].decode() if name in attributes else supported[0]
                 if value not in supported:
                     yield "resize", f"{name}={value} is not supported", _OPERATORS
@@ -152,8 +142,8 @@ def _check_one_operator(graph: _Graph, node: NodeProto) -> Iterator[Violation]:
             yield "scatter-reduction", message, "onnx-tensorrt, issue 957 and pull request 1013"
         case "NonMaxSuppression":
             shape = graph.shapes.get(node.input[0], [])
-            if len(shape) == 3 and shape[1] > MAX_NMS_BOXES:
-                message = f"{shape[1]} boxes, of which only {MAX_NMS_BOXES} are considered"
+            if len(shape) == 3 and shape[1] > operators.MAX_NMS_BOXES:
+                message = f"{shape[1]} boxes, of which only {operators.MAX_NMS_BOXES} are considered"
                 yield "nms-limit", message, "TensorRT, INMSLayer"
         case "AveragePool" | "LpPool" | "MaxPool":
             if any(dilation != 1 for dilation in attributes.get("dilations", ())):
@@ -163,7 +153,7 @@ def _check_one_operator(graph: _Graph, node: NodeProto) -> Iterator[Violation]:
 
 
 def _check_supported(_: _Graph, node: NodeProto) -> Iterator[Violation]:
-    if node.op_type in UNSUPPORTED or node.domain not in ("", "ai.onnx"):
+    if node.op_type in operators.UNSUPPORTED or node.domain not in ("", "ai.onnx"):
         operator = f"{node.domain}::{node.op_type}" if node.domain else node.op_type
         yield "operator", f"{operator} is not supported", "TensorRT, ONNX operator support"
 
@@ -172,14 +162,14 @@ def _check_data_dependence(graph: _Graph, node: NodeProto) -> Iterator[Violation
     source = "TensorRT, Working with Dynamic Shapes"
     if node.op_type == "NonZero":
         yield "data-dependent", "the output's size depends on the values", source
-    for position in SHAPE_OPERANDS.get(node.op_type, ()):
+    for position in operators.SHAPE_OPERANDS.get(node.op_type, ()):
         if position < len(node.input) and graph.is_data_dependent(node.input[position]):
             message = f"the shape operand {node.input[position]} of {node.op_type} depends on an input's values"
             yield "data-dependent", message, source
 
 
 def _check_axes(graph: _Graph, node: NodeProto) -> Iterator[Violation]:
-    position = 1 if node.op_type.startswith("Reduce") else AXES.get(node.op_type, len(node.input))
+    position = 1 if node.op_type.startswith("Reduce") else operators.AXES.get(node.op_type, len(node.input))
     for name in node.input[position : position + 1]:
         if name and name not in graph.constants:
             yield "constant-axes", f"axes {name} are not constant", _OPERATORS
@@ -187,7 +177,7 @@ def _check_axes(graph: _Graph, node: NodeProto) -> Iterator[Violation]:
 
 def _check_islands(graph: _Graph, node: NodeProto) -> Iterator[Violation]:
     halves = [name for name in node.input if graph.types.get(name) == TensorProto.FLOAT16]
-    if node.op_type in FLOAT32_ONLY and halves:
+    if node.op_type in operators.FLOAT32_ONLY and halves:
         message = f"{node.op_type} of float16 tensor {halves[0]} must be computed in float32"
         yield "float32-island", message, "TensorRT, Strongly Typed Networks"
 
