@@ -1,8 +1,8 @@
-"""Cut garments out of the images, once with a margin into a cache; jitter, resize and augment them in every epoch.
+"""Cut garments out of the images: once, with a margin, into a cache; in every epoch, jitter, resize and augment them.
+
+Before starting several trainings that share a cache, fill it:
 
     python -m training.embedder.crops --data PART [PART …] --cache DIR --max-side 600
-
-fills the cache, before several trainings that share it start.
 """
 
 import argparse
@@ -56,12 +56,12 @@ class Crop:
 
     @property
     def identity(self) -> tuple[int, str, int]:
-        """Identifies the garment; equal ids in different parts are different garments."""
+        """The key of the garment. It includes the part, because equal ids in different parts are different garments."""
         return self.part, self.item_id, self.instance_id
 
 
 def class_labels(crops: Sequence[Crop]) -> dict[tuple[int, str, int], int]:
-    """Return the class label, from 0 on, of each garment (`Crop.identity`)."""
+    """Number the garments from 0; return the class label by `Crop.identity`."""
     return {identity: label for label, identity in enumerate(sorted({crop.identity for crop in crops}))}
 
 
@@ -92,14 +92,14 @@ def cut_crops(
 ) -> list[Crop]:
     """Cut every garment with an instance id into `cache_directory`.
 
-    Boxes are clipped to the image. What is in the cache already is neither decoded nor cut again, unless the image or
-    the box has changed.
+    Boxes are clipped to the image. Crops that are in the cache already are not cut again, unless the image or the box
+    has changed.
 
     Args:
         images: photos and extracted frames (`training.wab.frames.cache_frames`); only the frames in FRAMES are used.
         cache_directory: receives one JPEG file per garment.
         max_side_px: larger crops are shrunk to this length of their longer side.
-        bad: if given, what is unusable is skipped and the reason is appended here instead of raised.
+        bad: if given, unusable images and boxes are skipped, and the reasons appended to it instead of raised.
 
     Raises:
         ValueError: an image is unreadable or truncated, or a box lies outside it; the message names the file.
@@ -238,10 +238,10 @@ class AspectBatches(Sampler[list[tuple[int, str, int]]]):
 
     Args:
         crops: the data set.
-        batch_size: over all processes.
+        batch_size: crops in a batch, over all processes.
         template_sets: keys of TEMPLATES to choose from.
-        seed: of the order.
-        rank: number of this process.
+        seed: decides the order, together with the epoch.
+        rank: index of this process.
         num_processes: number of processes, which split each batch evenly.
 
     Raises:
@@ -293,7 +293,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--data", type=Path, nargs="+", required=True, metavar="PART", help="parts of the data set")
     parser.add_argument("--cache", type=Path, required=True, metavar="DIR")
-    parser.add_argument("--max-side", type=int, default=600, metavar="PX", help="max_crop_side_px of the recipe")
+    parser.add_argument(
+        "--max-side",
+        type=int,
+        default=600,
+        metavar="PX",
+        help="longest side of a cached crop: max_crop_side_px of the recipe",
+    )
     add_max_bad_images_option(parser)
     return run_command("training.embedder.crops", partial(_run, parser.parse_args(argv)))
 
