@@ -9,12 +9,9 @@ from typing import Literal
 
 Dimension = int | str  # a letter stands for a size known only at run time
 
-EMBEDDERS = (
-    "embedder_b5a",
-    "embedder_b5b",
-    "embedder_b6",
-    "embedder_b7",
-)  # in the order in which their embeddings are concatenated
+EMBEDDERS = ("embedder_b5a", "embedder_b5b", "embedder_b6", "embedder_b7")
+"""Their embeddings are concatenated in this order."""
+
 KINDS = ("image", "frame")
 EMBEDDING_SIZE = 512  # of each embedder
 MAX_DETECTIONS = 100

@@ -38,8 +38,8 @@ class EmbedderGraph(nn.Module):
 class ParityPaddedConv(nn.Module):
     """Convolution with TensorFlow's "SAME" padding, for stride 2 and an odd kernel size k.
 
-    With a = k // 2, each axis is padded by (a - 1 + size mod 2) before and a after. At every size that equals timm's
-    formula, which rounds up a quotient; without that and without branches, the exporter can keep sizes symbolic.
+    With a = k // 2, each axis is padded by (a - 1 + size mod 2) before and a after. At every size this equals timm's
+    formula, which rounds up a quotient. This form needs neither rounding nor branches, so an exporter keeps it symbolic.
     """
 
     def __init__(self, conv: nn.Conv2d) -> None:

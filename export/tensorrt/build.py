@@ -36,7 +36,7 @@ class BuildError(ValueError):
 
 
 def load_tensorrt(hint: str = "") -> Any:
-    """Import TensorRT and return the module; raises EngineError, ending with `hint`, without it or without a GPU."""
+    """Return the module tensorrt; if it or a GPU is missing, raise EngineError with a message that ends with `hint`."""
     try:
         trt = importlib.import_module("tensorrt")
     except ImportError as error:

@@ -1,4 +1,4 @@
-"""TensorRT optimization profiles, derived from the signature and a pipeline config.
+"""Derive TensorRT's optimization profiles from the signature and a pipeline config.
 
 TensorRT chooses kernels at a profile's optimum and reserves memory for its maximum. Triton creates an execution context
 for every profile, and each reserves that memory.
@@ -25,7 +25,7 @@ Shape = tuple[int, ...]
 
 @dataclass(frozen=True)
 class Range:
-    """The shapes that one input may have, including the batch."""
+    """The shapes that one input may have, including the batch dimension."""
 
     minimum: Shape
     optimum: Shape
