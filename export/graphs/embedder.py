@@ -39,7 +39,7 @@ class ParityPaddedConv(nn.Module):
     """Convolution with TensorFlow's "SAME" padding, for stride 2 and an odd kernel size k.
 
     With a = k // 2, each axis is padded by (a - 1 + size mod 2) before and a after. At every size this equals timm's
-    formula, which rounds up a quotient. This form needs neither rounding nor branches, so an exporter keeps it symbolic.
+    formula, which rounds up a quotient. This form needs no rounding and no branches, so exporters keep it symbolic.
     """
 
     def __init__(self, conv: nn.Conv2d) -> None:
