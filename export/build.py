@@ -4,7 +4,7 @@
     python -m export.build --config production --random-weights 0 --output build/production
 
 Every ONNX file is compared with PyTorch before it is accepted; the exit code is 3 if a limit is exceeded. A stamp
-beside each file records what it was made from, so that a second run rebuilds only what has changed.
+beside each file records what it was built from, so that a second run rebuilds only what has changed.
 """
 
 import argparse
@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import onnx
 import onnxruntime
@@ -47,7 +48,7 @@ _SOURCES = (
 )
 """The code that writes and checks ONNX files; changing any of it rebuilds them all.
 
-`export/config.py` is missing because the values in it that a file depends on are among the inputs of its artifact.
+`export/config.py` is left out: the inputs of each artifact include the values of the config that its file depends on.
 """
 
 
@@ -58,7 +59,7 @@ class Artifact:
     model: str
     write: Callable[[Path], None]
     check: Callable[[Path], Report]
-    inputs: tuple[bytes, ...]  # what the file is made from: a checkpoint's files, or the graph itself
+    inputs: tuple[bytes, ...]  # what the file is built from: a checkpoint's files, or the graph itself
 
     def stamp(self) -> str:
         """Return a digest that changes whenever the file has to be rebuilt."""
@@ -87,13 +88,13 @@ def build(
         config: the pipeline to build, such as `export.config.demo()`.
         output: the repository's folder; it may hold an earlier build.
         checkpoints: a folder with detector.pth, embedder_b5a.pth, … and a JSON beside each.
-        random_seed: for random weights instead of checkpoints.
-        precision: "fp32" or "fp16", of the networks.
+        random_seed: the seed of random weights, instead of checkpoints.
+        precision: "fp32" or "fp16", the precision of the networks.
 
     Raises:
         ValueError: a checkpoint does not match its JSON or `config`, or the arguments contradict each other.
         FileNotFoundError: a checkpoint is missing.
-        ParityError: an ONNX file does not match its PyTorch source; the file in use stays.
+        ParityError: an ONNX file does not match its PyTorch source; an earlier file is not replaced.
     """
     if (checkpoints is None) == (random_seed is None):
         raise ValueError("give either a folder of checkpoints or a random seed")
@@ -111,59 +112,53 @@ def build(
 
 
 def copy_python_models(output: Path) -> None:
-    """Copy the code of the models that are written in Python, which nothing generates."""
+    """Copy the code of the models that are written in Python to the model repository `output`."""
     for model in (name for name, signature in MODELS.items() if signature.kind == "python"):
         for source in (REPOSITORY / model / "1").glob("*.py"):
             shutil.copyfile(source, output / model / "1" / source.name)
 
 
 def _graphs(config: PipelineConfig) -> Iterator[Artifact]:
-    graphs = {f"prepare_{kind}": build_prepare(config, kind) for kind in KINDS} | {"crop": build_crop()}
     checks = {f"prepare_{kind}": partial(check_prepare, config=config, kind=kind) for kind in KINDS}
-    for model, graph in graphs.items():
-        yield Artifact(
-            model,
-            write=partial(onnx_files.save, graph),
-            check=checks.get(model, check_crop),
-            inputs=(graph.SerializeToString(deterministic=True),),
-        )
+    graphs = {f"prepare_{kind}": build_prepare(config, kind) for kind in KINDS}
+    for model, graph in (graphs | {"crop": build_crop()}).items():
+        content = graph.SerializeToString(deterministic=True)
+        yield Artifact(model, partial(onnx_files.save, graph), checks.get(model, check_crop), inputs=(content,))
 
 
 def _networks(
     config: PipelineConfig, checkpoints: Path | None, random_seed: int | None, precision: str
 ) -> Iterator[Artifact]:
     for position, model in enumerate(("detector", *EMBEDDERS)):
-        checkpoint = None if checkpoints is None else checkpoints / f"{model}.pth"
-        seed = None if random_seed is None else random_seed + position
-        network = config.detector if model == "detector" else config.embedder(model)
-        if checkpoint is None:
-            inputs = [repr((network, seed)).encode()]
+        weights: dict[str, Any] = {}
+        if random_seed is not None:
+            checkpoint = None
+            weights["config"] = config.detector if model == "detector" else config.embedder(model)
+            weights["random_seed"] = random_seed + position
+            inputs = [repr(tuple(weights.values())).encode()]
         else:
+            assert checkpoints is not None
+            checkpoint = checkpoints / f"{model}.pth"
             inputs = [checkpoint.with_suffix(suffix).read_bytes() for suffix in (".pth", ".json")]
             _check_settings(model, checkpoint.with_suffix(".json"), config)
-        write: Callable[[Path], None]
-        check: Callable[[Path], Report]
-        if isinstance(network, DetectorConfig):
-            detector = network if checkpoint is None else None
-            write = partial(export_detector, checkpoint, config=detector, random_seed=seed, precision=precision)
-            check = partial(check_detector, checkpoint=checkpoint, config=detector, random_seed=seed)
-        else:
-            embedder = network if checkpoint is None else None
-            write = partial(export_embedder, checkpoint, config=embedder, random_seed=seed, precision=precision)
-            check = partial(
-                check_embedder, checkpoint=checkpoint, sizes=config.crop_sizes, config=embedder, random_seed=seed
-            )
-        yield Artifact(model, write, check, inputs=(*inputs, precision.encode()))
+        write: Callable[..., None] = export_detector
+        check: Callable[..., Report] = check_detector
+        if model != "detector":
+            write, check = export_embedder, partial(check_embedder, sizes=config.crop_sizes)
+        yield Artifact(
+            model,
+            write=partial(write, checkpoint, precision=precision, **weights),
+            check=partial(check, checkpoint=checkpoint, **weights),
+            inputs=(*inputs, precision.encode()),
+        )
 
 
 def _check_settings(model: str, path: Path, config: PipelineConfig) -> None:
     """Raise ValueError unless a checkpoint's JSON was written for the pipeline of `config`."""
-    found: dict[str, object]
-    expected: dict[str, object]
     if model == "detector":
         found, expected = asdict(DetectorConfig.load(path)), asdict(config.detector)
     else:
-        found, expected = {"template": EmbedderConfig.load(path).template}, {"template": config.template_set}
+        found, expected = asdict(EmbedderConfig.load(path)), {"template": config.template_set}
     faults = [f"{name} is {found[name]!r}, not {value!r}" for name, value in expected.items() if found[name] != value]
     if faults:
         raise ValueError(f"{path} does not match the config {config.name!r}: {', '.join(faults)}")
@@ -196,26 +191,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--config", choices=sorted(CONFIGS), required=True)
     weights = parser.add_mutually_exclusive_group(required=True)
     weights.add_argument("--checkpoints", type=Path, metavar="DIR", help="with detector.pth, embedder_b5a.pth, …")
-    weights.add_argument("--random-weights", type=int, metavar="SEED")
+    weights.add_argument(
+        "--random-weights", dest="random_seed", type=int, metavar="SEED", help="instead of checkpoints"
+    )
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="DIR")
     parser.add_argument("--precision", choices=PRECISIONS, default="fp32", help="of the networks; default: %(default)s")
-    arguments = parser.parse_args(argv)
-    return run_command("export.build", lambda: _run(arguments))
+    options = vars(parser.parse_args(argv))
+    return run_command("export.build", lambda: _run(**options))
 
 
-def _run(arguments: argparse.Namespace) -> int:
+def _run(*, config: str, **options: Any) -> int:
     try:
-        identity = build(
-            CONFIGS[arguments.config](),
-            arguments.output,
-            checkpoints=arguments.checkpoints,
-            random_seed=arguments.random_weights,
-            precision=arguments.precision,
-        )
+        identity = build(CONFIGS[config](), **options)
     except ParityError as error:
         print(f"export.build: {error}", file=sys.stderr)
         return EXIT_FAILURES
-    print(json.dumps({"model_identity": identity, "output": str(arguments.output)}))
+    print(json.dumps({"model_identity": identity, "output": str(options["output"])}))
     return 0
 
 

@@ -1,4 +1,4 @@
-"""The settings that a model repository is built from: `production()` and `demo()` differ only in numbers."""
+"""Define the settings that a model repository is built from; `production()` and `demo()` differ only in numbers."""
 
 from dataclasses import dataclass
 
@@ -9,7 +9,8 @@ from training.embedder.model import EmbedderConfig
 from training.embedder.templates import ASPECT_RATIOS, TEMPLATES
 
 CUDA_OPTIONS = {"use_tf32": "0", "cudnn_conv_algo_search": "HEURISTIC"}
-"""For ONNX Runtime on a GPU: do not round float32 to 10 bits, and do not time all kernels for each new shape."""
+"""Options for ONNX Runtime on a GPU, which keep float32 exact (TF32 rounds to 10 bits) and the first run at a new shape
+fast (the default search times all kernels)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,18 +23,19 @@ class KindConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class ServingConfig:
-    """How Triton runs one model.
+    """Settings with which Triton runs one model.
 
-    A model with a queue needs at least two instances. With limits or priorities, Triton's batcher (24.10 and later,
-    `RateLimiter::PayloadSlotAvailable`) assigns work only while an instance is idle, but is notified of the end of a
-    run just before the instance becomes idle. It then sleeps for up to 500 ms, or until the model's next event.
+    A model with a queue needs at least two instances. If a queue has limits or priorities, Triton's batcher (24.10 and
+    later, `RateLimiter::PayloadSlotAvailable`) assigns work only to an idle instance, but is notified of the end of a
+    run just before the instance becomes idle. With one instance it would then find none idle, and would sleep for up to
+    500 ms or until the model's next event.
     """
 
     max_batch: int = 0  # 0: the model is not batched
     num_instances: int = 1
     is_on_gpu: bool = False
     num_threads: int = 1  # of one ONNX Runtime session on CPU
-    max_queue_size: int = 0  # requests that may wait for the model and be batched; 0: each runs by itself
+    max_queue_size: int = 0  # requests that may wait to be batched; 0: no queue, each request runs by itself
     max_queue_delay_us: int = 0  # how long a batch waits for more requests
     queue_timeout_us: int = 60_000_000  # a request that has waited longer is refused
 
@@ -71,7 +73,7 @@ class PipelineConfig:
         return self.embedders[model.removeprefix("embedder_")]
 
     def serving_of(self, model: str) -> ServingConfig:
-        """Return how Triton runs a model, by name such as "prepare_image"."""
+        """Return the serving config of a model, by name such as "prepare_image"."""
         return self.serving[model] if model in self.serving else self.serving[model.split("_")[0]]
 
 
@@ -103,7 +105,7 @@ def production() -> PipelineConfig:
 
 
 def demo() -> PipelineConfig:
-    """Return the same pipeline with small networks, sized for two CPU cores."""
+    """Return the same pipeline with small networks and images, sized for two CPU cores."""
     return PipelineConfig(
         name="demo",
         image=KindConfig(short_side_px=320, min_score=0.9),

@@ -4,15 +4,16 @@
     python -m export.detector --checkpoint model_final.pth --backbone ese_vovnet99b --output FILE.onnx
     python -m export.detector --config demo --random-weights 0 --output FILE.onnx
 
-The checkpoint is either one of our training, with its JSON beside it, or a whole Faster R-CNN of the vovnet-detectron2
-project; then name its backbone, and its other settings are production's. Inputs and outputs are those of
-`export.graphs.detector.DetectorGraph.forward`; batch size, height and width stay dynamic.
+The checkpoint either has its JSON beside it, as `training.detector.train` writes both, or is a whole Faster R-CNN of
+the vovnet-detectron2 project. In the latter case, name its backbone; its other settings are those of production.
+`export.graphs.detector.DetectorGraph.forward` describes inputs and outputs; batch size, height and width stay dynamic.
 """
 
 import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from export.graphs.precision import PRECISIONS
 from export.onnx.export import export_detector
@@ -25,29 +26,20 @@ CONFIGS = {"demo": DEMO, "production": PRODUCTION}
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--checkpoint", type=Path, metavar="FILE", help="with its JSON beside it, or with --backbone")
+    parser.add_argument("--checkpoint", type=Path, metavar="FILE", help="needs its JSON beside it, or --backbone")
     parser.add_argument("--backbone", choices=sorted(ARCHITECTURES), help="of a checkpoint without JSON")
-    parser.add_argument("--config", choices=sorted(CONFIGS), help="architecture, with --random-weights")
-    parser.add_argument("--random-weights", type=int, metavar="SEED")
+    parser.add_argument("--config", choices=sorted(CONFIGS), help="the architecture, with --random-weights")
+    parser.add_argument("--random-weights", type=int, dest="random_seed", metavar="SEED")
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="FILE")
     parser.add_argument("--precision", choices=PRECISIONS, default="fp32", help="default: %(default)s")
-    parser.add_argument("--max-proposals", type=int, metavar="N", help="proposals for the box head; default: 1000")
-    parser.add_argument("--max-detections", type=int, metavar="N", help="rows of the outputs; default: 100")
-    arguments = parser.parse_args(argv)
-    return run_command("export.detector", lambda: _export(arguments))
+    parser.add_argument("--max-proposals", type=int, metavar="N", help="proposals per image; default: the config's")
+    parser.add_argument("--max-detections", type=int, metavar="N", help="rows of the outputs; default: the config's")
+    options = vars(parser.parse_args(argv))
+    return run_command("export.detector", lambda: _export(**options))
 
 
-def _export(arguments: argparse.Namespace) -> int:
-    export_detector(
-        arguments.checkpoint,
-        arguments.output,
-        config=CONFIGS[arguments.config] if arguments.config else None,
-        random_seed=arguments.random_weights,
-        backbone=arguments.backbone,
-        max_proposals=arguments.max_proposals,
-        max_detections=arguments.max_detections,
-        precision=arguments.precision,
-    )
+def _export(*, config: str | None, **options: Any) -> int:
+    export_detector(**options, config=CONFIGS[config] if config else None)
     return 0
 
 

@@ -7,6 +7,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from export.graphs.precision import PRECISIONS
 from export.onnx.export import export_embedder
@@ -15,15 +16,15 @@ from livematch.cli.commands import run_command
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--checkpoint", type=Path, required=True, metavar="FILE", help="with its JSON beside it")
+    parser.add_argument("--checkpoint", type=Path, required=True, metavar="FILE", help="needs its JSON beside it")
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="FILE")
     parser.add_argument("--precision", choices=PRECISIONS, default="fp32", help="default: %(default)s")
-    arguments = parser.parse_args(argv)
-    return run_command("export.embedder", lambda: _export(arguments))
+    options = vars(parser.parse_args(argv))
+    return run_command("export.embedder", lambda: _export(**options))
 
 
-def _export(arguments: argparse.Namespace) -> int:
-    export_embedder(arguments.checkpoint, arguments.output, precision=arguments.precision)
+def _export(**options: Any) -> int:
+    export_embedder(**options)
     return 0
 
 

@@ -1,24 +1,26 @@
-"""The tensors of every model in the repository: names, dtypes and shapes. The project defines them here only.
+"""Define the names, dtypes and shapes of the tensors of every model in the repository.
 
-Shape letters: B images in a request, H × W the image, H' × W' the resized and padded image, N boxes (the largest count
-in the request), n crops, h × w the template.
+Shape letters: B images in a request, H × W the size of the image, H' × W' that of the resized and padded image, N boxes
+(the largest number in the request), n crops, h × w the template.
 """
 
 from dataclasses import dataclass
 from typing import Literal
 
-Dimension = int | str  # a letter is a size known only at run time
+Dimension = int | str  # a letter stands for a size known only at run time
 
-EMBEDDERS = ("embedder_b5a", "embedder_b5b", "embedder_b6", "embedder_b7")  # in the order they are concatenated
+EMBEDDERS = ("embedder_b5a", "embedder_b5b", "embedder_b6", "embedder_b7")
+"""Their embeddings are concatenated in this order."""
+
 KINDS = ("image", "frame")
-EMBEDDING_SIZE = 512  # of one embedder
+EMBEDDING_SIZE = 512  # of each embedder
 MAX_DETECTIONS = 100
 PADDING_MULTIPLE = 32
 PRIORITIES = {"live": 1, "batch": 2}  # the `priority` of a request; every queue serves live requests first
 
 
 def padded(side_px: float) -> int:
-    """Return the side of the detector's `pixels` for a side of the resized image."""
+    """Return a side of the resized image after padding, in pixels: the next multiple of PADDING_MULTIPLE."""
     return -(-round(side_px) // PADDING_MULTIPLE) * PADDING_MULTIPLE
 
 

@@ -1,4 +1,4 @@
-"""What the trainings of the detector and of the embedders share: configs as JSON, checkpoints, safe resuming."""
+"""Save configs and checkpoints, and resume runs safely; shared by the trainings of the detector and the embedders."""
 
 import json
 import pickle
@@ -85,7 +85,7 @@ def check_same_run(identity: Mapping[str, Any], saved: Mapping[str, Any], path: 
     """Raise ValueError, naming each difference, unless the run saved at `path` has the same recipe, seed and data.
 
     Args:
-        identity: of the run that wants to resume, everything that influences its losses.
+        identity: everything that influences the losses of the run to resume.
         saved: the identity stored in the checkpoint.
         path: the checkpoint, named in the message.
     """

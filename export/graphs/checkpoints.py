@@ -28,11 +28,11 @@ def build_detector_graph(
 
     Args:
         checkpoint: read by `training.detector.weights.load_checkpoint`; None for random weights.
-        config: the architecture, with random weights; that of a checkpoint is in the JSON beside it.
+        config: the architecture, for random weights only; a checkpoint has its own in the JSON beside it.
         random_seed: the seed of the random weights.
-        backbone: of a checkpoint without JSON, whose other settings are then production's.
-        max_proposals: replaces the config's post_nms_top_k.
-        max_detections: replaces the config's.
+        backbone: the backbone of a checkpoint without JSON; its other settings are those of production.
+        max_proposals: replaces post_nms_top_k of the config.
+        max_detections: replaces max_detections of the config.
 
     Raises:
         ValueError: the checkpoint's keys or shapes do not match the config, or the arguments contradict each other.
@@ -90,9 +90,9 @@ def _read_config(checkpoint: Path, backbone: str | None) -> DetectorConfig:
 def _fit_random_weights(graph: DetectorGraph) -> None:
     """Fit norms and predicting layers to a few random images, so that an untrained network has many detections.
 
-    With the weights of the constructor, activations after frozen norms overflow. Norms that only standardise make a
-    hundred layers chaotic: they amplify small differences of inputs, and of rounded weights, until two precisions have
-    nothing in common. Shifting most activations above ReLU's kink prevents that.
+    With the constructor's weights, activations after frozen norms overflow. If the norms only standardised, a hundred
+    layers would amplify small differences of inputs, and of rounded weights, until the results of two precisions had
+    nothing in common. Shifting most activations above zero, where ReLU is linear, prevents that.
     """
     shift = 1.0  # standard deviations
     predictors = {

@@ -1,7 +1,7 @@
 """The graph that cuts boxes out of an image and resizes them as cv2.resize(image[y0:y1, x0:x1], (w, h)) does.
 
-Bilinear without antialiasing; samples are clamped to the box, not to the image. Within 1 grey level of cv2's
-INTER_LINEAR, which computes in fixed point. It has no weights.
+It interpolates bilinearly without antialiasing, and clamps the samples to the box, not to the image. The result differs
+by at most 1 grey level from cv2's INTER_LINEAR, which computes in fixed point. The graph has no weights.
 """
 
 # ONNX Script's annotations hold shapes, and its operators take Python constants, so no checker can read its functions.
@@ -23,7 +23,7 @@ def build_crop() -> onnx.ModelProto:
 @script(default_opset=op)
 @no_type_check
 def _sample_axis(start: INT32["n", 1], end: INT32["n", 1], num_samples: INT64[1]):
-    """For each sample along one axis: the pixels before and after it, and the weight of the one after, [n, samples]."""
+    """Return the pixel before and after each sample along one axis, and the weight of the one after; [n, samples]."""
     length = op.CastLike(end - start, 0.0)
     centre = op.CastLike(op.Range(0, op.Squeeze(num_samples), 1), 0.0) + 0.5
     sample = centre * (length / op.CastLike(num_samples, 0.0)) - 0.5

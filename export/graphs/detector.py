@@ -30,7 +30,7 @@ MAX_LOG_SCALE = math.log(1000 / 16)
 
 
 class DetectorGraph(nn.Module):
-    """The whole detector, after resizing: load a detectron2 state dict into it, then call eval()."""
+    """The whole detector, except for resizing: load a detectron2 state dict into it, then call eval()."""
 
     def __init__(self, config: DetectorConfig) -> None:
         super().__init__()
@@ -107,7 +107,7 @@ class RpnHead(nn.Module):
 
 
 class ProposalGenerator(nn.Module):
-    """The region proposal network: take the best K anchors of each level, NMS per level, the best P of the rest."""
+    """Region proposal network: take the best K anchors of each level, apply NMS per level, keep the best P of all."""
 
     cells: Tensor  # [L, A, 4]
     rank_scores: Tensor  # [K]
@@ -235,7 +235,7 @@ class RoiHeads(nn.Module):
 def assign_levels(boxes: Tensor, smallest_sizes: Tensor) -> Tensor:
     """Return int64 [...], the index of the level that each box [..., 4] is pooled from.
 
-    `smallest_sizes` holds √area of the smallest box of each level after the first, in pixels, ascending.
+    `smallest_sizes` holds, for each level after the first, the square root of the area of its smallest box, in pixels.
     """
     size = (boxes[..., 2:] - boxes[..., :2]).prod(dim=-1).sqrt()
     return (size[..., None] >= smallest_sizes).sum(dim=-1)

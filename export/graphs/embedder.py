@@ -1,4 +1,4 @@
-"""An embedder as it is served: from uint8 crops of any size to unit vectors."""
+"""The embedder as it is exported: it maps uint8 crops of any size to unit vectors."""
 
 import copy
 from collections.abc import Iterator
@@ -36,10 +36,10 @@ class EmbedderGraph(nn.Module):
 
 
 class ParityPaddedConv(nn.Module):
-    """TensorFlow's "SAME" padding for stride 2 and an odd kernel k, in arithmetic that an exporter keeps symbolic.
+    """Convolution with TensorFlow's "SAME" padding, for stride 2 and an odd kernel size k.
 
-    With a = k // 2, each axis is padded by (a - 1 + size mod 2) before and a after, which equals timm's formula with a
-    rounded-up quotient at every size and needs no branch.
+    With a = k // 2, each axis is padded by (a - 1 + size mod 2) before and a after. At every size this equals timm's
+    formula, which rounds up a quotient. This form needs no rounding and no branches, so exporters keep it symbolic.
     """
 
     def __init__(self, conv: nn.Conv2d) -> None:

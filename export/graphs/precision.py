@@ -1,9 +1,10 @@
-"""Half precision (float16) with float32 where it is needed, set in PyTorch so that the ONNX file states every type.
+"""Convert networks to half precision (float16), and keep float32 where it is needed.
 
-Backbones and hidden layers become float16. Everything else stays float32: pixel and anchor arithmetic, clipping, level
-assignment, RoiAlign, NMS, the predicting layers, softmax, the scores that top-k sorts, GeM, the embedding's projection
-and its norms. The `forward` of the modules on either side of such a boundary does the casts; in a float32 network they
-do nothing and the exporter drops them.
+The conversion happens in PyTorch, so that the ONNX file states the type of every tensor. Backbones and hidden layers
+become float16. Everything else stays float32: pixel and anchor arithmetic, clipping, level assignment, RoiAlign, NMS,
+the predicting layers, softmax, the scores that top-k sorts, GeM, the embedding's projection and its norms. The
+`forward` of the modules on either side of such a boundary does the casts; in a float32 network they do nothing and the
+exporter drops them.
 """
 
 import torch

@@ -1,4 +1,4 @@
-"""The graphs in front of the detector: from a decoded image to the pixels that detectron2's predictor gives its model.
+"""The graphs before the detector: they turn a decoded image into what detectron2's predictor would give its model.
 
 They resize uint8 pixels, because Pillow (which detectron2 uses) rounds to uint8 between and after its two passes; the
 same Resize on float32 differs by 0.3 grey levels on average. They have no weights, and run on the CPU only, because
@@ -36,7 +36,7 @@ def build_prepare(config: PipelineConfig, kind: str) -> onnx.ModelProto:
 
 
 def bind(model: onnx.ModelProto, constants: dict[str, np.ndarray[Any, Any]]) -> onnx.ModelProto:
-    """Turn inputs of a graph, given by name, into constants; changes the graph in place and returns it."""
+    """Turn the inputs of a graph that `constants` names into constants; changes the graph in place and returns it."""
     free = [value for value in model.graph.input if value.name not in constants]
     del model.graph.input[:]
     model.graph.input.extend(free)
@@ -57,7 +57,7 @@ def _prepare(
 ) -> tuple[FLOAT["B", 3, "PH", "PW"], FLOAT["B", 2], FLOAT["B", 2], FLOAT["B", 1]]:
     batch = op.Shape(image, start=0, end=1)
     sides = op.Shape(image, start=1, end=3)
-    # Gather from a list of one element: index 1, for an image to refuse, makes the run fail with this node's name.
+    # Gather from a list of one element: for an image to refuse the index is 1, so the run fails and names this node.
     is_refused = op.Or(
         op.ReduceMax(sides, keepdims=1) > max_image_side,
         op.ReduceMin(sides, keepdims=1) < 1,

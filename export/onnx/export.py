@@ -16,7 +16,7 @@ from training.detector.config import DetectorConfig
 from training.embedder.model import EmbedderConfig
 
 OPSET = 18
-op: Any = onnxscript.opset18  # its annotations do not admit Python constants, which its operators take
+op: Any = onnxscript.opset18  # Any, because its operators take Python constants, which its annotations do not admit
 
 
 def export_detector(
@@ -103,7 +103,7 @@ def export_embedder(
 
 
 def _nms_mask_onnx(boxes: FLOAT, scores: FLOAT, max_iou: float) -> FLOAT:
-    """Return `nms_mask` in ONNX: groups are NonMaxSuppression's batch; its indices are scattered into the mask."""
+    """Return `nms_mask` in ONNX: the groups form NonMaxSuppression's batch; its indices are scattered into the mask."""
     num_boxes = scores.shape[1]  # type: ignore[index]
     selected = op.NonMaxSuppression(boxes, op.Unsqueeze(scores, [1]), [num_boxes], [max_iou], [0.0])
     group_and_box = op.Gather(selected, [0, 2], axis=1)
@@ -113,7 +113,7 @@ def _nms_mask_onnx(boxes: FLOAT, scores: FLOAT, max_iou: float) -> FLOAT:
 
 
 def _cast_first(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Read the sizes from the cast pixels, because TensorRT allows a UINT8 input to feed only a Cast."""
+    """Let all nodes read the cast pixels, not `crops` itself, because TensorRT lets only a Cast read a UINT8 input."""
     nodes = model.graph.node
     cast = next(node for node in nodes if node.op_type == "Cast" and node.input[0] == "crops")
     nodes.remove(cast)

@@ -1,4 +1,4 @@
-"""ONNX files that contain the computation and nothing else: the same weights give the same bytes in any folder."""
+"""Write ONNX files without the exporter's notes, so that the same weights give the same bytes in any folder."""
 
 from pathlib import Path
 

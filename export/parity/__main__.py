@@ -5,9 +5,8 @@ python -m export.parity embedder --onnx model.onnx --checkpoint embedder_b6.pth
 python -m export.parity prepare_frame --onnx model.onnx --config demo
 python -m export.parity engines --engine tensorrt --repository DIR --reference FLOAT32_DIR     # all networks
 
-The weights of a file tell its precision, and half precision has wider limits; the reference is always computed in
-float32. Prints one JSON line with the measurements. The exit code is 3 if a limit is exceeded, and 2 if a file, an
-engine or its GPU is missing.
+Prints one JSON line with the measurements. The exit code is 3 if a limit is exceeded, and 2 if a file, an engine or its
+GPU is missing. The reference is always computed in float32; files with half-precision weights have wider limits.
 """
 
 import argparse
@@ -27,17 +26,10 @@ from livematch.cli.commands import EXIT_FAILURES, run_command
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    arguments = _parser().parse_args(argv)
-    return run_command("export.parity", lambda: _run(arguments))
-
-
-def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="model", required=True)
-    config = argparse.ArgumentParser(add_help=False)
-    config.add_argument("--config", choices=sorted(CONFIGS), default="production", help="default: %(default)s")
     for model in ("detector", "embedder", "prepare_frame", "prepare_image", "crop"):
-        command = commands.add_parser(model, parents=[config])
+        command = commands.add_parser(model)
         command.add_argument("--onnx", type=Path, required=True, metavar="FILE")
         if model in ("detector", "embedder"):
             command.add_argument("--checkpoint", type=Path, required=True, metavar="FILE")
@@ -48,11 +40,14 @@ def _parser() -> argparse.ArgumentParser:
             command.add_argument(
                 "--reference", choices=("detectron2", "graph"), default="detectron2" if has_detectron2 else "graph"
             )
-    command = commands.add_parser("engines", parents=[config], help="compare served networks with float32 ONNX files")
+    command = commands.add_parser("engines", help="compare served networks with float32 ONNX files")
     command.add_argument("--engine", choices=RUNNERS, required=True)
-    command.add_argument("--repository", type=Path, required=True, metavar="DIR", help="with the engines")
+    command.add_argument("--repository", type=Path, required=True, metavar="DIR", help="with the networks to check")
     command.add_argument("--reference", type=Path, required=True, metavar="DIR", help="built with --precision fp32")
-    return parser
+    for command in commands.choices.values():
+        command.add_argument("--config", choices=sorted(CONFIGS), default="production", help="default: %(default)s")
+    arguments = parser.parse_args(argv)
+    return run_command("export.parity", lambda: _run(arguments))
 
 
 def _run(arguments: argparse.Namespace) -> int:
@@ -74,19 +69,17 @@ def _check(arguments: argparse.Namespace, config: PipelineConfig) -> Report:
     path: Path = arguments.onnx
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file")
-    if arguments.model == "crop":
-        return check_crop(path)
-    if arguments.model.startswith("prepare_"):
-        return check_prepare(path, config, arguments.model.removeprefix("prepare_"))
-    if arguments.model == "embedder":
-        return check_embedder(path, arguments.checkpoint, sizes=config.crop_sizes)
-    return check_detector(
-        path,
-        arguments.checkpoint,
-        backbone=arguments.backbone,
-        batches=folder_batches(arguments.images, config) if arguments.images else None,
-        reference=arguments.reference,
-    )
+    match arguments.model:
+        case "crop":
+            return check_crop(path)
+        case "embedder":
+            return check_embedder(path, arguments.checkpoint, sizes=config.crop_sizes)
+        case "detector":
+            batches = folder_batches(arguments.images, config) if arguments.images else None
+            backbone, reference = arguments.backbone, arguments.reference
+            return check_detector(path, arguments.checkpoint, backbone=backbone, batches=batches, reference=reference)
+        case prepare:
+            return check_prepare(path, config, prepare.removeprefix("prepare_"))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Limits on the differences between an exported file and its source, and the comparison of detections."""
+"""Define the limits on differences between an exported file and its source, and compare detections."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +21,7 @@ MIN_EMBEDDING_COSINE = 0.999  # for fp16
 
 @dataclass(frozen=True, kw_only=True)
 class DetectorLimits:
-    """When two detections match, and which fraction of all detections must match.
+    """Limits that define when two detections match, and which fraction of all detections must match.
 
     The fraction is below 1 because rounding decides which of two equally good boxes survives NMS or ranks hundredth.
     """
@@ -40,11 +40,17 @@ MIN_MATCHED_FRACTION_RANDOM = 0.85
 
 
 class ParityError(ValueError):
-    """An ONNX file does not match its source; the message names the file, the figure and its limit."""
+    """An ONNX file does not match its source; the message names the file, the measured value and its limit."""
+
+
+def detections_of(outputs: Arrays, image: int) -> Detections:
+    """Return the detections of one image of a batch from the outputs of the detector."""
+    count = int(outputs["num_detections"][image, 0])
+    return torch.from_numpy(outputs["boxes"][image, :count]), torch.from_numpy(outputs["scores"][image, :count])
 
 
 def compare_detections(found: Detections, expected: Detections, limits: DetectorLimits) -> tuple[int, float, float]:
-    """Return the number of expected detections found, and their largest errors of a box (pixels) and of a score."""
+    """Return the number of expected detections that were found, their largest box error in pixels and score error."""
     if not len(found[1]) or not len(expected[1]):
         return 0, 0.0, 0.0
     overlap = box_iou(expected[0], found[0])

@@ -1,7 +1,7 @@
 """Compare networks as they are served, on a GPU or in half precision, with float32 ONNX files on the CPU.
 
-Both sides get garment photos and smooth noise at the sizes that are served: photos and frames for the detector, each
-template for the embedders. `python -m export.parity engines` runs the comparison.
+Both get garment photos and smooth noise at the sizes that occur in serving: the detector at those of photos and frames,
+the embedders at every template. `python -m export.parity engines` runs the comparison.
 """
 
 from collections.abc import Iterator
@@ -12,26 +12,20 @@ import torch
 from torch.nn import functional
 
 from export.config import PipelineConfig
-from export.parity.compare import (
-    DETECTOR_LIMITS,
-    MIN_EMBEDDING_COSINE,
-    Arrays,
-    Detections,
-    Report,
-    compare_detections,
-)
+from export.parity import compare
+from export.parity.compare import Arrays, Report
 from export.parity.inputs import garment_photos, smooth_noise
 from export.parity.reference import prepare
 from export.parity.runners import Runner, open_runner
 from export.tensorrt.build import EngineError
 from export.tensorrt.profiles import ENGINES
 
-_LIMITS = DETECTOR_LIMITS["fp16"]
+_LIMITS = compare.DETECTOR_LIMITS["fp16"]
 _SIZES = (("image", 800, 800), ("image", 800, 1000), ("frame", 960, 540), ("frame", 540, 960))  # kind, height, width
 
 
 def check_engines(engine: str, repository: Path, reference: Path, config: PipelineConfig) -> Report:
-    """Compare all networks; "is_passed" in the result is whether every limit holds.
+    """Compare all networks; "is_passed" in the report tells whether every limit holds.
 
     Args:
         engine: one of `export.parity.runners.RUNNERS`, which runs the networks in `repository`.
@@ -39,23 +33,23 @@ def check_engines(engine: str, repository: Path, reference: Path, config: Pipeli
         reference: a repository of the same checkpoints in float32.
         config: the pipeline that both were built for.
 
-    Raises the errors of `export.parity.runners.open_runner`.
+    Raises the errors of `open_runner`, and EngineError if a network fails to run.
     """
     report: Report = {"engine": engine, "models": {}}
     for model in ENGINES:
         found = open_runner(engine, repository, model, config)
         expected = open_runner("onnxruntime-cpu", reference, model, config)
-        compare = _compare_detector if model == "detector" else _compare_embedder
+        check = _check_detector if model == "detector" else _check_embedder
         try:
-            report["models"][model] = compare(found, expected, config)
-        except RuntimeError as error:  # PyTorch's, for lack of GPU memory for example
+            report["models"][model] = check(found, expected, config)
+        except RuntimeError as error:  # from PyTorch, for example for lack of GPU memory
             raise EngineError(f"{engine} failed on {model}: {error}") from error
     report["is_passed"] = all(part["is_passed"] for part in report["models"].values())
     return report
 
 
 def detector_feeds(config: PipelineConfig) -> Iterator[Arrays]:
-    """Yield two images at a time: photos, then noise, at each size."""
+    """Yield inputs of the detector with two images each: for each size, photos and then noise."""
     photos = garment_photos()
     for index, (kind, height, width) in enumerate(_SIZES):
         first = 2 * (index % 2)
@@ -67,7 +61,7 @@ def detector_feeds(config: PipelineConfig) -> Iterator[Arrays]:
 
 
 def embedder_feeds(config: PipelineConfig) -> Iterator[Arrays]:
-    """Yield for each template the middle of the photos, smooth noise, white noise and black."""
+    """Yield one batch of crops for each template: the middles of the photos, smooth noise, white noise and black."""
     middles = garment_photos()[:, :, 50:350, 100:300]
     for seed, (height, width) in enumerate(config.crop_sizes):
         parts = [middles, smooth_noise(seed)]
@@ -77,30 +71,22 @@ def embedder_feeds(config: PipelineConfig) -> Iterator[Arrays]:
         yield {"crops": crops.clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).contiguous().numpy()}
 
 
-def _compare_detector(found: Runner, expected: Runner, config: PipelineConfig) -> Report:
+def _check_detector(found: Runner, expected: Runner, config: PipelineConfig) -> Report:
     num_matched = num_all = 0
     for feeds in detector_feeds(config):
-        outputs = found(feeds), expected(feeds)
+        outputs, expected_outputs = found(feeds), expected(feeds)
         for image in range(len(feeds["pixels"])):
-            one, other = (_detections(output, image) for output in outputs)
-            num_matched += compare_detections(one, other, _LIMITS)[0]
-            num_all += max(len(one[1]), len(other[1]))
-    fraction = num_matched / num_all if num_all else 0.0  # no detections, no evidence
-    return {
-        "num_detections": num_all,
-        "matched_share": fraction,
-        "is_passed": fraction >= _LIMITS.min_matched_fraction,
-    }
+            pair = compare.detections_of(outputs, image), compare.detections_of(expected_outputs, image)
+            num_matched += compare.compare_detections(*pair, _LIMITS)[0]
+            num_all += max(len(scores) for _, scores in pair)
+    fraction = num_matched / num_all if num_all else 0.0  # without detections there is no evidence
+    is_passed = fraction >= _LIMITS.min_matched_fraction
+    return {"num_detections": num_all, "matched_share": fraction, "is_passed": is_passed}
 
 
-def _detections(outputs: Arrays, image: int) -> Detections:
-    count = int(outputs["num_detections"][image, 0])
-    return torch.from_numpy(outputs["boxes"][image, :count]), torch.from_numpy(outputs["scores"][image, :count])
-
-
-def _compare_embedder(found: Runner, expected: Runner, config: PipelineConfig) -> Report:
+def _check_embedder(found: Runner, expected: Runner, config: PipelineConfig) -> Report:
     cosines = [
         (found(feeds)["embedding"] * expected(feeds)["embedding"]).sum(axis=1).min() for feeds in embedder_feeds(config)
     ]
-    lowest = float(np.min(cosines))  # keeps NaN, which no limit admits
-    return {"min_embedding_cosine": lowest, "is_passed": lowest >= MIN_EMBEDDING_COSINE}
+    lowest = float(np.min(cosines))  # NaN if any is, which then fails the check
+    return {"min_embedding_cosine": lowest, "is_passed": lowest >= compare.MIN_EMBEDDING_COSINE}

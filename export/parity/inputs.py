@@ -1,7 +1,7 @@
 """The images on which exported files are compared with PyTorch.
 
-`images/` holds four photos of two garments, each alone and worn by a mannequin, 400 × 400 pixels. They were drawn by
-`training.demo.photos.draw_photo` for the designs of seeds 2 and 3.
+`images/` holds four images of 400 × 400 pixels that show two garments, each alone and worn by a mannequin. They were
+rendered by `training.demo.photos.draw_photo`, with the designs of seeds 2 and 3.
 """
 
 from collections.abc import Iterator
@@ -23,7 +23,7 @@ _PHOTOS = Path(__file__).parent / "images"
 
 
 def detector_batches() -> Iterator[Images]:
-    """Yield batches for the detector: smooth noise, then photos at true sizes that differ within a batch."""
+    """Yield batches of images for the detector: smooth noise, then photos whose sizes differ within a batch."""
     photos = garment_photos()
     for batch, images, height, width in (
         (1, smooth_noise(1), 256, 160),
@@ -31,12 +31,9 @@ def detector_batches() -> Iterator[Images]:
         (3, photos[2:], 288, 352),
     ):
         sizes = ((height, width), (height - 5, width - 31))
-        yield {
-            f"batch {batch} image {index}": functional.interpolate(image[None], size, mode="bilinear", antialias=True)[
-                0
-            ]
-            for index, (image, size) in enumerate(zip(images, sizes, strict=False))
-        }
+        pairs = zip(images[:, None], sizes, strict=False)
+        resized = [functional.interpolate(image, size, mode="bilinear", antialias=True)[0] for image, size in pairs]
+        yield {f"batch {batch} image {index}": image for index, image in enumerate(resized)}
 
 
 def smooth_noise(seed: int) -> torch.Tensor:
@@ -46,14 +43,17 @@ def smooth_noise(seed: int) -> torch.Tensor:
 
 
 def garment_photos() -> torch.Tensor:
-    """Return the photos in `images/`, float32 [4, 3, 400, 400] BGR: a garment alone, worn, the other alone, worn."""
+    """Return the photos in `images/`, float32 [4, 3, 400, 400] BGR: one garment alone and worn, then the other one."""
     names = ("alone_1", "worn_1", "alone_2", "worn_2")
     photos = np.stack([np.asarray(Image.open(_PHOTOS / f"{name}.jpg")) for name in names])
     return torch.from_numpy(photos).permute(0, 3, 1, 2).flip(1).float()
 
 
 def smooth_images() -> list[np.ndarray[Any, Any]]:
-    """Return smooth random images, uint8 [1, H, W, 3]; white noise would only measure how halves are rounded."""
+    """Return a smooth random image, uint8 [1, H, W, 3], of each of IMAGE_SIZES.
+
+    Smooth, because with white noise the differences would mostly show how halves are rounded.
+    """
     images = []
     for height, width in IMAGE_SIZES:
         noise = torch.from_numpy(np.random.default_rng(width).uniform(0, 255, (1, 3, 12, 9)).astype(np.float32))

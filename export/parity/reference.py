@@ -1,4 +1,4 @@
-"""What the exported files must compute, in PyTorch and in detectron2 itself."""
+"""Compute in PyTorch, or with detectron2 itself, what the exported files must compute."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -14,7 +14,7 @@ from export.signature import PADDING_MULTIPLE
 from training.detector.config import DetectorConfig
 
 Detect = Callable[[Sequence[torch.Tensor]], list[Detections]]
-"""Detect garments in resized images float32 [3, h, w], BGR, 0..255."""
+"""A function that detects garments in resized images, float32 [3, h, w] BGR, 0..255."""
 
 
 def prepare(image: np.ndarray[Any, Any], config: PipelineConfig, kind: str) -> Arrays:
@@ -39,7 +39,7 @@ def prepare(image: np.ndarray[Any, Any], config: PipelineConfig, kind: str) -> A
 
 
 def crop(image: np.ndarray[Any, Any], boxes: np.ndarray[Any, Any], size: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-    """Return the output of `crop`, computed in PyTorch."""
+    """Return the output of `crop`, uint8 [n, h, w, 3], for the inputs in `export.signature`, computed in PyTorch."""
     width, height = size.tolist()
     parts = [torch.from_numpy(image[:, y0:y1, x0:x1]).permute(0, 3, 1, 2).float() for x0, y0, x1, y1 in boxes.tolist()]
     resized = [functional.interpolate(part, (height, width), mode="bilinear") for part in parts]
@@ -68,7 +68,7 @@ def graph_detector(graph: DetectorGraph) -> Detect:
 
 
 def detectron2_detector(graph: DetectorGraph) -> Detect:
-    """Return a function that detects with detectron2's own model, given the graph's weights."""
+    """Return a function that detects with detectron2's own model and the graph's weights."""
     from training.detector.model import build_detector  # detectron2 is optional
 
     model = build_detector(graph.config).eval()

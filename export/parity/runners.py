@@ -1,9 +1,8 @@
-"""Run one network of a model repository in different engines, on numpy arrays.
+"""Run one network of a model repository in TensorRT or ONNX Runtime, on numpy arrays.
 
-The TensorRT calls are documented for both 10.x and 11.x: Python API, Runtime, ICudaEngine, IExecutionContext.
+The TensorRT calls exist in 10.x and 11.x; see Runtime, ICudaEngine and IExecutionContext in its Python API.
 """
 
-import importlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,7 +13,7 @@ import torch
 from export.config import CUDA_OPTIONS, PipelineConfig
 from export.parity.compare import Arrays
 from export.signature import MODELS
-from export.tensorrt.build import EngineError, identity, is_current
+from export.tensorrt.build import EngineError, identity, is_current, load_tensorrt
 from export.tensorrt.profiles import profiles
 
 Runner = Callable[[Arrays], Arrays]
@@ -24,10 +23,16 @@ _DTYPES = {"FP32": torch.float32, "INT32": torch.int32}  # of outputs
 
 
 def open_runner(engine: str, repository: Path, model: str, config: PipelineConfig) -> Runner:
-    """Return a function that runs the network `model` in one of RUNNERS.
+    """Return a function that runs a network: it takes inputs by name, and returns outputs by name.
+
+    Args:
+        engine: one of RUNNERS.
+        repository: the model repository that holds the network.
+        model: "detector" or one of EMBEDDERS.
+        config: the pipeline that the repository was built for.
 
     Raises:
-        EngineError: the library or the GPU is missing, or TensorRT refuses the engine, for lack of memory for example.
+        EngineError: the library or the GPU is missing, or TensorRT refuses the engine, for example for lack of memory.
             The returned function raises it too.
         FileNotFoundError: the ONNX file is missing.
         ValueError: the engine is missing, or was built for another ONNX file, TensorRT, GPU or set of profiles.
@@ -37,19 +42,17 @@ def open_runner(engine: str, repository: Path, model: str, config: PipelineConfi
         raise FileNotFoundError(f"{onnx_path} is missing")
     if engine == "tensorrt":
         return TensorRTRunner(onnx_path, model, config)
-    return _onnxruntime(engine, onnx_path)
+    return _onnxruntime(onnx_path, is_on_gpu=engine == "onnxruntime-cuda")
 
 
-def _onnxruntime(engine: str, onnx_path: Path) -> Runner:
-    provider = {"onnxruntime-cuda": "CUDAExecutionProvider", "onnxruntime-cpu": "CPUExecutionProvider"}[engine]
+def _onnxruntime(onnx_path: Path, *, is_on_gpu: bool) -> Runner:
+    provider = "CUDAExecutionProvider" if is_on_gpu else "CPUExecutionProvider"
     present = onnxruntime.get_available_providers()
     if provider not in present:
         raise EngineError(f"ONNX Runtime has no {provider}, only {', '.join(present)}; install onnxruntime-gpu")
-    options: dict[str, str] = {}
-    if engine == "onnxruntime-cuda":
-        options = CUDA_OPTIONS
+    if is_on_gpu:
         onnxruntime.preload_dlls()  # CUDA and cuDNN from their wheels
-    session = onnxruntime.InferenceSession(onnx_path, providers=[(provider, options)])
+    session = onnxruntime.InferenceSession(onnx_path, providers=[(provider, CUDA_OPTIONS if is_on_gpu else {})])
     if provider not in session.get_providers():  # ONNX Runtime only warns, and uses the CPU
         raise EngineError(f"{provider} did not start: no GPU, or a CUDA library is missing")
     names = [output.name for output in session.get_outputs()]
@@ -57,19 +60,12 @@ def _onnxruntime(engine: str, onnx_path: Path) -> Runner:
 
 
 class TensorRTRunner:
-    """An engine file that runs on PyTorch's current GPU."""
+    """Run an engine file on PyTorch's current GPU."""
 
     def __init__(self, onnx_path: Path, model: str, config: PipelineConfig) -> None:
-        try:
-            trt = importlib.import_module("tensorrt")
-        except ImportError as error:
-            raise EngineError(f"TensorRT cannot be imported ({error})") from error
-        if not torch.cuda.is_available():
-            raise EngineError("PyTorch sees no GPU")
+        trt = load_tensorrt()
         plan_path = onnx_path.with_name("model.plan")
-        wanted = identity(onnx_path, profiles(model, config))
-        wanted |= {"tensorrt": trt.__version__, "gpu": torch.cuda.get_device_name()}
-        if not is_current(plan_path, wanted):
+        if not is_current(plan_path, identity(onnx_path, profiles(model, config), trt)):
             raise ValueError(
                 f"{plan_path} is missing or was not built for this GPU, TensorRT {trt.__version__} and {onnx_path.name}"
             )
@@ -106,6 +102,7 @@ class TensorRTRunner:
         return {name: tensor.cpu().numpy() for name, tensor in outputs.items()}
 
     def _profile(self, feeds: Arrays) -> int:
+        """Return the index of the first profile that covers the shapes of the inputs."""
         for index in range(self._engine.num_optimization_profiles):
             ranges = {name: self._engine.get_tensor_profile_shape(name, index) for name in feeds}
             if all(
@@ -115,7 +112,7 @@ class TensorRTRunner:
             ):
                 return index
         shapes = {name: array.shape for name, array in feeds.items()}
-        raise ValueError(f"no profile of the engine admits {shapes}")
+        raise ValueError(f"no profile of the engine covers the shapes {shapes}")
 
     @staticmethod
     def _succeed(is_done: bool) -> None:

@@ -2,8 +2,9 @@
 
 python -m export.tensorrt --repository DIR [--models detector …] [--workspace-gb 8] [--timing-cache FILE] [--dry-run]
 
-Networks are strongly typed: an engine has the precision of its ONNX file. The JSON beside an engine, `model.plan.json`,
-records its ONNX file, profiles, TensorRT and GPU; if any of them has changed, the engine is rebuilt.
+Networks are strongly typed: an engine has the precision of its ONNX file. `model.plan.json` beside an engine records
+from which ONNX file, for which profiles and with which TensorRT and GPU it was built; if any of them has changed, the
+engine is rebuilt.
 """
 
 import argparse
@@ -11,7 +12,6 @@ import dataclasses
 import hashlib
 import importlib
 import json
-import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -28,11 +28,22 @@ from livematch.files import replace_file
 
 
 class EngineError(LivematchError):
-    """An engine's library or its GPU is missing, or it refuses to run; the message is one line."""
+    """The GPU or the library that runs an engine is missing, or the engine fails to run; the message is one line."""
 
 
 class BuildError(ValueError):
-    """TensorRT refused a file; the message lists its errors with the names of the nodes."""
+    """TensorRT cannot build an engine from a file; the message lists its errors with the names of the nodes."""
+
+
+def load_tensorrt(hint: str = "") -> Any:
+    """Return the module tensorrt; if it or a GPU is missing, raise EngineError with a message that ends with `hint`."""
+    try:
+        trt = importlib.import_module("tensorrt")
+    except ImportError as error:
+        raise EngineError(f"TensorRT cannot be imported ({error}){hint}") from error
+    if not torch.cuda.is_available():
+        raise EngineError(f"PyTorch sees no GPU{hint}")
+    return trt
 
 
 def trtexec(onnx_path: Path, plan_path: Path, engine_profiles: list[Profile], workspace_gb: float) -> str:
@@ -47,15 +58,16 @@ def trtexec(onnx_path: Path, plan_path: Path, engine_profiles: list[Profile], wo
     return " ".join(parts)
 
 
-def identity(onnx_path: Path, engine_profiles: list[Profile]) -> dict[str, Any]:
-    """Return what an engine is made from, as JSON has it and as far as it is known without TensorRT."""
+def identity(onnx_path: Path, engine_profiles: list[Profile], trt: Any = None) -> dict[str, Any]:
+    """Return what an engine is built from, as JSON values; TensorRT's version and the GPU only if `trt` is given."""
     digest = hashlib.sha256(onnx_path.read_bytes()).hexdigest()
-    parts = [dataclasses.asdict(profile) for profile in engine_profiles]
-    return {"onnx_sha256": digest, "profiles": json.loads(json.dumps(parts))}
+    parts = json.loads(json.dumps([dataclasses.asdict(profile) for profile in engine_profiles]))
+    versions = {} if trt is None else {"tensorrt": trt.__version__, "gpu": torch.cuda.get_device_name()}
+    return {"onnx_sha256": digest, "profiles": parts, **versions}
 
 
 def is_current(plan_path: Path, wanted: dict[str, Any]) -> bool:
-    """Return whether there is an engine, and the JSON beside it has all values of `wanted`."""
+    """Return whether there is an engine whose JSON has all values of `wanted`, an `identity`."""
     sidecar = plan_path.with_name("model.plan.json")
     if not plan_path.exists() or not sidecar.exists():
         return False
@@ -84,7 +96,7 @@ def _progress_monitor(trt: Any) -> Any:
 
 
 def _use_timing_cache(config: Any, content: bytes) -> Any:
-    """Set and return the cache with that content, or an empty one if it is damaged or from another GPU or TensorRT."""
+    """Set and return a timing cache: with this content, or empty if that is damaged or from another GPU or TensorRT."""
     cache = config.create_timing_cache(content)
     if cache is None or not config.set_timing_cache(cache, ignore_mismatch=False):
         cache = config.create_timing_cache(b"")
@@ -95,7 +107,10 @@ def _use_timing_cache(config: Any, content: bytes) -> Any:
 def build_engine(
     trt: Any, onnx_path: Path, engine_profiles: list[Profile], *, workspace_gb: float, timing_cache: bytes
 ) -> tuple[bytes, bytes]:
-    """Return the engine, and the timing cache with its measurements added; raises BuildError with all errors."""
+    """Return the engine, and the timing cache with the measurements of this build added.
+
+    Raises BuildError, with all errors of the parser, if TensorRT refuses the file.
+    """
     logger = trt.Logger(trt.Logger.WARNING)
     trt.init_libnvinfer_plugins(logger, "")
     builder = trt.Builder(logger)
@@ -123,48 +138,38 @@ def build_engine(
     return bytes(plan), bytes(cache.serialize())
 
 
-def _load_tensorrt() -> Any:
-    try:
-        trt = importlib.import_module("tensorrt")
-    except ImportError as error:
-        raise EngineError(f"TensorRT cannot be imported ({error}); try --dry-run") from error
-    if not torch.cuda.is_available():
-        raise EngineError("PyTorch sees no GPU; try --dry-run")
-    return trt
-
-
 def _run(arguments: argparse.Namespace) -> int:
-    config = CONFIGS[arguments.config]()
-    trt = None if arguments.dry_run else _load_tensorrt()
+    trt = None if arguments.dry_run else load_tensorrt("; try --dry-run")
     for model in arguments.models:
         onnx_path = arguments.repository / model / "1" / "model.onnx"
-        engine_profiles = profiles(model, config)
-        wanted = identity(onnx_path, engine_profiles)
+        plan_path = onnx_path.with_name("model.plan")
+        engine_profiles = profiles(model, CONFIGS[arguments.config]())
+        wanted = identity(onnx_path, engine_profiles, trt)
         if trt is None:
-            print(f"{model}: {onnx_path} -> {onnx_path.with_name('model.plan')}, {len(engine_profiles)} profiles")
-            print(trtexec(onnx_path, onnx_path.with_name("model.plan"), engine_profiles, arguments.workspace_gb))
-            continue
-        wanted |= {"tensorrt": trt.__version__, "gpu": torch.cuda.get_device_name()}
-        if is_current(onnx_path.with_name("model.plan"), wanted):
+            print(f"{model}: {onnx_path} -> {plan_path}, {len(engine_profiles)} profiles")
+            print(trtexec(onnx_path, plan_path, engine_profiles, arguments.workspace_gb))
+        elif is_current(plan_path, wanted):
             print(f"{model}: up to date")
         else:
-            _replace_engine(trt, onnx_path, engine_profiles, wanted, arguments)
+            for outdated in (plan_path, plan_path.with_name("model.plan.json")):
+                outdated.unlink(missing_ok=True)  # so that Triton does not serve it if the build fails
+            _write_engine(trt, onnx_path, engine_profiles, wanted, arguments)
     return 0
 
 
-def _replace_engine(
+def _write_engine(
     trt: Any, onnx_path: Path, engine_profiles: list[Profile], wanted: dict[str, Any], arguments: argparse.Namespace
 ) -> None:
-    """Build one engine, and write it, its JSON and the timing cache; first remove an old engine, so none is served."""
-    plan_path, sidecar = onnx_path.with_name("model.plan"), onnx_path.with_name("model.plan.json")
+    """Build one engine; write it, its JSON and the timing cache."""
     cache_path: Path | None = arguments.timing_cache
-    sidecar.unlink(missing_ok=True)
-    plan_path.unlink(missing_ok=True)
     cache = cache_path.read_bytes() if cache_path is not None and cache_path.exists() else b""
     start_s = time.perf_counter()
     plan, cache = build_engine(trt, onnx_path, engine_profiles, workspace_gb=arguments.workspace_gb, timing_cache=cache)
     report = {**wanted, "build_s": time.perf_counter() - start_s}
-    contents = {plan_path: plan, sidecar: (json.dumps(report, indent=2) + "\n").encode()}
+    contents = {
+        onnx_path.with_name("model.plan"): plan,
+        onnx_path.with_name("model.plan.json"): (json.dumps(report, indent=2) + "\n").encode(),
+    }
     if cache_path is not None:
         contents[cache_path] = cache
     for path, content in contents.items():
@@ -175,14 +180,14 @@ def _replace_engine(
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repository", type=Path, required=True, metavar="DIR")
-    parser.add_argument("--models", nargs="+", choices=ENGINES, default=ENGINES, help="default: all")
+    parser.add_argument(
+        "--models", nargs="+", choices=ENGINES, default=ENGINES, help="default: the detector and all embedders"
+    )
     parser.add_argument("--config", choices=sorted(CONFIGS), default="production", help="default: %(default)s")
-    parser.add_argument("--workspace-gb", type=float, default=8.0, help="default: %(default)s")
-    parser.add_argument("--timing-cache", type=Path, metavar="FILE", help="read and updated, to build faster again")
-    parser.add_argument("--dry-run", action="store_true", help="print what would be done, with trtexec command lines")
+    parser.add_argument("--workspace-gb", type=float, default=8.0, help="in GiB; default: %(default)s")
+    parser.add_argument(
+        "--timing-cache", type=Path, metavar="FILE", help="kernel timings, read and updated; speeds up the next build"
+    )
+    parser.add_argument("--dry-run", action="store_true", help="print what would be built, as trtexec command lines")
     arguments = parser.parse_args(argv)
     return run_command("export.tensorrt", lambda: _run(arguments))
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,4 +1,4 @@
-"""What TensorRT's documentation says about ONNX operators; the rules in `export.tensorrt.check` apply these tables.
+"""Tables and limits from TensorRT's documentation of ONNX operators, which `export.tensorrt.check` applies.
 
 Sources: "Supported ONNX Operators" of onnx-tensorrt and the ONNX operator support matrix of TensorRT.
 """
@@ -9,25 +9,21 @@ MIN_OPSET = 16  # RoiAlign of earlier opsets is silently unaligned
 MAX_TOPK = 3840
 MAX_NMS_BOXES = 5000  # per image
 
-UNSUPPORTED = frozenset(
-    (
-        *("AffineGrid", "Bernoulli", "BitShift", "BitwiseAnd", "BitwiseNot", "BitwiseOr", "BitwiseXor"),
-        *("BlackmanWindow", "CenterCropPad", "Col2Im", "Compress", "ConcatFromSequence", "ConvInteger", "DFT", "Det"),
-        *("DynamicQuantizeLinear", "HammingWindow", "HannWindow", "ImageDecoder", "MatMulInteger", "MaxRoiPool"),
-        *("MaxUnpool", "MelWeightMatrix", "Multinomial", "NegativeLogLikelihoodLoss", "Optional"),
-        *("OptionalGetElement", "OptionalHasElement", "QLinearConv", "QLinearMatMul", "RegexFullMatch", "STFT"),
-        *("SequenceAt", "SequenceConstruct", "SequenceEmpty", "SequenceErase", "SequenceInsert", "SequenceLength"),
-        *("SequenceMap", "SoftmaxCrossEntropyLoss", "SplitToSequence", "StringConcat", "StringNormalizer"),
-        *("StringSplit", "TfIdfVectorizer", "Unique"),
-    )
-)
+UNSUPPORTED = {
+    *("AffineGrid", "Bernoulli", "BitShift", "BitwiseAnd", "BitwiseNot", "BitwiseOr", "BitwiseXor"),
+    *("BlackmanWindow", "CenterCropPad", "Col2Im", "Compress", "ConcatFromSequence", "ConvInteger", "DFT", "Det"),
+    *("DynamicQuantizeLinear", "HammingWindow", "HannWindow", "ImageDecoder", "MatMulInteger", "MaxRoiPool"),
+    *("MaxUnpool", "MelWeightMatrix", "Multinomial", "NegativeLogLikelihoodLoss", "Optional"),
+    *("OptionalGetElement", "OptionalHasElement", "QLinearConv", "QLinearMatMul", "RegexFullMatch", "STFT"),
+    *("SequenceAt", "SequenceConstruct", "SequenceEmpty", "SequenceErase", "SequenceInsert", "SequenceLength"),
+    *("SequenceMap", "SoftmaxCrossEntropyLoss", "SplitToSequence", "StringConcat", "StringNormalizer"),
+    *("StringSplit", "TfIdfVectorizer", "Unique"),
+}
 
-FLOAT32_ONLY = frozenset(
-    (
-        *("Exp", "NonMaxSuppression", "Pow", "ReduceL2", "ReduceMean", "ReduceProd", "ReduceSum", "ReduceSumSquare"),
-        *("RoiAlign", "Softmax", "TopK"),
-    )
-)
+FLOAT32_ONLY = {
+    *("Exp", "NonMaxSuppression", "Pow", "ReduceL2", "ReduceMean", "ReduceProd", "ReduceSum", "ReduceSumSquare"),
+    *("RoiAlign", "Softmax", "TopK"),
+}
 """Sums, powers and coordinates that overflow or round too coarsely in half precision."""
 
 SHAPE_OPERANDS = {
@@ -54,19 +50,9 @@ RESIZE_ATTRIBUTES = {
 }
 """The supported values of Resize's attributes; the first is ONNX's default."""
 
-SUPPORTED_TYPES = frozenset(
-    {
-        TensorProto.UNDEFINED,  # unknown to shape inference, or not a tensor
-        TensorProto.FLOAT,
-        TensorProto.FLOAT16,
-        TensorProto.BFLOAT16,
-        TensorProto.FLOAT8E4M3FN,
-        TensorProto.INT64,
-        TensorProto.INT32,
-        TensorProto.INT8,
-        TensorProto.INT4,
-        TensorProto.UINT8,
-        TensorProto.BOOL,
-    }
-)
-"""DOUBLE is missing: TensorRT accepts it, but computes it in FLOAT."""
+_TYPE_NAMES = ("BFLOAT16", "BOOL", "FLOAT", "FLOAT16", "FLOAT8E4M3FN", "INT4", "INT8", "INT32", "INT64", "UINT8")
+SUPPORTED_TYPES = {TensorProto.UNDEFINED, *map(TensorProto.DataType.Value, _TYPE_NAMES)}
+"""UNDEFINED is the type of what is not a tensor, and of tensors whose type shape inference cannot tell.
+
+DOUBLE is missing: TensorRT accepts it, but computes it in FLOAT.
+"""

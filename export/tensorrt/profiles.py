@@ -1,15 +1,15 @@
-"""TensorRT optimization profiles, derived from the signature and a pipeline config.
+"""Derive TensorRT's optimization profiles from the signature and a pipeline config.
 
-TensorRT chooses kernels at a profile's optimum and reserves memory for its maximum. Triton holds an execution context
+TensorRT chooses kernels at a profile's optimum and reserves memory for its maximum. Triton creates an execution context
 for every profile, and each reserves that memory.
 
-The detector has one profile for each kind of image and orientation, because a single one would reserve a square of the
-longest side. No size belongs to two of them: among several that fit, Triton's backend chooses the one with the nearest
-optimum, by a distance that treats the batch as a side, and that is often the wrong one.
+The detector has one profile for each kind of image and orientation, because a single one would reserve memory for a
+square of the longest side. The profiles do not overlap: where several fit, Triton's backend chooses the one with the
+nearest optimum, by a distance that treats the batch size as a side, and often chooses wrongly.
 
-The embedders have one profile for all templates. Template areas differ by a factor of 2.1 only, batches by 32, so the
-kernels for the square template at a usual batch suit them all. A profile for each template would keep twelve contexts
-of the largest batch for each embedder, and Triton would try to capture every CUDA graph in each of them.
+The embedders have one profile for all templates. The areas of the templates differ by a factor of 2.1 only, batch sizes
+by 32, so kernels chosen for the square template at a usual batch size suit all. With a profile for each template, every
+embedder would keep twelve contexts for its largest batch, and Triton would try to capture every CUDA graph in each.
 """
 
 from dataclasses import dataclass
@@ -25,7 +25,7 @@ Shape = tuple[int, ...]
 
 @dataclass(frozen=True)
 class Range:
-    """The shapes that one input may have, including the batch."""
+    """The shapes that one input may have, including the batch dimension."""
 
     minimum: Shape
     optimum: Shape
@@ -46,34 +46,27 @@ def profiles(model: str, config: PipelineConfig) -> list[Profile]:
 
 
 def _profile(model: str, name: str, sizes: tuple[tuple[int, int], ...], max_batch: int, usual_batch: int) -> Profile:
-    """Return a profile for the given heights and widths at its minimum, optimum and maximum."""
-    batches = (1, usual_batch, max_batch)
-    return Profile(
-        name,
-        {
-            tensor.name: Range(
-                *(tensor.shape_at(*size, batch) for batch, size in zip(batches, sizes, strict=True)),
-            )
-            for tensor in MODELS[model].inputs
-        },
-    )
+    """Return a profile for the given (height, width) at its minimum, optimum and maximum."""
+    points = list(zip(sizes, (1, usual_batch, max_batch), strict=True))
+    inputs = MODELS[model].inputs
+    return Profile(name, {tensor.name: Range(*(tensor.shape_at(*size, n) for size, n in points)) for tensor in inputs})
 
 
 def _detector(config: PipelineConfig) -> list[Profile]:
     max_batch = config.serving_of("detector").max_batch
     longest = padded(config.max_side_px)
-    found = []
-    smallest = PADDING_MULTIPLE  # images limited by max_side_px have a short side of any length
+    result = []
+    smallest = PADDING_MULTIPLE  # images shrunk to max_side_px may have any short side
     for kind in sorted(KINDS, key=lambda kind: config.kind(kind).short_side_px):
         short = padded(config.kind(kind).short_side_px)
         usual = padded(config.kind(kind).short_side_px * _USUAL_ASPECT[kind])
         higher = short + PADDING_MULTIPLE  # a square counts as landscape
         landscape = ((smallest, short), (short, usual), (short, longest))
         portrait = ((higher, smallest), (max(usual, higher), short), (longest, short))
-        found.append(_profile("detector", f"{kind}_landscape", landscape, max_batch, max_batch // 2))
-        found.append(_profile("detector", f"{kind}_portrait", portrait, max_batch, max_batch // 2))
+        result.append(_profile("detector", f"{kind}_landscape", landscape, max_batch, max_batch // 2))
+        result.append(_profile("detector", f"{kind}_portrait", portrait, max_batch, max_batch // 2))
         smallest = higher  # shorter sides belong to the previous kind
-    return found
+    return result
 
 
 def _embedder(model: str, config: PipelineConfig) -> list[Profile]:

@@ -16,16 +16,14 @@ from livematch.cli.commands import EXIT_FAILURES, run_command
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--write", action="store_true", help="write the files instead of comparing them")
-    is_writing = parser.parse_args(argv).write
-    return run_command("export.triton", _write if is_writing else _list_stale)
+    arguments = parser.parse_args(argv)
+    return run_command("export.triton", lambda: _run(must_write=arguments.write))
 
 
-def _write() -> int:
-    write_files(production(), REPOSITORY)
-    return 0
-
-
-def _list_stale() -> int:
+def _run(*, must_write: bool) -> int:
+    if must_write:
+        write_files(production(), REPOSITORY)
+        return 0
     stale = stale_files(production(), REPOSITORY)
     for path in stale:
         print(f"stale: {REPOSITORY.name}/{path}", file=sys.stderr)

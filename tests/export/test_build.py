@@ -138,7 +138,7 @@ def test_missing_checkpoint_is_one_line(tmp_path: Path, capsys: pytest.CaptureFi
 def test_exceeded_limit_is_exit_code_3(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("export.parity.check.MAX_PIXELS_DIFFERENCE", -1)
+    monkeypatch.setattr("export.parity.compare.MAX_PIXELS_DIFFERENCE", -1)
     assert main(["--config", "demo", "--random-weights", "0", "--output", str(tmp_path)]) == 3
     assert "largest difference of pixels is" in capsys.readouterr().err
     assert not list(tmp_path.rglob("*.onnx*"))

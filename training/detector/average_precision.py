@@ -30,7 +30,7 @@ Floats = NDArray[np.float32]
 
 @dataclass(frozen=True)
 class ImageDetections:
-    """The boxes [n, 4] detected in one image, their scores [n], and its true boxes [m, 4], all in its pixels."""
+    """The boxes [n, 4] detected in one image, their scores [n], and the true boxes [m, 4], in pixels of the image."""
 
     is_frame: bool
     boxes: Floats
@@ -39,7 +39,7 @@ class ImageDetections:
 
 
 class ValidationImages(Dataset[tuple[dict[str, Any], bool, Floats]]):
-    """Data set whose item i is image i as detectron2's input, whether it is a frame, and its true boxes [m, 4]."""
+    """Data set whose item i is a tuple: image i as detectron2's input, whether it is a frame, its true boxes [m, 4]."""
 
     def __init__(self, images: Sequence[AnnotatedImage], recipe: Recipe) -> None:
         self.images = images

@@ -20,7 +20,7 @@ HELD_OUT_FRACTION = 0.05
 def read_splits(
     data: Sequence[Path], validation: Sequence[Path], cache: Path, *, max_bad_images: int
 ) -> tuple[list[AnnotatedImage], list[AnnotatedImage], list[dict[str, Any]]]:
-    """Return the images to train on, the images to validate on, and lines for the log: unusable images, then counts.
+    """Return the images to train on, those to validate on, and lines for the log: the unusable images, then counts.
 
     Raises ValueError, listing them, if more than `max_bad_images` images or annotation files are unusable.
     """

@@ -42,14 +42,14 @@ def train(
     """Train the detector. In a distributed run every process calls this, and the main process writes to `output`.
 
     Args:
-        images: to train on, with extracted frames.
-        validation: images to evaluate on.
+        images: images to train on; their frames must have been extracted.
+        validation: images to evaluate on; likewise.
         recipe: the hyperparameters.
         output: receives `detector.pth`, `detector.json`, `last.pt`, `log.jsonl` and `tensorboard/`.
         weights: a detector to start from.
         backbone_weights: a backbone to start from.
         resume: continue from `output`/last.pt if it exists; the weights to start from are then ignored.
-        seed: of the initial weights, the batches and the sampling of anchors and proposals.
+        seed: decides the initial weights, the batches and the sampling of anchors and proposals.
         amp: mixed precision, float16 on a GPU and bfloat16 on a CPU.
         notes: lines to write at the beginning of the log.
 
@@ -58,7 +58,7 @@ def train(
 
     Raises:
         DivergedError: a loss or a gradient is no longer finite.
-        ValueError: last.pt is of a different run, or is not the same file for all processes.
+        ValueError: last.pt belongs to a different run, or differs between the processes.
     """
     run = DetectorTrainer(recipe, seed=seed, amp=amp, data=digest(images))
     last = output / "last.pt"
@@ -131,7 +131,7 @@ class DetectorTrainer:
 
     Args:
         recipe: the hyperparameters.
-        seed: of the initial weights and of the sampling of anchors and proposals.
+        seed: decides the initial weights and the sampling of anchors and proposals.
         amp: mixed precision, float16 on a GPU and bfloat16 on a CPU.
         data: identifies the training images (`training.wab.dataset.digest`).
     """
@@ -175,7 +175,7 @@ class DetectorTrainer:
         finite and lowering the loss scale of float16 cannot help.
         """
         self.iteration += 1
-        # Anchors and proposals are sampled from a seed that depends only on the iteration: a resumed run repeats it.
+        # The sampling of anchors and proposals is seeded by iteration and process, so that a resumed run repeats it.
         torch.manual_seed(self.seed + self.iteration * comm.get_world_size() + comm.get_rank())
         try:
             with torch.autocast(self.device.type, self.dtype, enabled=self.amp):
@@ -204,7 +204,7 @@ class DetectorTrainer:
 
     @property
     def identity(self) -> dict[str, Any]:
-        """Everything that a run must have in common with a checkpoint to resume from it."""
+        """The settings that a run must share with a checkpoint to resume from it."""
         fields = {name: value for name, value in asdict(self.recipe).items() if name not in NOT_COMPARED}
         return {**fields, "seed": self.seed, "amp": self.amp, "data": self.data}
 

@@ -41,7 +41,7 @@ def stop() -> None:
 
 
 def rank_and_size() -> tuple[int, int]:
-    """Return the number of this process, from 0 on, and the number of processes."""
+    """Return the index of this process, counted from 0, and the number of processes."""
     return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
 
 
@@ -50,7 +50,7 @@ def cpus_per_process() -> int:
 
 
 def batch_slice(batch_size: int, rank: int, num_processes: int) -> slice:
-    """Return the part of a batch that a process trains on. Raises ValueError if the parts are not equally large."""
+    """Return the slice of a batch that a process trains on. Raises ValueError if it cannot be split evenly."""
     if batch_size % num_processes:
         raise ValueError(f"a batch of {batch_size} cannot be split evenly over {num_processes} processes")
     return slice(rank * batch_size // num_processes, (rank + 1) * batch_size // num_processes)
@@ -88,7 +88,7 @@ def gather_batch(embeddings: torch.Tensor, identities: torch.Tensor) -> tuple[to
     """Join the parts of a batch in the order of the processes: [n, D] and [n] to [n · size, D] and [n · size].
 
     Every process then computes the loss of the whole batch, as a single process would. The gradient of an embedding is
-    summed over all processes, that is multiplied by their number, which DistributedDataParallel's averaging cancels.
+    summed over all processes and thus multiplied by their number, which DistributedDataParallel's averaging cancels.
     """
     size = rank_and_size()[1]
     if size == 1:

@@ -3,8 +3,9 @@
     python -m training.embedder.evaluate --checkpoints DIR [DIR/embedder_b5a.pth …] --data PART [PART …] --cache DIR
         [--detections images.parquet videos.parquet]     # of one part
 
-Crops of photos are the queries and crops of clips the gallery (item to video), and vice versa. A retrieved crop is
-correct if it shows the same garment instance as the query. Prints one JSON line per combination of embedders.
+In one direction (item to video) crops of photos are the queries and crops of clips the gallery; in the other, vice
+versa. A retrieved crop is correct if it shows the same garment instance as the query. Prints one JSON line per
+combination of embedders.
 
 By default the crops are the annotated boxes. With --detections they are boxes detected by the served detector, as
 written by `livematch embed`. A detection is assigned to the garment with which it overlaps most, if IoU > 0.5; a
@@ -72,7 +73,7 @@ def retrieval_metrics(
     Args:
         queries: unit vectors [n, D]. Those whose id is not in the gallery are ignored.
         query_ids: [n].
-        gallery: unit vectors [m, D]. Equally distant ones are ranked in this order.
+        gallery: unit vectors [m, D]. Equally similar ones are ranked in this order.
         gallery_ids: [m].
 
     Raises:

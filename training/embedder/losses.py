@@ -20,8 +20,8 @@ class ArcFace(nn.Module):
     def forward(self, embeddings: torch.Tensor, identities: torch.Tensor) -> torch.Tensor:
         """Return the mean loss of embeddings [n, D], normalised here, and their identities, int64 [n].
 
-        The cosine of the true class, cos θ, is replaced by cos(θ + margin). Beyond θ = π − margin that would rise
-        again, so it is replaced by cos θ − margin · sin(π − margin) there, which keeps falling.
+        The cosine of the true class, cos θ, is replaced by cos(θ + margin). For θ > π − margin that would rise again,
+        so there cos θ − margin · sin(π − margin) is used, which keeps falling.
         """
         with torch.autocast(embeddings.device.type, enabled=False):
             cosines = F.linear(F.normalize(embeddings.float()), F.normalize(self.weight.float()))
@@ -44,7 +44,7 @@ class CrossBatchMemory(nn.Module):
     Args:
         size: number of past embeddings to keep.
         embedding_size: D.
-        margin: pairs of different identities cost something if their cosine exceeds it.
+        margin: a pair of different identities adds to the loss only if its cosine exceeds this.
     """
 
     embeddings: torch.Tensor

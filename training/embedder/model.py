@@ -67,7 +67,7 @@ class GeM(nn.Module):
 
 
 class Embedder(nn.Module):
-    """Network that maps pixels to an embedding, which is to be normalised to unit length before comparing.
+    """Network that maps pixels to an embedding; normalise embeddings to unit length before comparing them.
 
     Args:
         config: the architecture.

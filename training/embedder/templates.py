@@ -75,7 +75,7 @@ TEMPLATES: dict[str, tuple[tuple[int, int], ...]] = {
 }
 """Sets of templates: one (width, height) in pixels per aspect ratio.
 
-The production networks train with S, SM and M and are used with SM. The demo has XS; XS-S and XS-M are smaller and
+The production networks are trained with S, SM and M and used with SM. The demo uses XS; XS-S and XS-M are smaller and
 larger by about the same factors."""
 
 _MIDDLES = tuple((a + b) / 2 for a, b in pairwise(ASPECT_RATIOS))

@@ -31,7 +31,7 @@ class EmbedderTrainer:
         recipe: the hyperparameters.
         crops: the training data.
         pretrained: backbone weights to start from, see `Embedder`.
-        device: of this process.
+        device: the device that this process trains on.
     """
 
     def __init__(
@@ -44,7 +44,7 @@ class EmbedderTrainer:
     ) -> None:
         torch.manual_seed(recipe.seed)
         self.recipe = recipe
-        self.identity = {**asdict(recipe), "crops": digest(crops)}  # must be equal to resume
+        self.identity = {**asdict(recipe), "crops": digest(crops)}  # a run can be resumed only if this is equal
         self.rank, num_processes = distributed.rank_and_size()
         self.device = device
         self.dataset = CropDataset(crops, augmentation(heavy=recipe.heavy_augmentation))
@@ -93,7 +93,7 @@ class EmbedderTrainer:
         float16 cannot help.
         """
         self.batches.epoch = self.epoch
-        # Augmentation differs between processes, and does not change when a run is resumed.
+        # Seed each process and epoch differently, so that a resumed run repeats the same augmentation.
         torch.manual_seed(self.recipe.seed * 1000 + self.epoch + 1_000_000 * self.rank)
         self.model.train()
         loader = DataLoader(self.dataset, batch_sampler=self.batches, num_workers=num_workers)

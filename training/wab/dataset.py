@@ -115,7 +115,7 @@ def read_part(directory: Path, bad: list[str] | None = None) -> list[AnnotatedIm
 
     Args:
         directory: the part.
-        bad: if given, an unusable annotation file is skipped and the reason is appended here instead of raised.
+        bad: if given, an unusable annotation file is skipped, and the reason appended to it instead of raised.
 
     Raises:
         FileNotFoundError: there is no annotation folder, or the photo or clip of an annotation is missing.

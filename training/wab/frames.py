@@ -32,7 +32,7 @@ def read_parts(
 
 
 def source_key(path: Path, *details: object) -> str:
-    """Return a file name for something derived from `path` and `details`; it changes when the file is rewritten."""
+    """Return a cache key for something derived from a file with `details`; it changes when the file is rewritten."""
     status = path.stat()
     source = (str(path.resolve()), status.st_size, status.st_mtime_ns, *details)
     return hashlib.sha256(repr(source).encode()).hexdigest()[:16]
@@ -49,7 +49,7 @@ def cache_frames(
     Args:
         images: photos and frames; a frame's path is its clip.
         cache_directory: several processes may fill it at the same time.
-        bad: if given, a frame that cannot be decoded is skipped and the reason is appended here instead of raised.
+        bad: if given, a frame that cannot be decoded is skipped, and the reason appended to it instead of raised.
 
     Returns:
         The images in the same order, with the path of each frame pointing to its JPEG file.
@@ -95,8 +95,8 @@ def read_size(image: AnnotatedImage, *, decode: bool = True) -> tuple[int, int]:
 
     Args:
         image: a photo or a cached frame.
-        decode: decode the whole file (a JPEG at reduced size, which is faster), so that a truncated file is noticed;
-            OpenCV does not report those. False: read the header only.
+        decode: decode the whole file, to detect truncated files, which OpenCV does not report; a JPEG is decoded at
+            reduced size, which is faster. False: read the header only.
 
     Raises:
         ValueError: the file is unreadable or truncated; the message names it.

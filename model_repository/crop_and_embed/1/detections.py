@@ -1,4 +1,4 @@
-"""The processing of detections between the detector and the embedders, with numpy only and without Triton.
+"""Process detections between the detector and the embedders; needs only numpy, not Triton.
 
 Boxes are x0 y0 x1 y1, the second corner exclusive.
 """
@@ -18,7 +18,7 @@ def select(
         scores: [100].
         num_detections: how many of the first boxes and scores are valid.
         scale: [2], resized / original size for height and width.
-        min_score: lower limit, itself excluded.
+        min_score: a detection is kept if it scores more than this.
         image: [H, W, 3].
 
     Returns:
@@ -64,7 +64,7 @@ def widen(boxes: np.ndarray, factor: float) -> np.ndarray:
 
 
 def to_pixels(boxes: np.ndarray, image: np.ndarray) -> np.ndarray:
-    """Truncate boxes [k, 4] to INT32, inside the image [H, W, 3] and at least one pixel wide and high."""
+    """Truncate boxes [k, 4] to INT32; move them into the image [H, W, 3], at least one pixel wide and high."""
     height, width = image.shape[:2]
     start = np.clip(boxes[:, :2].astype(np.int32), 0, [width - 1, height - 1])
     end = np.clip(boxes[:, 2:].astype(np.int32), start + 1, [width, height])
@@ -72,7 +72,7 @@ def to_pixels(boxes: np.ndarray, image: np.ndarray) -> np.ndarray:
 
 
 def nearest_templates(boxes: np.ndarray, aspect_ratios: np.ndarray) -> np.ndarray:
-    """Return the index of the aspect ratio (width / height) nearest to each box [k, 4]; the first if two are equal."""
+    """Return the index of the aspect ratio (width / height) nearest to each box [k, 4], the first on a tie."""
     width, height = (boxes[:, 2:] - boxes[:, :2]).T
     return np.abs((width / height)[:, None] - aspect_ratios).argmin(axis=1)
 

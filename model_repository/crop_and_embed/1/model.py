@@ -1,7 +1,7 @@
-"""crop_and_embed: from detections and their image to boxes in its pixels, with an embedding for each.
+"""Triton's Python model crop_and_embed: convert an image's detections to its pixels, and compute their embeddings.
 
-One call handles all requests that are waiting, whatever their image sizes. It collects the crops of all of them by
-template, so that the embedders get batches as large as the traffic allows. It needs numpy only.
+One call handles all waiting requests, whatever their image sizes. It groups the crops of all requests by template, so
+that the embedders get batches as large as the traffic allows. Besides Triton's own module it needs only numpy.
 """
 
 import asyncio
@@ -16,12 +16,12 @@ EMBEDDING_SIZE = 512  # of one embedder
 
 
 class CallError(Exception):
-    """A model that this one calls has failed; `args` are the message, which names it, and Triton's error code."""
+    """A call of another model has failed; `args` are the message, which names that model, and Triton's error code."""
 
 
 @dataclass
 class Image:
-    """One image of a request, and its detections."""
+    """One image of a request and its selected detections."""
 
     request: int  # index of its request
     pixels: np.ndarray  # UINT8 [H, W, 3]
@@ -33,6 +33,8 @@ class Image:
 
 
 class TritonPythonModel:
+    """The class that Triton's Python backend looks for; it calls `initialize` once and `execute` for each batch."""
+
     def initialize(self, args: dict[str, str]) -> None:
         parameters = json.loads(args["model_config"])["parameters"]
         self.embedders = parameters["embedders"]["string_value"].split()
@@ -73,7 +75,7 @@ class TritonPythonModel:
         return images
 
     async def _embed(self, template: int, images: list[Image], errors: dict[int, tuple[str, int]]) -> None:
-        """Fill in the embeddings of all boxes of one template; add failures to the errors of the requests concerned."""
+        """Fill in the embeddings of all boxes of one template; on failure, set the errors of the affected requests."""
         crops = []
         targets: list[tuple[Image, int]] = []  # the image and row of each crop
         concerned = [image for image in images if template in image.templates]
@@ -134,7 +136,7 @@ def _respond(images: list[Image]) -> object:
 
 
 async def _call(model: str, inputs: dict[str, np.ndarray], output: str) -> np.ndarray:
-    """Return one output of another model of this server; raises CallError."""
+    """Run another model of this server and return one of its outputs; raises CallError if it fails."""
     request = pb_utils.InferenceRequest(
         model_name=model,
         inputs=[pb_utils.Tensor(name, array) for name, array in inputs.items()],

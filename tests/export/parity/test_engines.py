@@ -103,7 +103,7 @@ def test_onnxruntime_on_the_gpu_agrees(demo_repository: Path) -> None:
 @pytest.mark.skipif(importlib.util.find_spec("tensorrt") is None, reason="TensorRT is not installed")
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 def test_tensorrt_agrees(demo_repository: Path, tmp_path: Path) -> None:
-    from export.tensorrt.build import build as tensorrt
+    from export.tensorrt import build as tensorrt
 
     shutil.copytree(demo_repository, tmp_path, dirs_exist_ok=True)
     assert tensorrt.main(["--repository", str(tmp_path), "--config", "demo"]) == 0
