@@ -46,3 +46,8 @@ class FileFormatError(LivematchError):
 
 class LocalServerError(LivematchError):
     """A local server did not start or ended unexpectedly; the message says why and quotes its log."""
+
+
+def describe_error(error: Exception | str) -> str:
+    """Return an error's message on one line; if it has none, the name of its type."""
+    return " ".join(str(error).split()) or type(error).__name__

@@ -14,7 +14,7 @@ from typing import Any, Self
 
 import numpy as np
 
-from livematch.errors import FeaturesError, InputError, LivematchError, UnavailableError
+from livematch.errors import FeaturesError, InputError, LivematchError, UnavailableError, describe_error
 from livematch.features.table import Features, check_comparable
 
 PREFIX = "milvus:"
@@ -221,4 +221,4 @@ class MilvusGallery:
         try:
             yield
         except self._pymilvus.MilvusException as error:
-            raise UnavailableError(f"{self.origin}: {' '.join(str(error.message).split())}") from error
+            raise UnavailableError(f"{self.origin}: {describe_error(error.message)}") from error

@@ -12,7 +12,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from livematch.errors import FeaturesError
+from livematch.errors import FeaturesError, describe_error
 from livematch.types import EMBEDDING_SIZE
 
 COLUMNS = ("source", "name", "frame_index", "box", "score", "embedding")
@@ -45,7 +45,7 @@ def read_identity(schema: pa.Schema) -> str | None:
 
 def unreadable(path: Path, error: Exception) -> FeaturesError:
     """Return the error for a file that Arrow cannot read."""
-    return FeaturesError(f"{path}: not a readable Parquet file: {' '.join(str(error).split())}")
+    return FeaturesError(f"{path}: not a readable Parquet file: {describe_error(error)}")
 
 
 @dataclass(frozen=True)

@@ -6,8 +6,7 @@ from pathlib import Path
 
 import av
 
-from livematch.errors import DecodeError, InputError
-from livematch.media.errors import describe_error
+from livematch.errors import DecodeError, InputError, describe_error
 from livematch.media.videos import frame_to_pixels, open_video, video_stream
 from livematch.types import Pixels
 

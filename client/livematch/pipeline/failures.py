@@ -16,7 +16,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from livematch.errors import FileFormatError
+from livematch.errors import FileFormatError, describe_error
 from livematch.files import replace_file
 from livematch.types import Failure
 
@@ -38,4 +38,4 @@ def read_failures(path: str | Path) -> list[Failure]:
     try:
         return [Failure(**row) for row in pq.read_table(path).to_pylist()]
     except (pa.ArrowException, OSError, TypeError) as error:
-        raise FileFormatError(f"{path}: not a failures table: {' '.join(str(error).split())}") from error
+        raise FileFormatError(f"{path}: not a failures table: {describe_error(error)}") from error

@@ -1,10 +1,10 @@
-"""A gRPC connection to one server: its requests, and which of its errors a retry may cure."""
+"""A gRPC connection to one server: its models, its requests, and which of its errors a retry may cure."""
 
 import asyncio
 import inspect
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from types import ModuleType
 from typing import Any
 
@@ -13,11 +13,22 @@ import tritonclient.grpc as triton
 from tritonclient.utils import InferenceServerException
 
 from livematch.errors import ContractError, UnavailableError
-from livematch.serving.contract import IDENTITY_MODEL, OUTPUTS, check_tensors
 from livematch.serving.retry import Health
 from livematch.serving.settings import PRIORITIES, Settings, Tls
 from livematch.serving.shared_memory import SharedMemory
-from livematch.types import Pixels
+from livematch.types import EMBEDDING_SIZE, Pixels
+
+IMAGE_MODEL = "recognize_image"
+FRAME_MODEL = "recognize_frame"
+_IDENTITY_MODEL = "crop_and_embed"  # its config has the parameter `model_identity`
+_Tensors = dict[str, tuple[str, tuple[int, ...]]]
+_INPUTS: _Tensors = {"image": ("UINT8", (-1, -1, -1, 3))}
+_OUTPUTS: _Tensors = {
+    "boxes": ("FP32", (-1, -1, 4)),
+    "scores": ("FP32", (-1, -1)),
+    "embeddings": ("FP32", (-1, -1, EMBEDDING_SIZE)),
+    "num_detections": ("INT32", (-1, 1)),
+}
 
 # UNAVAILABLE: nothing listens, the server is shutting down, or a model's queue is full.
 _RETRIED_STATUSES = {"StatusCode.UNAVAILABLE", "StatusCode.DEADLINE_EXCEEDED"}
@@ -86,18 +97,31 @@ class Connection(Health):
         tensor = triton.InferInput("image", batch.shape, "UINT8")
         if self._memory is None:
             tensor.set_data_from_numpy(batch)
-            return await self._infer(model, tensor)
-        with self._reporting_closure(), self._memory.filled(tensor, batch):
-            return await self._infer(model, tensor)
+        settings = self._settings
+        with self._reporting_closure(), nullcontext() if self._memory is None else self._memory.filled(tensor, batch):
+            return await self._ask(
+                self._triton.infer,
+                model,
+                [tensor],
+                outputs=[triton.InferRequestedOutput(name) for name in _OUTPUTS],
+                priority=PRIORITIES[settings.priority],
+                timeout=int(settings.timeout_s * 1e6),  # in µs; nobody waits for the response after that
+                parameters={} if settings.crop_scale == 1 else {"crop_scale": str(settings.crop_scale)},
+            )
 
-    async def check_contract(self, model: str) -> None:
+    async def check_tensors(self, model: str) -> None:
         """Raise ContractError if a model has other tensors than this client expects."""
-        check_tensors(model, self.url, await self._ask(self._triton.get_model_metadata, model, as_json=True))
+        metadata = await self._ask(self._triton.get_model_metadata, model, as_json=True)
+        for direction, expected in (("inputs", _INPUTS), ("outputs", _OUTPUTS)):
+            found = {t["name"]: (t["datatype"], tuple(map(int, t["shape"]))) for t in metadata.get(direction, [])}
+            if found != expected:
+                tensors = f"{_describe(found)} instead of {_describe(expected)}"
+                raise ContractError(f"{model} at {self.url} has unexpected {direction}: {tensors}")
 
     async def read_identity(self) -> str | None:
         """Return the name of the weights behind the embeddings; None if the model repository has no name for them."""
         try:
-            config = await self._ask(self._triton.get_model_config, IDENTITY_MODEL, as_json=True)
+            config = await self._ask(self._triton.get_model_config, _IDENTITY_MODEL, as_json=True)
         except InferenceServerException as error:
             if await self.is_outage(error):
                 raise
@@ -106,7 +130,7 @@ class Connection(Health):
         return parameter.get("string_value")
 
     async def check_identity(self, expected: str | None) -> None:
-        """Raise ContractError if the server no longer serves the models of the beginning."""
+        """Raise ContractError if the server no longer serves the models it served at the beginning."""
         start_s = time.monotonic()
         identity = await self.read_identity()
         if identity != expected:
@@ -136,18 +160,6 @@ class Connection(Health):
         except InferenceServerException:
             return True
 
-    async def _infer(self, model: str, tensor: triton.InferInput) -> triton.InferResult:
-        settings = self._settings
-        return await self._ask(
-            self._triton.infer,
-            model,
-            [tensor],
-            outputs=[triton.InferRequestedOutput(name) for name in OUTPUTS],
-            priority=PRIORITIES[settings.priority],
-            timeout=int(settings.timeout_s * 1e6),  # in µs; nobody waits for the response after that
-            parameters={} if settings.crop_scale == 1 else {"crop_scale": str(settings.crop_scale)},
-        )
-
     async def _ask(self, method: Any, *arguments: Any, **options: Any) -> Any:
         with self._reporting_closure():
             return await _settle(method(*arguments, **options, **self._options))
@@ -174,3 +186,7 @@ class Connection(Health):
 async def _settle(answer: Any) -> Any:
     """Return a blocking library's answer, or await that of an asynchronous one."""
     return await answer if inspect.isawaitable(answer) else answer
+
+
+def _describe(tensors: _Tensors) -> str:
+    return ", ".join(f"{name} {datatype} {list(shape)}" for name, (datatype, shape) in sorted(tensors.items()))

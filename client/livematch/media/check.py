@@ -1,4 +1,4 @@
-"""Checks and one-line messages for media files that cannot be decoded."""
+"""Check that a media file can be opened at all."""
 
 from pathlib import Path
 
@@ -14,8 +14,3 @@ def check_file(path: Path) -> None:
             raise DecodeError(f"{path}: the file is empty")
     except OSError as error:  # for example, no permission to search the folder
         raise DecodeError(f"{path}: {error.strerror}") from error
-
-
-def describe_error(error: Exception) -> str:
-    """Return the error's message on one line, or the name of its type if there is no message."""
-    return " ".join(str(error).split()) or type(error).__name__
