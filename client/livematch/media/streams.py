@@ -15,7 +15,7 @@ STREAM_TIMEOUT_S = 30.0
 
 @dataclass(frozen=True)
 class StreamFrame:
-    """One frame of a video: its index from 0, its time in the stream's own clock, and uint8 [H,W,3] RGB pixels."""
+    """Holds one frame of a video: its index from 0, its time on the stream's own clock, and RGB, uint8 [H,W,3]."""
 
     frame_index: int
     time_s: float

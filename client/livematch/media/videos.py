@@ -9,7 +9,7 @@ from av.container import InputContainer
 from av.video.stream import VideoStream
 
 from livematch.errors import DecodeError, InputError, describe_error
-from livematch.media.check import check_file
+from livematch.media.sources import check_file
 from livematch.types import Pixels
 
 DEFAULT_FRAMES = range(80, 400, 20)

@@ -38,7 +38,7 @@ Recognitions = list[tuple[int, Recognition]]
 
 @dataclass(frozen=True)
 class EmbedSummary:
-    """What a call of `embed_images` or `embed_videos` did.
+    """Describes what a call of `embed_images` or `embed_videos` did.
 
     num_stored: sources in the features file now, including those of earlier runs on other folders.
     num_resumed: sources of this folder that the file already contained.
@@ -73,9 +73,9 @@ class EmbedSummary:
 
 @dataclass(frozen=True, kw_only=True)
 class EmbedOptions:
-    """How to embed a folder.
+    """Options of `embed_images` and `embed_videos`.
 
-    concurrency: number of sources to work on at once, and thereby of requests in flight.
+    concurrency: number of sources to work on at once; each has at most one request in flight.
     shard: (index, num_shards): embed only that part of the folder, to spread the work over several runs that write
         one file each; see `take_shard`.
     strict: raise the first failure instead of collecting failures in the summary.
@@ -108,8 +108,8 @@ def embed_images(
         DecodeError, RequestError: a source failed, and `strict` is set. The sources before it stay stored.
         UnavailableError: the server no longer answers. What is stored stays, and the next run resumes from there.
         ContractError: the server's models were replaced during the run. `output` is not written.
-        FeaturesError: `output` contains features of different models, or is not a file of image features.
-        InputError: `directory` is not a folder.
+        FeaturesError: `output` was made by other models, is no file of image features, or another run is writing it.
+        InputError: `directory` is not a folder, or the index of `options.shard` is out of range.
     """
 
     def recognize(client: Client, source: Source) -> Recognitions:
@@ -160,7 +160,7 @@ def _embed(
     if client.crop_scale != 1:
         selection += f", crops scaled by {client.crop_scale}"
     sources = take_shard(listing[0], options.shard)
-    failures = listing[1] if options.shard[0] == 0 else []  # they are in no shard: the first one reports them
+    failures = listing[1] if options.shard[0] == 0 else []  # they belong to no shard, so the first one reports them
     for failure in failures:
         if options.strict:
             raise DecodeError(failure.reason)
@@ -181,7 +181,7 @@ def _embed(
             failures = [*failures, *_store(store, waiting, recognize, client, options, progress)]
         try:
             client.check_identity()
-        except ContractError as error:  # the models were replaced between two requests, which no request noticed
+        except ContractError as error:  # no request noticed that the models were replaced between two requests
             reason = f"{error}; remove {store.partial_path}, which may contain embeddings of both models"
             raise ContractError(reason) from error
         store.finish()

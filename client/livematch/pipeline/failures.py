@@ -22,7 +22,7 @@ from livematch.types import Failure
 
 
 def write_failures(failures: Sequence[Failure], path: str | Path) -> None:
-    """Write the table, and replace an existing file in one step."""
+    """Write the table; an existing file is replaced in one step."""
     schema = pa.schema([pa.field(field.name, pa.string(), nullable=False) for field in fields(Failure)])
     table = pa.Table.from_pylist([asdict(failure) for failure in failures], schema)
     with replace_file(path) as temporary:

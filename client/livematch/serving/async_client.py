@@ -23,13 +23,10 @@ class AsyncClient:
 
     It connects and checks the servers' models in `async with`, or at the first request. All requests must come from one
     event loop. Image files are decoded in threads. There is no `shared_memory` argument: registering shared memory
-    blocks. There is no `copy` either: to end a request early, cancel its task.
+    would block the event loop. There is no `copy` either: to end a request early, cancel its task.
 
     >>> async with AsyncClient() as client:
     ...     print(await client.recognize_image("dress.jpg"))
-
-    Raises:
-        InputError: an argument has the wrong type or is out of its range.
     """
 
     def __init__(
@@ -88,7 +85,7 @@ class AsyncClient:
         return self._recognize_each(FRAME_MODEL, frames, concurrency)
 
     async def check_identity(self) -> None:
-        """Ask the servers once more which models they serve; see `Client.check_identity`."""
+        """Ask the servers again which models they serve; see `Client.check_identity`."""
         await (await self._connect()).check_identity()
 
     async def close(self) -> None:
@@ -128,23 +125,7 @@ class AsyncClient:
         if not isinstance(images, AsyncIterable):
             check_several(images)
         check_count("concurrency", concurrency)
-        return self._recognize_in_order(model, images, concurrency)
-
-    async def _recognize_in_order(
-        self, model: str, images: SeveralImages, concurrency: int
-    ) -> AsyncGenerator[Recognition, None]:
-        window: deque[asyncio.Future[Recognition]] = deque()
-        try:
-            async for future in self._start_each(model, images):
-                window.append(future)
-                if len(window) == concurrency:
-                    yield await window.popleft()
-            while window:
-                yield await window.popleft()
-        finally:
-            for future in window:
-                future.cancel()
-            await asyncio.gather(*window, return_exceptions=True)
+        return _in_order(self._start_each(model, images), concurrency)
 
     async def _start_each(self, model: str, images: SeveralImages) -> AsyncIterator[asyncio.Future[Recognition]]:
         """Start a task for each image; an error of the iterable itself becomes a future that raises it."""
@@ -163,3 +144,21 @@ class AsyncClient:
     async def _pause(self, seconds: float) -> None:
         with suppress(TimeoutError):
             await asyncio.wait_for(self._closed.wait(), seconds)
+
+
+async def _in_order(
+    futures: AsyncIterator[asyncio.Future[Recognition]], concurrency: int
+) -> AsyncGenerator[Recognition, None]:
+    """Yield the results in order, with up to `concurrency` of the futures in progress; cancel these at the end."""
+    window: deque[asyncio.Future[Recognition]] = deque()
+    try:
+        async for future in futures:
+            window.append(future)
+            if len(window) == concurrency:
+                yield await window.popleft()
+        while window:
+            yield await window.popleft()
+    finally:
+        for future in window:
+            future.cancel()
+        await asyncio.gather(*window, return_exceptions=True)

@@ -45,8 +45,8 @@ class Client:
     Raises:
         InputError: an argument has the wrong type or is out of its range.
         UnavailableError: one of the servers does not answer.
-        ContractError: a server lacks the models, their tensors are not those that this client expects, it cannot use
-            shared memory of this machine, or two servers serve different models.
+        ContractError: a server lacks the models, they have unexpected tensors, it cannot use shared memory of this
+            machine, or two servers serve different models.
     """
 
     def __init__(
@@ -112,7 +112,7 @@ class Client:
     ) -> Generator[Recognition, None, None]:
         """Yield the recognition of each image in order, with several requests in flight.
 
-        At most `concurrency` images and results are held at once. An error, also one of the iterable itself, is raised
+        At most `concurrency` images and results are held at once. An error, even one of the iterable itself, is raised
         at its position, after the results before it. Closing the generator ends the requests in flight.
 
         >>> for path, recognition in zip(paths, client.recognize_images(paths)):
@@ -131,7 +131,7 @@ class Client:
         return self._recognize_each(FRAME_MODEL, frames, concurrency)
 
     def check_identity(self) -> None:
-        """Ask the servers once more which models they serve; a server that does not answer is skipped.
+        """Ask the servers again which models they serve; a server that does not answer is skipped.
 
         Raises:
             ContractError: a server no longer serves the models it served at the beginning.
@@ -173,18 +173,11 @@ class Client:
     ) -> Generator[Recognition, None, None]:
         check_several(images)
         check_count("concurrency", concurrency)
-        return self._recognize_in_order(model, images, concurrency)
 
-    def _recognize_in_order(
-        self, model: str, images: Iterable[ImageInput], concurrency: int
-    ) -> Generator[Recognition, None, None]:
         def work(client: Client, image: ImageInput) -> Recognition:
             return client._recognize(model, image)
 
-        futures = submit_in_order(self, work, images, num_threads=concurrency, num_ahead=concurrency)
-        with closing(futures):
-            for future in futures:
-                yield future.result()
+        return _results(submit_in_order(self, work, images, num_threads=concurrency, num_ahead=concurrency))
 
     async def _pause(self, seconds: float) -> None:
         self._closed.wait(seconds)
@@ -231,3 +224,9 @@ def submit_in_order(
     finally:
         connected.close()
         executor.shutdown(cancel_futures=True)
+
+
+def _results(futures: Generator[Future[_Result], None, None]) -> Generator[_Result, None, None]:
+    with closing(futures):
+        for future in futures:
+            yield future.result()

@@ -1,4 +1,4 @@
-"""A gRPC connection to one server: its models, its requests, and which of its errors a retry may cure."""
+"""Connect to one server over gRPC: check its models, send requests, and tell which errors a retry may cure."""
 
 import asyncio
 import inspect
@@ -45,7 +45,7 @@ _CHANNEL_OPTIONS = [
 class Connection(Health):
     """Sends requests to one server.
 
-    Its methods are coroutines in front of either library: with `tritonclient.grpc` they block and never suspend, so
+    Its methods are coroutines that work with either library: with `tritonclient.grpc` they block and never suspend, so
     that `livematch.serving.session.run_blocking` can run them, in many threads at once; with `tritonclient.grpc.aio`
     they suspend like any other coroutine.
 
@@ -56,8 +56,8 @@ class Connection(Health):
         shared_memory: send images through shared memory; only with `tritonclient.grpc`.
 
     Raises:
-        InferenceServerException: by each method that sends a request, whatever the server or gRPC refuses.
-        UnavailableError: by the same methods, if the connection was closed.
+        InferenceServerException: the server or gRPC rejected a request; raised by each method that sends one.
+        UnavailableError: the connection was closed; raised by the same methods.
     """
 
     def __init__(
@@ -80,7 +80,7 @@ class Connection(Health):
         self._is_closed = False
 
     def copy(self) -> "Connection":
-        """Return another connection to the same server, with what is known of the server's health."""
+        """Return another connection to the same server, which starts with what is known of the server's health."""
         other = Connection(self.url, self._settings, shared_memory=self._memory is not None)
         other.failed_s, other.identity_checked_s = self.failed_s, self.identity_checked_s
         return other
@@ -147,7 +147,7 @@ class Connection(Health):
                 self._memory.check()
 
     async def is_outage(self, error: InferenceServerException) -> bool:
-        """Tell an outage or an overload, after which a retry may succeed, from a refusal of this one request."""
+        """Return True after an outage or an overload, False if the server refused this one request."""
         reason = error.message() or ""
         if _RESTRICTED in reason:
             return False
@@ -172,7 +172,7 @@ class Connection(Health):
             raise closure
         try:
             yield
-        except (InferenceServerException, ValueError) as error:  # ValueError: gRPC's for a call on a closed channel
+        except (InferenceServerException, ValueError) as error:  # gRPC raises ValueError for a call on a closed channel
             if self._is_closed:
                 raise closure from error
             raise
@@ -184,7 +184,7 @@ class Connection(Health):
 
 
 async def _settle(answer: Any) -> Any:
-    """Return a blocking library's answer, or await that of an asynchronous one."""
+    """Return the result of a blocking library, or await that of an asynchronous one."""
     return await answer if inspect.isawaitable(answer) else answer
 
 

@@ -1,4 +1,4 @@
-"""What Client and AsyncClient share: requests with retries to one server or several, and the checks at the beginning.
+"""Send requests to one server or several with retries, and check the servers first: shared by Client and AsyncClient.
 
 The coroutines here suspend only where their connections and `pause` do. Over blocking connections they never suspend,
 and `run_blocking` runs them without an event loop.
@@ -36,7 +36,7 @@ class Session:
 
     Args:
         connections: one to each server.
-        pause: waits for some seconds, or until the client is closed.
+        pause: waits for the given seconds, or until the client is closed.
     """
 
     model_identity: str | None = None
@@ -47,7 +47,7 @@ class Session:
         self._settings = settings
         self._connections = connections
         self._pause = pause
-        self._has_warned = True  # until the first response: a server that never answers is an error, not an outage
+        self._has_warned = True  # no warning before the first response: an error reports a server that never answers
 
     def copy(self, pause: Callable[[float], Awaitable[object]]) -> "Session":
         """Return a session with its own connections to the same servers, which it does not check again."""
@@ -89,7 +89,7 @@ class Session:
                 await connection.check_identity(self.model_identity)
 
     async def recognize(self, model: str, pixels: Pixels) -> Recognition:
-        """Return what `model` detects in one image, uint8 [H,W,3]."""
+        """Return what `model` detects in one image, uint8 [H,W,3]; see `Client.recognize_image` for the errors."""
 
         async def infer(connection: Connection) -> Any:
             response = await connection.infer(model, pixels)

@@ -1,4 +1,4 @@
-"""The settings that Client and AsyncClient share, checked before anything connects."""
+"""Check the settings that Client and AsyncClient share, before anything connects."""
 
 import re
 from collections.abc import Sequence
@@ -21,7 +21,7 @@ _LONGEST_S = 86_400.0
 
 @dataclass(frozen=True, kw_only=True)
 class Tls:
-    """PEM files for an encrypted connection. Without any, the system's certificate authorities are trusted.
+    """Names the PEM files for an encrypted connection. Without any, the system's certificate authorities are trusted.
 
     root_certificates: certificates of the authority that signed the server's certificate.
     certificate_chain, private_key: this client's own certificate and its key, for servers that require one.
@@ -45,7 +45,7 @@ class Tls:
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """The arguments of a client; see `Client` for their meaning.
+    """Checks and holds the arguments of a client; see `Client` for their meaning.
 
     Raises:
         InputError: an argument has the wrong type or is out of its range.
