@@ -1,14 +1,7 @@
-"""Every exception that livematch raises on purpose.
+"""Every exception that livematch raises on purpose, all direct subclasses of LivematchError.
 
-LivematchError             base; the command line prints its message as one line and exits with 2
-├── InputError             an argument is wrong; also a ValueError
-├── DecodeError            an image or a video cannot be decoded; the other sources are still processed
-├── RequestError           the server refused this one image or frame; the others are still processed
-├── UnavailableError       the server does not answer, or is overloaded, after all retries
-├── ContractError          the server's models have unexpected tensors, or were replaced by different models
-├── FeaturesError          a features file is damaged or unusable, or two of them do not belong together
-├── FileFormatError        a result, an annotation or a ground truth folder cannot be read
-└── LocalServerError       a local server did not start, or ended unexpectedly
+The command line prints the message of such an error as one line and exits with 2. A DecodeError or RequestError
+concerns one image, video or frame; the others are still processed.
 """
 
 
@@ -46,3 +39,8 @@ class FileFormatError(LivematchError):
 
 class LocalServerError(LivematchError):
     """A local server did not start or ended unexpectedly; the message says why and quotes its log."""
+
+
+def describe_error(error: Exception | str) -> str:
+    """Return an error's message on one line; if it has none, the name of its type."""
+    return " ".join(str(error).split()) or type(error).__name__

@@ -1,4 +1,4 @@
-"""The nouns that the whole package shares: pixels, boxes, recognitions, failures."""
+"""Define the types that the whole package shares: pixels, boxes, recognitions, failures."""
 
 import os
 from collections.abc import Iterator
@@ -23,7 +23,7 @@ _NUM_SHOWN = 5
 
 @dataclass(frozen=True, eq=False)
 class Detection:
-    """One garment of a `Recognition`.
+    """Holds one garment of a `Recognition`.
 
     box: x0, y0, x1, y1 in pixels of the image.
     score: the detector's confidence, 0..1.
@@ -37,14 +37,11 @@ class Detection:
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Recognition:
-    """The n >= 0 garments detected in one image or frame, highest score first; iterates over `Detection` items.
+    """Holds the n >= 0 garments detected in one image or frame, highest score first; iterates over `Detection` items.
 
     boxes: float32 [n,4], x0 y0 x1 y1 in pixels of the image.
     scores: float32 [n], 0..1.
     embeddings: float32 [n,2048], unit length.
-
-    >>> for detection in client.recognize_image("dress.jpg"):
-    ...     print(detection.box, detection.score)
     """
 
     boxes: npt.NDArray[np.float32]
@@ -71,7 +68,7 @@ class Recognition:
 
 @dataclass(frozen=True)
 class Failure:
-    """Describe one image or video that could not be processed; a row of the failures table.
+    """Describes one image or video that could not be processed; a row of the failures table.
 
     Bytes of a file name that are not UTF-8 are replaced by U+FFFD.
     """

@@ -6,8 +6,6 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-DEFAULT_SERVER = "127.0.0.1:8001"
-
 
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     """Parse the options of one command, whose name becomes `command`; exit with a usage message if they are wrong."""
@@ -101,31 +99,29 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     report.add_argument("--failures", type=Path, help="failures.parquet, to list the sources that failed")
     report.add_argument(
         "--pictures", type=int, default=2000, metavar="N",
-        help="show images for the N nearest matches, beyond 200 as files beside the page (default: %(default)s)",
+        help="show images for the N nearest matches; after the first 200, in files by the page (default: %(default)s)",
     )  # fmt: skip
     report.add_argument(
-        "--limit",
-        type=_limit,
-        default=1.12,
+        "--limit", type=_limit, default=1.12,
         help="limit to mark in the histogram, as for `match` (default: %(default)s)",
-    )
+    )  # fmt: skip
     report.add_argument("-o", "--output", type=_output, required=True, help="report.html to write")
     return parser.parse_args(argv)
 
 
 def _command(
-    commands: "argparse._SubParsersAction[argparse.ArgumentParser]",
-    name: str,
-    description: str,
+    commands: "argparse._SubParsersAction[argparse.ArgumentParser]", name: str, description: str
 ) -> argparse.ArgumentParser:
     return commands.add_parser(name, help=description, description=description)
 
 
 def _add_connection_options(parser: argparse.ArgumentParser) -> None:
+    from livematch.serving.settings import DEFAULT_URL  # here, so that importing this module does not import numpy
+
     server = parser.add_mutually_exclusive_group()
     server.add_argument(
-        "--server", nargs="+", default=[DEFAULT_SERVER], metavar="HOST:PORT",
-        help=f"gRPC addresses of one or more servers that serve the same models (default: {DEFAULT_SERVER})",
+        "--server", nargs="+", default=[DEFAULT_URL], metavar="HOST:PORT",
+        help=f"gRPC addresses of one or more servers that serve the same models (default: {DEFAULT_URL})",
     )  # fmt: skip
     server.add_argument(
         "--repository", type=Path, help="start a server on this model repository, and stop it at the end"

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from livematch.errors import LivematchError
 
 EXIT_ERROR = 2
-"""Nothing more could be done; one line on stderr says why."""
+"""The command failed; one line on stderr says why."""
 
 EXIT_FAILURES = 3
 """Done, but some sources failed, or a check found something."""
@@ -19,7 +19,7 @@ def run_command(name: str, command: Callable[[], int]) -> int:
 
     Args:
         name: printed before the message, such as "livematch" or "export.build".
-        command: returns its exit code, and raises LivematchError, ValueError or OSError for what the user can mend,
+        command: returns its exit code, and raises LivematchError, ValueError or OSError for what the user can fix,
             such as a wrong argument, a missing file or a full disk.
     """
     try:

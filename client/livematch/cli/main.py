@@ -12,7 +12,8 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -20,21 +21,23 @@ from tqdm import tqdm
 
 from livematch.cli.arguments import parse_arguments
 from livematch.cli.commands import EXIT_FAILURES, run_command
-from livematch.cli.connect import connect
-from livematch.errors import LocalServerError
+from livematch.errors import LocalServerError, UnavailableError
 
 # Each command imports what it needs when it runs, so that `livematch --help` answers at once.
 if TYPE_CHECKING:
-    from livematch.matching.vote import Match, MatchOptions
+    from livematch.matching.vote import MatchOptions
     from livematch.pipeline.embed import EmbedOptions
+    from livematch.serving.client import Client
 
-_MIN_UPTIME_S = 10.0  # a restarted server that ends sooner is not started once more
+_MIN_UPTIME_S = 10.0  # a restarted server that ends sooner is not restarted again
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code."""
     options = parse_arguments(argv)
-    _show_warnings()
+    log = logging.getLogger("livematch")
+    log.handlers = [_StderrHandler(logging.WARNING)]
+    log.propagate = False
     return run_command("livematch", lambda: _run_and_print_summary(options))
 
 
@@ -47,7 +50,7 @@ def _run_and_print_summary(options: argparse.Namespace) -> int:
 def _serve(options: argparse.Namespace) -> NoReturn:
     from livematch.local.local_server import LocalServer
 
-    signal.signal(signal.SIGTERM, _raise_interrupt)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     server = LocalServer(
         options.repository,
         config_name=options.config_name,
@@ -85,7 +88,7 @@ def _embed(options: argparse.Namespace) -> dict[str, Any]:
     from livematch.pipeline.failures import write_failures
 
     embed_options = _embed_options(options, shard=options.shard)
-    with connect(options) as client:
+    with _connect(options) as client:
         if options.images:
             summary = embed_images(client, options.images, options.output, embed_options)
         else:
@@ -97,8 +100,19 @@ def _embed(options: argparse.Namespace) -> dict[str, Any]:
 
 def _match(options: argparse.Namespace) -> dict[str, Any]:
     from livematch.evaluation.results import write_matches, write_result
+    from livematch.features.milvus import PREFIX, MilvusGallery
+    from livematch.features.table import open_features
+    from livematch.matching.nearest import memory_left
+    from livematch.matching.vote import match
 
-    matches = _find_matches(options)
+    match_options = _match_options(options)
+    queries = open_features(options.queries)
+    if len(options.gallery) == 1 and options.gallery[0].startswith(PREFIX):
+        with MilvusGallery(options.gallery[0], must_exist=True) as gallery:
+            matches = match(queries, gallery, match_options)
+    else:
+        features = open_features(options.gallery)
+        matches = match(queries, features, match_options, memory_bytes=memory_left(options.memory))
     write_result(matches, options.output)
     if options.matches:
         write_matches(matches, options.matches)
@@ -127,7 +141,7 @@ def _run(options: argparse.Namespace) -> dict[str, Any]:
     from livematch.evaluation.ground_truth import read_ground_truth
     from livematch.pipeline.run import run
 
-    # Mistakes in these are reported before the server is asked for anything.
+    # Built before connecting, so that a mistake in the options is reported at once.
     settings: dict[str, Any] = {
         "truth": read_ground_truth(options.truth) if options.truth else None,
         "embed_options": _embed_options(options),
@@ -135,7 +149,7 @@ def _run(options: argparse.Namespace) -> dict[str, Any]:
         "memory_bytes": options.memory,
         "frames": options.frames,
     }
-    with connect(options) as client:
+    with _connect(options) as client:
         return run(client, options.images, options.videos, options.output, **settings).to_json()
 
 
@@ -146,7 +160,7 @@ def _watch(options: argparse.Namespace) -> dict[str, Any]:
     products = read_features(options.gallery)
     settings = {"every": options.every, "num_frames": options.window, "limit": options.limit}
     num_decisions = 0
-    with connect(options) as client:
+    with _connect(options) as client:
         for decision in watch(client, options.video, products, **settings):
             print(json.dumps(asdict(decision), ensure_ascii=False), flush=True)
             num_decisions += 1
@@ -184,6 +198,36 @@ def _report(options: argparse.Namespace) -> dict[str, Any]:
     return {"report": str(options.output), "num_bytes": options.output.stat().st_size}
 
 
+@contextmanager
+def _connect(options: argparse.Namespace) -> Iterator["Client"]:
+    """Context manager: yield a client of the servers at `--server`, or of one that is started on `--repository`."""
+    from livematch.local.local_server import LocalServer
+    from livematch.serving.client import Client
+    from livematch.serving.settings import Tls
+
+    settings: dict[str, Any] = {
+        "max_tries": options.max_tries,
+        "crop_scale": options.crop_scale,
+        "priority": "live" if options.command == "watch" else "batch",
+    }
+    if options.repository is None:
+        tls = Tls(root_certificates=options.tls_ca, certificate_chain=options.tls_cert, private_key=options.tls_key)
+        settings |= {"access_key": options.key, "tls": None if tls == Tls() else tls}
+        with Client(options.server, **settings, shared_memory=options.shared_memory) as client:
+            yield client
+        return
+    with LocalServer(options.repository) as server, Client(server.url, **settings, shared_memory=True) as client:
+        server.on_exit(client.close)  # otherwise the client would wait for the server to come back
+        try:
+            yield client
+        except UnavailableError as error:
+            try:
+                server.check()
+            except LocalServerError as reason:
+                raise LocalServerError(f"{reason}; {error}") from error
+            raise
+
+
 def _embed_options(options: argparse.Namespace, shard: tuple[int, int] = (0, 1)) -> "EmbedOptions":
     from livematch.pipeline.embed import DEFAULT_CONCURRENCY, EmbedOptions
 
@@ -195,29 +239,8 @@ def _match_options(options: argparse.Namespace) -> "MatchOptions":
     from livematch.matching.vote import MatchOptions
 
     return MatchOptions(
-        quantile=options.quantile,
-        vote_share=options.vote_share,
-        limit=options.limit,
-        num_pairs=options.pairs,
+        quantile=options.quantile, vote_share=options.vote_share, limit=options.limit, num_pairs=options.pairs
     )
-
-
-def _find_matches(options: argparse.Namespace) -> "list[Match]":
-    from livematch.features.milvus import PREFIX, MilvusGallery
-    from livematch.features.table import open_features
-    from livematch.matching.nearest import memory_left
-    from livematch.matching.vote import match
-
-    match_options = _match_options(options)
-    queries = open_features(options.queries)
-    if len(options.gallery) == 1 and options.gallery[0].startswith(PREFIX):
-        with MilvusGallery(options.gallery[0], must_exist=True) as gallery:
-            return match(queries, gallery, match_options)
-    return match(queries, open_features(options.gallery), match_options, memory_bytes=memory_left(options.memory))
-
-
-def _raise_interrupt(signal_number: int, frame: object) -> NoReturn:
-    raise KeyboardInterrupt
 
 
 class _StderrHandler(logging.Handler):
@@ -225,12 +248,6 @@ class _StderrHandler(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         tqdm.write(f"livematch: {record.getMessage()}", file=sys.stderr)
-
-
-def _show_warnings() -> None:
-    log = logging.getLogger("livematch")
-    log.handlers = [_StderrHandler(logging.WARNING)]
-    log.propagate = False
 
 
 _COMMANDS: dict[str, Callable[[argparse.Namespace], dict[str, Any]]] = {

@@ -18,7 +18,7 @@ from livematch.types import IntBox
 
 @dataclass(frozen=True)
 class Garment:
-    """One annotation.
+    """Holds one annotated garment.
 
     instance_id: identifies the garment; 0 if it has no counterpart in the item's images or the video's frames.
     box: x0 y0 x1 y1 in pixels, x1 and y1 exclusive.
@@ -30,7 +30,7 @@ class Garment:
 
 @dataclass(frozen=True)
 class GroundTruth:
-    """The annotated garments of a part.
+    """Holds the annotated garments of one part of the dataset.
 
     images: garments by item id and image name.
     frames: garments by video id and frame index.

@@ -20,7 +20,7 @@ from livematch.types import Box, IntBox
 
 @dataclass(frozen=True)
 class BoxPair:
-    """The box of a garment in an image of the item, and its box in the answer's frame; each x0 y0 x1 y1 in pixels."""
+    """Locates one garment in an image of the item and in the answer's frame; boxes are x0 y0 x1 y1 in pixels."""
 
     img_name: str
     item_box: IntBox
@@ -29,7 +29,7 @@ class BoxPair:
 
 @dataclass(frozen=True)
 class Answer:
-    """The entry of result.json for one video: the item it shows, and where to see it."""
+    """Holds the entry of result.json for one video: the item it shows, and where to see it."""
 
     item_id: str
     frame_index: int
@@ -37,7 +37,7 @@ class Answer:
 
 
 def truncate_box(box: Box) -> IntBox:
-    """Round toward zero, as the embedded crops are cut; a box thinner than a pixel becomes one pixel wide."""
+    """Round a box toward zero, as the server does to cut its crop; a box thinner than a pixel becomes a pixel wide."""
     x0, y0, x1, y1 = map(int, box)
     return x0, y0, max(x1, x0 + 1), max(y1, y0 + 1)
 
@@ -60,12 +60,8 @@ def write_result(matches: Sequence[Match], path: str | Path) -> None:
     >>> write_result(match(read_features("images.parquet"), read_features("videos.parquet")), "result.json")
     """
     content = {
-        video_id: {
-            "item_id": answer.item_id,
-            "frame_index": answer.frame_index,
-            "result": [asdict(pair) for pair in answer.pairs],
-        }
-        for video_id, answer in to_result(matches).items()
+        video_id: {"item_id": a.item_id, "frame_index": a.frame_index, "result": [asdict(pair) for pair in a.pairs]}
+        for video_id, a in to_result(matches).items()
     }
     write_json(content, path)
 
@@ -119,7 +115,7 @@ def read_json(path: str | Path) -> Any:
 
 
 def write_json(content: object, path: str | Path) -> None:
-    """Write `content` as JSON, and replace an existing file in one step."""
+    """Write `content` as JSON; an existing file is replaced in one step."""
     with replace_file(path) as temporary:
         temporary.write_text(json.dumps(content, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
 

@@ -28,7 +28,7 @@ MIN_IOU = 0.5
 
 @dataclass(frozen=True)
 class LevelScore:
-    """Each 0..1, and 0 where the denominator is 0."""
+    """Holds the scores of one level, each 0..1, and 0 where the denominator is 0."""
 
     precision: float
     recall: float
@@ -37,7 +37,7 @@ class LevelScore:
 
 @dataclass(frozen=True)
 class Score:
-    """The scores on the three levels, and their weighted mean `final`.
+    """Holds the scores of the three levels, and `final`, the weighted mean of their F1.
 
     frame_box_iou: over the answers of level 2 and 3, the mean of the best IoU between a frame box of the answer and a
         positive box of the judged frame; None without such answers. If the answer's frame is not annotated, this is a
@@ -70,7 +70,7 @@ def evaluate(result: Mapping[str, Answer], truth: GroundTruth) -> Score:
     >>> print(score.final, score.s1.f1)
 
     Args:
-        result: answers by video id.
+        result: answers by video id, as from `read_result`.
     """
     positive_videos = set(truth.positive_videos())
     levels = {

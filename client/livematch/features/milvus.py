@@ -14,7 +14,7 @@ from typing import Any, Self
 
 import numpy as np
 
-from livematch.errors import FeaturesError, InputError, LivematchError, UnavailableError
+from livematch.errors import FeaturesError, InputError, LivematchError, UnavailableError, describe_error
 from livematch.features.table import Features, check_comparable
 
 PREFIX = "milvus:"
@@ -33,20 +33,20 @@ _COLUMNS = ["row", "source", "frame_index", "box", "score", "model_identity", "e
 
 
 class MilvusGallery:
-    """Features of videos in a Milvus collection.
+    """Keeps the features of videos in a Milvus collection.
 
     >>> with MilvusGallery("milvus:gallery.db") as gallery:
     ...     gallery.load(open_features(["videos.parquet"]))
     ...     matches = match(queries, gallery)
 
     Args:
-        address: "milvus:" and a file whose name ends in .db, or the URI of a cluster.
-        must_exist: refuse a file that does not exist instead of creating it.
+        address: "milvus:" followed by a file name that ends in .db, or by the URI of a cluster.
+        must_exist: raise an error if the file does not exist, instead of creating it.
 
     Raises:
         LivematchError: pymilvus is not installed.
         InputError: `address` is malformed.
-        FeaturesError: `must_exist`, and the file does not exist.
+        FeaturesError: `must_exist` is set, and the file does not exist.
         UnavailableError: the cluster does not respond; every method may raise this.
     """
 
@@ -118,8 +118,8 @@ class MilvusGallery:
     def candidates(self, queries: Features) -> Features:
         """Return the rows that may be nearest to one of `queries`, in the order in which they were loaded.
 
-        For each query, these are the nearest row and the rows whose distance float32 cannot tell from it, at most 64.
-        Their embeddings are in memory; unless many rows are equally near, they take no more of it than `queries` would.
+        For each query, these are the nearest row and the rows that float32 cannot tell from it, at most 64 in all.
+        Their embeddings are in memory; unless many rows are equally near, there are no more of them than queries.
 
         Raises:
             FeaturesError: `queries` have embeddings of another model or size than the gallery's, or the gallery does
@@ -221,4 +221,4 @@ class MilvusGallery:
         try:
             yield
         except self._pymilvus.MilvusException as error:
-            raise UnavailableError(f"{self.origin}: {' '.join(str(error.message).split())}") from error
+            raise UnavailableError(f"{self.origin}: {describe_error(error.message)}") from error

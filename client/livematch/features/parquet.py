@@ -12,7 +12,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from livematch.errors import FeaturesError
+from livematch.errors import FeaturesError, describe_error
 from livematch.types import EMBEDDING_SIZE
 
 COLUMNS = ("source", "name", "frame_index", "box", "score", "embedding")
@@ -38,19 +38,19 @@ def features_schema(embedding_size: int = EMBEDDING_SIZE) -> pa.Schema:
 
 
 def read_identity(schema: pa.Schema) -> str | None:
-    """Return the name of the models that made a file's embeddings, None if the file does not tell."""
+    """Return the name of the models that made a file's embeddings, None if the file does not say."""
     identity: bytes | None = (schema.metadata or {}).get(IDENTITY_KEY)
     return None if identity is None else identity.decode()
 
 
 def unreadable(path: Path, error: Exception) -> FeaturesError:
     """Return the error for a file that Arrow cannot read."""
-    return FeaturesError(f"{path}: not a readable Parquet file: {' '.join(str(error).split())}")
+    return FeaturesError(f"{path}: not a readable Parquet file: {describe_error(error)}")
 
 
 @dataclass(frozen=True)
 class EmbeddingFiles:
-    """The embeddings of one or more features files, which stay on disk.
+    """Reads the embeddings of one or more features files, which stay on disk.
 
     paths: the files, whose rows count as one sequence.
     size: dimension of the embeddings.
@@ -147,7 +147,7 @@ def _batches(path: Path, columns: Sequence[str], num_rows: int = _READ_ROWS) -> 
 
 
 def _cast(column: pa.Array, dtype: pa.DataType, path: Path, null: str | None = None) -> pa.Array:
-    """Return the column as `dtype` with its nulls replaced by `null`; without `null` there may be none."""
+    """Return the column as `dtype` with nulls replaced by `null`; if that is None, a null is an error."""
     if column.null_count and null is None:
         raise FeaturesError(f"{path}: a column of type {column.type} has {column.null_count} nulls")
     try:
@@ -158,7 +158,7 @@ def _cast(column: pa.Array, dtype: pa.DataType, path: Path, null: str | None = N
 
 
 def _vectors(column: pa.Array, size: int | None, path: Path) -> npt.NDArray[np.float32]:
-    """Return a column of lists as float32 [n,size]; `size` None stands for the length of the first list."""
+    """Return a column of lists as float32 [n,size]; with `size` None, the lists may have any one length."""
     is_fixed = pa.types.is_fixed_size_list(column.type)
     if not (is_fixed or pa.types.is_list(column.type) or pa.types.is_large_list(column.type)):
         raise FeaturesError(f"{path}: found a column of type {column.type} instead of lists of float32")

@@ -1,8 +1,9 @@
-"""Write a features file in such a way that a run killed at any moment can be continued.
+"""Write a features file so that a run killed at any moment can be resumed.
 
 During the run, each finished source file (an image or a video) is appended to `<FEATURES>.partial` as one Arrow record
-batch that carries the source's key, even if it holds no boxes. A batch that a kill has cut off is dropped at the next
-start. At the end, the batches become a plain Parquet file, which replaces the old one in one step.
+batch that carries the source's key, even if it holds no boxes. A batch that was cut off when the run was killed is
+dropped when the next run starts. At the end, the batches become a plain Parquet file, which replaces the old one in
+one step.
 """
 
 import fcntl
@@ -43,11 +44,12 @@ class FeaturesStore:
 
     Args:
         path: the features file. If it exists, sources are added to it.
-        model_identity: names the models that the server has now; None if unknown.
-        selection: describes which frames of each source file are stored, e.g. "frames 80:400:20".
+        model_identity: name of the models that the server has now; None if unknown.
+        selection: description of the frames that are stored of each source file, such as "frames 80:400:20".
 
     Raises:
-        FeaturesError: what is stored already is not a features file, or is of other models or another selection.
+        FeaturesError: the existing file is not a features file, was made by other models or holds another selection, or
+            another run is writing it.
     """
 
     def __init__(self, path: str | Path, *, model_identity: str | None, selection: str) -> None:
@@ -63,7 +65,7 @@ class FeaturesStore:
         self._file = self.partial_path.open("ab")
         try:
             self._lock()
-            # Only now that it is locked: before, another run might still have been finishing the file.
+            # Read only after locking: until then, another run may still be finishing the file.
             try:
                 self._num_rows_of = self._read_final()
             except FeaturesError:
@@ -218,7 +220,7 @@ class FeaturesStore:
                 for batch in file.iter_batches(batch_size=ROW_GROUP_ROWS):
                     yield pa.RecordBatch.from_arrays(batch.columns, schema=self._schema)
         for key, batch, _ in self._partial_batches():
-            if key not in self._final_keys:  # a run killed between replacing the file and this removal leaves both
+            if key not in self._final_keys:  # a run killed before it removed the partial file leaves both
                 yield pa.RecordBatch.from_arrays(batch.columns, schema=self._schema)
 
 

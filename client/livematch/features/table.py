@@ -1,4 +1,4 @@
-"""Features: a table with one row per box, in memory or as a Parquet file that any tool can read or write.
+"""Hold features: a table with one row per box, in memory or in a Parquet file that any tool can read or write.
 
 | column | type | meaning |
 | --- | --- | --- |
@@ -26,7 +26,7 @@ from livematch.features.parquet import EmbeddingFiles, open_file
 
 @dataclass(frozen=True)
 class Block:
-    """Embeddings of consecutive rows, float32 [n,size], from row `start` on, and their lengths, float64 [n]."""
+    """Holds the embeddings of n consecutive rows, float32 [n,size], and their lengths, float64 [n]."""
 
     start: int
     embeddings: npt.NDArray[np.float32]
@@ -55,8 +55,8 @@ class Features:
         scores: float32 [n].
         embeddings: float32 [n,size] of any length but zero (matching uses their direction only), or files to read
             them from.
-        model_identity: names the models that made the embeddings; None if unknown.
-        origin: names the table in error messages.
+        model_identity: name of the models that made the embeddings; None if unknown.
+        origin: name of the table in error messages.
 
     Raises:
         FeaturesError: lengths or shapes disagree, a value is not finite, an embedding is zero, or a row occurs twice
@@ -84,7 +84,8 @@ class Features:
         self.frame_indices: npt.NDArray[np.int32] = self._column("frame_indices", frame_indices, np.int32)
         self.boxes: npt.NDArray[np.float32] = self._column("boxes", boxes, np.float32, 4)
         self.scores: npt.NDArray[np.float32] = self._column("scores", scores, np.float32)
-        self._refuse_not_finite()
+        self._refuse(~np.isfinite(self.boxes).all(axis=1), "box", "has NaN or infinity")
+        self._refuse(~np.isfinite(self.scores), "score", "has NaN or infinity")
         self._refuse_repeats()
         self._embeddings: npt.NDArray[np.float32] | EmbeddingFiles
         if isinstance(embeddings, EmbeddingFiles):
@@ -100,7 +101,7 @@ class Features:
 
     @property
     def embeddings(self) -> npt.NDArray[np.float32]:
-        """All embeddings, float32 [n,size]; read anew at each access if they are in files."""
+        """All embeddings, float32 [n,size]; read from disk at each access if they are in files."""
         if isinstance(self._embeddings, EmbeddingFiles):
             return self._embeddings.read(len(self))
         return self._embeddings
@@ -108,8 +109,7 @@ class Features:
     def blocks(self, num_rows: int, num_buffers: int = 1) -> Iterator[Block]:
         """Yield all embeddings, `num_rows` rows at a time.
 
-        Embeddings in files are read into `num_buffers` arrays, which are reused in rotation: with one buffer, a block
-        is overwritten when the next one is requested; with two, when the one after the next is requested.
+        Embeddings in files are read into `num_buffers` arrays, which are reused: see `EmbeddingFiles.chunks`.
 
         Raises:
             FeaturesError: a file has become unreadable, or an embedding is not finite, zero or of another size.
@@ -137,19 +137,19 @@ class Features:
 
     def _lengths(self, start: int, embeddings: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
         """Return the lengths of embeddings from row `start` on; raise FeaturesError if one has no direction."""
-        squares = np.einsum("ij,ij->i", embeddings, embeddings, dtype=np.float64, casting="unsafe")
-        for is_bad, reason in ((~np.isfinite(squares), "has NaN or infinity"), (squares == 0, "is zero")):
-            if is_bad.any():
-                row = self._describe_row(start + int(is_bad.argmax()))
-                raise FeaturesError(f"{self.origin}: embedding of {row} {reason}")
+        squares: npt.NDArray[np.float64] = np.einsum(
+            "ij,ij->i", embeddings, embeddings, dtype=np.float64, casting="unsafe"
+        )
+        self._refuse(~np.isfinite(squares), "embedding", "has NaN or infinity", start)
+        self._refuse(squares == 0, "embedding", "is zero", start)
         lengths: npt.NDArray[np.float64] = np.sqrt(squares)
         return lengths
 
-    def _refuse_not_finite(self) -> None:
-        for column, is_bad in (("box", ~np.isfinite(self.boxes).all(axis=1)), ("score", ~np.isfinite(self.scores))):
-            if is_bad.any():
-                row = self._describe_row(int(is_bad.argmax()))
-                raise FeaturesError(f"{self.origin}: {column} of {row} has NaN or infinity")
+    def _refuse(self, is_bad: npt.NDArray[np.bool_] | np.bool_, column: str, reason: str, start: int = 0) -> None:
+        """Raise FeaturesError for the first bad row; the rows are counted from `start`."""
+        if is_bad.any():
+            row = self._describe_row(start + int(is_bad.argmax()))
+            raise FeaturesError(f"{self.origin}: {column} of {row} {reason}")
 
     def _refuse_repeats(self) -> None:
         columns: list[npt.NDArray[np.signedinteger]] = [factorize(self.sources), factorize(self.names)]
@@ -174,7 +174,7 @@ def open_features(paths: Sequence[str | Path]) -> Features:
 
     Raises:
         FeaturesError: a file does not exist or is not Parquet, a column is missing or has an unsuitable type, the
-            files are of different models, or their content is refused by `Features`.
+            files were made by different models, or their content is refused by `Features`.
     """
     tables = []
     for path in paths:
@@ -208,10 +208,10 @@ def read_features(path: str | Path) -> Features:
 
 
 def check_comparable(features: Features, origin: str, model_identity: str | None, embedding_size: int) -> None:
-    """Check that the embeddings of `features` can be compared with others; a model that is unknown passes.
+    """Check that the embeddings of `features` can be compared with others; an unknown model is accepted.
 
     Args:
-        origin: names the others in the error message, e.g. their file.
+        origin: name of the others in the error message, such as their file.
         model_identity, embedding_size: those of the others.
 
     Raises:

@@ -1,4 +1,4 @@
-"""What a local tritonserver needs around it: a backend directory, libraries and a Python environment."""
+"""Prepare what a local tritonserver needs: a backend directory, libraries and a Python environment."""
 
 import importlib.util
 import os
@@ -51,7 +51,7 @@ def prepare_environment(folder: Path) -> dict[str, str]:
 
     library_path = [libraries, triton.parent / "nvidia_pytriton.libs", os.environ.get("LD_LIBRARY_PATH")]
     return {
-        "OPENBLAS_NUM_THREADS": "1",  # every stub imports numpy, and none multiplies large matrices
+        "OPENBLAS_NUM_THREADS": "1",  # each stub process imports numpy, and none multiplies large matrices
         **os.environ,
         "LD_LIBRARY_PATH": os.pathsep.join(str(entry) for entry in library_path if entry),
         "PATH": f"{_make_virtual_environment(folder / 'python')}{os.pathsep}{os.environ.get('PATH', os.defpath)}",
@@ -69,7 +69,7 @@ def _find_libpython() -> Path:
 
 
 def _make_virtual_environment(folder: Path) -> Path:
-    """Create a virtual environment that only points to our packages; return its bin folder.
+    """Create a virtual environment that only refers to installed packages; return its bin folder.
 
     The stub ignores PYTHONPATH and PYTHONHOME; it uses the environment of the first `python3` on the PATH.
     """

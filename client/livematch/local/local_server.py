@@ -1,6 +1,6 @@
-"""A real tritonserver on this machine, without Docker: the binary from the nvidia-pytriton package.
+"""Run a real tritonserver on this machine without Docker: the binary from the nvidia-pytriton package.
 
-The server listens on loopback only unless told otherwise, ends with its parent process (even after SIGKILL) and serves
+The server listens on loopback by default, ends with its parent process (even after SIGKILL) and serves
 the same model repository as the NGC container. Its `onnxruntime` backend is the Python one in `backends/onnxruntime`;
 it uses the interpreter and the packages of the calling process.
 """
@@ -16,7 +16,6 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import Self
 
 from livematch.errors import LocalServerError
@@ -25,7 +24,7 @@ from livematch.local.log import has_failed, summarize_errors
 from livematch.local.process import Process
 from livematch.types import KEY_NAME
 
-_ADMIN_ENDPOINTS = "model-repository,shared-memory,trace,logging"  # these change the server
+_ADMIN_ENDPOINTS = "model-repository,shared-memory,trace,logging"  # they change the server
 _USER_ENDPOINTS = "inference,metadata,model-config,statistics"  # all others except health, which is always open
 
 _SHARED_MEMORY_BYTES = 4 << 20  # initial size and growth step of each Python instance's region
@@ -146,9 +145,7 @@ class LocalServer:
         self.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, *exception: object) -> None:
         self.stop()
 
     def _address(self, service: str) -> str:
@@ -212,7 +209,9 @@ class LocalServer:
         deadline = time.monotonic() + self.startup_timeout_s
         while not _is_ready(self.host, self._ports["HTTP"]):
             self.check()
-            if has_failed(self._current_log):  # the process may stay: after a failed warm-up, Triton waits forever
+            if has_failed(
+                self._current_log
+            ):  # the process may keep running: after a failed warm-up, Triton waits forever
                 raise LocalServerError(f"tritonserver cannot serve its models: {self._describe_errors()}")
             if time.monotonic() > deadline:
                 raise LocalServerError(

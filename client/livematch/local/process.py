@@ -1,4 +1,4 @@
-"""A server's process and its children: started, watched, and ended together with the calling process."""
+"""Run a server process that ends with the calling process, and watch its children."""
 
 import contextlib
 import os
@@ -13,8 +13,8 @@ import psutil
 
 from livematch.errors import LocalServerError
 
-# Runs between fork and the server: asks the kernel to send SIGTERM when the parent dies, then becomes the server.
-# The parent may have died before that request, so the launcher checks afterwards whether it still has its parent.
+# Asks the kernel to send SIGTERM when the parent dies, then becomes the server. The parent may have died before that
+# request, so the launcher checks afterwards whether it still has its parent.
 _LAUNCHER = """
 import ctypes, os, signal, sys
 PR_SET_PDEATHSIG = 1
@@ -55,7 +55,7 @@ class Process:
         self._popen: subprocess.Popen[bytes] | None = None
         self._start_error: OSError | None = None
         has_started = threading.Event()
-        # The kernel sends the parent-death signal when the *thread* that forked ends, so not a caller's thread.
+        # The kernel sends the parent-death signal when the *thread* that forked ends, so the caller's must not fork.
         threading.Thread(target=self._run, args=(has_started,), name="tritonserver", daemon=True).start()
         has_started.wait()
         if self._popen is None:
@@ -74,8 +74,8 @@ class Process:
         return f"was killed by signal {-return_code}" if return_code < 0 else f"ended with exit code {return_code}"
 
     def watch_children(self) -> None:
-        """From now on, kill the process when one of its present children ends."""
-        with contextlib.suppress(psutil.NoSuchProcess):  # it has ended itself, which `exit_reason` tells
+        """From now on, kill the process when one of its current children ends."""
+        with contextlib.suppress(psutil.NoSuchProcess):  # the process itself has ended; `exit_reason` says so
             self._children = psutil.Process(self.pid).children()
 
     def stop(self, timeout_s: float) -> None:

@@ -25,7 +25,7 @@ _TILE_QUERIES = 1024  # per matrix product; with _BLOCK_ROWS, 8 MB of products, 
 _BLOCK_ROWS = 2048  # of the gallery
 _MIN_BLOCK_ROWS = 64
 _NUM_WORK_BLOCKS = 8  # memory for reading, scaling and comparing a block of the gallery, in multiples of its size
-_RESERVED_BYTES = 48 << 20  # for Arrow's reader and its memory pool, whatever the tiles
+_RESERVED_BYTES = 48 << 20  # for Arrow's reader and its memory pool, whatever the size of the tiles
 _REFINED_PAIRS = 512  # per float64 step, 16 MB for 2048-d embeddings
 
 _Indices = npt.NDArray[np.intp]
@@ -36,13 +36,14 @@ def nearest(
 ) -> tuple[_Indices, npt.NDArray[np.float64]]:
     """Return the nearest gallery row of each query, and the squared distance 2 - 2·cos to it.
 
-    As many queries as fit into memory are held at once, and all of the gallery is read block by block for them.
+    As many queries as fit into memory are held at once; for each such group, the whole gallery is read block by block.
 
     Args:
-        memory_bytes: what this may use on top of what the process uses already; see `memory_left`.
+        memory_bytes: how much memory this call may use in addition to what the process already uses; see
+            `memory_left`.
 
     Returns:
-        hits: intp [n]; of equally near rows, the first.
+        hits: intp [n], numbers of gallery rows; of equally near rows, the first.
         distances: float64 [n], 0..4.
 
     Raises:
@@ -65,7 +66,7 @@ def nearest(
 
 
 def memory_left(limit_bytes: int) -> int:
-    """Return how much of a limit for the whole process is left."""
+    """Return how many bytes of a memory limit for the whole process are left, 0 if it is exceeded."""
     return max(0, limit_bytes - int(psutil.Process().memory_info().rss))
 
 
@@ -84,7 +85,7 @@ def _candidates(
     """Return the pairs of a query and a gallery row that may be nearer than all rows before.
 
     Args:
-        queries: need no unit length, because their length does not change the order of the products.
+        queries: need not have unit length, because their length does not change the order of the products.
         directions: the gallery's embeddings scaled to unit length.
         largest: each query's largest product so far, which is updated.
 
@@ -94,7 +95,7 @@ def _candidates(
     products = queries.embeddings @ directions.T
     row_largest = products.max(axis=1)
     np.maximum(largest, row_largest, out=largest)
-    # A float32 cosine is off by at most (size + 8)·eps/2, in whatever order it is summed: two by twice as much.
+    # A float32 cosine is off by at most (size + 8)·eps/2 in any order of summation, a difference of two by twice that.
     margin = (directions.shape[1] + 8) * np.finfo(np.float32).eps
     lowest = largest - (margin * queries.lengths).astype(np.float32)
     near_queries = np.flatnonzero(row_largest >= lowest)

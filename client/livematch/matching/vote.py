@@ -43,7 +43,7 @@ class MatchOptions:
 
 @dataclass(frozen=True)
 class Pair:
-    """The same garment in an image of the item and in a frame of the clip; boxes are x0 y0 x1 y1 in float pixels."""
+    """Locates one garment in an image of the item and in a frame of the clip; boxes are x0 y0 x1 y1 in float pixels."""
 
     img_name: str
     item_box: Box
@@ -52,9 +52,10 @@ class Pair:
 
 @dataclass(frozen=True)
 class Match:
-    """A clip, the item it shows, and the boxes that show it.
+    """Tells which item a clip shows, and where.
 
-    pairs: the best pair of boxes comes first.
+    frame_index: frame of the clip that all pairs are in.
+    pairs: pairs of boxes, the best one first.
     distance: mean squared distance of the queries that decided, 0 (same direction) to 4 (opposite).
     num_votes: number of those queries.
     """
@@ -109,7 +110,7 @@ def match(
     Args:
         queries: boxes of the items' images; `sources` are item ids.
         gallery: boxes of the clips' frames; `sources` are video ids.
-        options: None for the reference solution's.
+        options: None for the defaults.
         memory_bytes: see `nearest`.
 
     Returns:
@@ -200,12 +201,10 @@ def _to_match(
         video_id=gallery.sources[row],
         item_id=queries.sources[best],
         frame_index=int(gallery.frame_indices[row]),
-        pairs=tuple(Pair(queries.names[q], _box(queries, q), _box(gallery, r)) for q, r in pairs[:num_pairs]),
+        pairs=tuple(
+            Pair(queries.names[q], tuple(queries.boxes[q].tolist()), tuple(gallery.boxes[r].tolist()))
+            for q, r in pairs[:num_pairs]
+        ),
         distance=distance,
         num_votes=len(voters),
     )
-
-
-def _box(features: Features, row: int) -> Box:
-    x0, y0, x1, y1 = features.boxes[row].tolist()
-    return x0, y0, x1, y1

@@ -5,8 +5,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps
 
-from livematch.errors import DecodeError, InputError
-from livematch.media.errors import check_file, describe_error
+from livematch.errors import DecodeError, InputError, describe_error
+from livematch.media.sources import check_file
 from livematch.types import Pixels
 
 _SIXTEEN_BIT_MODES = ("I;16", "I;16L", "I;16B", "I;16N", "I")

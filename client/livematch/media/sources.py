@@ -1,4 +1,4 @@
-"""List the image and video files to work on: `DIR/<item_id>/<k>.jpg` and `DIR/<video_id>.mp4`, in any format."""
+"""List and check the image and video files: `DIR/<item_id>/<k>.jpg` and `DIR/<video_id>.mp4`, in any format."""
 
 import contextlib
 from collections.abc import Iterable, Iterator
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from livematch.errors import InputError
+from livematch.errors import DecodeError, InputError
 from livematch.types import Failure
 
 _NOT_UTF8 = "the name is not UTF-8"
@@ -14,7 +14,7 @@ _NOT_UTF8 = "the name is not UTF-8"
 
 @dataclass(frozen=True)
 class Source:
-    """One image or video file. `source` is the item or video id, `name` the image's name (empty for a video)."""
+    """Names one image or video file. `source` is the item or video id, `name` the image's name (empty for a video)."""
 
     kind: Literal["image", "video"]
     source: str
@@ -34,7 +34,7 @@ def list_images(directory: str | Path) -> tuple[list[Source], list[Failure]]:
 
     Returns:
         The sources, and the failures that are known without decoding: an item folder that is empty or cannot be read,
-        a file with the same name as another one but for the extension, and a name that is not UTF-8.
+        a file whose name differs from another one only in the extension, and a name that is not UTF-8.
 
     Raises:
         InputError: `directory` is not a folder.
@@ -89,6 +89,17 @@ def take_shard(sources: list[Source], shard: tuple[int, int]) -> list[Source]:
     ids = list(dict.fromkeys(source.source for source in sources))
     taken = set(ids[len(ids) * index // num_shards : len(ids) * (index + 1) // num_shards])
     return [source for source in sources if source.source in taken]
+
+
+def check_file(path: Path) -> None:
+    """Raise DecodeError if the file is missing, empty or cannot be accessed."""
+    try:
+        if not path.is_file():
+            raise DecodeError(f"{path}: no such file")
+        if path.stat().st_size == 0:
+            raise DecodeError(f"{path}: the file is empty")
+    except OSError as error:  # for example, no permission to search the folder
+        raise DecodeError(f"{path}: {error.strerror}") from error
 
 
 def _check_names(paths: Iterable[Path]) -> Iterator[tuple[Path, str | None]]:

@@ -6,8 +6,7 @@ from pathlib import Path
 
 import av
 
-from livematch.errors import DecodeError, InputError
-from livematch.media.errors import describe_error
+from livematch.errors import DecodeError, InputError, describe_error
 from livematch.media.videos import frame_to_pixels, open_video, video_stream
 from livematch.types import Pixels
 
@@ -16,7 +15,7 @@ STREAM_TIMEOUT_S = 30.0
 
 @dataclass(frozen=True)
 class StreamFrame:
-    """One frame of a video: its index from 0, its time in the stream's own clock, and uint8 [H,W,3] RGB pixels."""
+    """Holds one frame of a video: its index from 0, its time on the stream's own clock, and RGB, uint8 [H,W,3]."""
 
     frame_index: int
     time_s: float

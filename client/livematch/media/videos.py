@@ -8,8 +8,8 @@ import numpy as np
 from av.container import InputContainer
 from av.video.stream import VideoStream
 
-from livematch.errors import DecodeError, InputError
-from livematch.media.errors import check_file, describe_error
+from livematch.errors import DecodeError, InputError, describe_error
+from livematch.media.sources import check_file
 from livematch.types import Pixels
 
 DEFAULT_FRAMES = range(80, 400, 20)

@@ -9,12 +9,9 @@ import logging
 import os
 import sys
 import time
-from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +22,7 @@ from livematch.features.store import FeaturesStore
 from livematch.media.images import read_image
 from livematch.media.sources import Source, list_images, list_videos, take_shard
 from livematch.media.videos import DEFAULT_FRAMES, read_frames
-from livematch.serving.client import Client
+from livematch.serving.client import Client, submit_in_order
 from livematch.types import Failure, Recognition
 
 DEFAULT_CONCURRENCY = max(4, 2 * (os.cpu_count() or 1))
@@ -41,7 +38,7 @@ Recognitions = list[tuple[int, Recognition]]
 
 @dataclass(frozen=True)
 class EmbedSummary:
-    """What a call of `embed_images` or `embed_videos` did.
+    """Describes what a call of `embed_images` or `embed_videos` did.
 
     num_stored: sources in the features file now, including those of earlier runs on other folders.
     num_resumed: sources of this folder that the file already contained.
@@ -76,9 +73,9 @@ class EmbedSummary:
 
 @dataclass(frozen=True, kw_only=True)
 class EmbedOptions:
-    """How to embed a folder.
+    """Options of `embed_images` and `embed_videos`.
 
-    concurrency: number of sources to work on at once, and thereby of requests in flight.
+    concurrency: number of sources to work on at once; each has at most one request in flight.
     shard: (index, num_shards): embed only that part of the folder, to spread the work over several runs that write
         one file each; see `take_shard`.
     strict: raise the first failure instead of collecting failures in the summary.
@@ -111,12 +108,12 @@ def embed_images(
         DecodeError, RequestError: a source failed, and `strict` is set. The sources before it stay stored.
         UnavailableError: the server no longer answers. What is stored stays, and the next run resumes from there.
         ContractError: the server's models were replaced during the run. `output` is not written.
-        FeaturesError: `output` contains features of different models, or is not a file of image features.
-        InputError: `directory` is not a folder.
+        FeaturesError: `output` was made by other models, is no file of image features, or another run is writing it.
+        InputError: `directory` is not a folder, or the index of `options.shard` is out of range.
     """
 
-    def recognize(client: Client, source: Source) -> Iterator[tuple[int, Recognition]]:
-        yield -1, client.recognize_image(read_image(source.path))
+    def recognize(client: Client, source: Source) -> Recognitions:
+        return [(-1, client.recognize_image(read_image(source.path)))]
 
     return _embed(client, list_images(directory), recognize, Path(output), "images", options or EmbedOptions())
 
@@ -143,21 +140,19 @@ def embed_videos(
     if not frames or min(frames) < 0:
         raise InputError(f"frames must be at least one index and none negative, got {selection}")
 
-    def recognize(client: Client, source: Source) -> Iterator[tuple[int, Recognition]]:
-        for frame_index, pixels in read_frames(source.path, frames):
-            yield frame_index, client.recognize_frame(pixels)
+    def recognize(client: Client, source: Source) -> Recognitions:
+        return [
+            (frame_index, client.recognize_frame(pixels)) for frame_index, pixels in read_frames(source.path, frames)
+        ]
 
     listing = list_videos(directory)
     return _embed(client, listing, recognize, Path(output), f"frames {selection}", options or EmbedOptions())
 
 
-_Recognize = Callable[[Client, Source], Iterator[tuple[int, Recognition]]]
-
-
 def _embed(
     client: Client,
     listing: tuple[list[Source], list[Failure]],
-    recognize: _Recognize,
+    recognize: Callable[[Client, Source], Recognitions],
     output: Path,
     selection: str,
     options: EmbedOptions,
@@ -165,7 +160,7 @@ def _embed(
     if client.crop_scale != 1:
         selection += f", crops scaled by {client.crop_scale}"
     sources = take_shard(listing[0], options.shard)
-    failures = listing[1] if options.shard[0] == 0 else []  # they are in no shard: the first one reports them
+    failures = listing[1] if options.shard[0] == 0 else []  # they belong to no shard, so the first one reports them
     for failure in failures:
         if options.strict:
             raise DecodeError(failure.reason)
@@ -175,11 +170,18 @@ def _embed(
         finished = store.finished
         waiting = [source for source in sources if source.key not in finished]
         num_resumed = len(sources) - len(waiting)
-        with _progress_bar(sources, num_resumed) as progress:
+        with tqdm(
+            total=len(sources),
+            initial=num_resumed,
+            desc=f"{sources[0].kind}s" if sources else "sources",
+            unit="file",
+            dynamic_ncols=True,
+            mininterval=0.1 if sys.stderr.isatty() else 10,  # seconds; fewer lines in a log file
+        ) as progress:
             failures = [*failures, *_store(store, waiting, recognize, client, options, progress)]
         try:
             client.check_identity()
-        except ContractError as error:  # the models were replaced between two requests, which no request noticed
+        except ContractError as error:  # no request noticed that the models were replaced between two requests
             reason = f"{error}; remove {store.partial_path}, which may contain embeddings of both models"
             raise ContractError(reason) from error
         store.finish()
@@ -193,33 +195,27 @@ def _embed(
         )
 
 
-def _progress_bar(sources: Sequence[Source], num_done: int) -> tqdm:
-    return tqdm(
-        total=len(sources),
-        initial=num_done,
-        desc=f"{sources[0].kind}s" if sources else "sources",
-        unit="file",
-        dynamic_ncols=True,
-        mininterval=0.1 if sys.stderr.isatty() else 10,  # seconds; fewer lines in a log file
-    )
-
-
 def _store(
     store: FeaturesStore,
-    sources: Iterable[Source],
-    recognize: _Recognize,
+    sources: Sequence[Source],
+    recognize: Callable[[Client, Source], Recognitions],
     client: Client,
     options: EmbedOptions,
     progress: tqdm,
 ) -> list[Failure]:
     """Recognize the sources and store them one by one; return those that failed."""
     failures = []
-    with closing(_recognize_in_order(sources, recognize, client, options.concurrency)) as recognized:
-        for source, future in recognized:
+    num_ahead = _SUBMITTED_PER_THREAD * options.concurrency
+    futures = submit_in_order(client, recognize, sources, num_threads=options.concurrency, num_ahead=num_ahead)
+    with closing(futures):
+        for source, future in zip(sources, futures, strict=True):
             try:
                 store.append(source.key, future.result())
             except (DecodeError, RequestError) as error:
-                failure = _to_failure(source, error)
+                if isinstance(error, DecodeError):  # its message names the file already
+                    failure = Failure(source.kind, source.source, source.name, "decode", str(error))
+                else:
+                    failure = Failure(source.kind, source.source, source.name, "recognize", f"{source.path}: {error}")
                 if options.strict:
                     raise type(error)(failure.reason) from error
                 _log.warning("%s", failure.reason)
@@ -229,37 +225,3 @@ def _store(
                 raise UnavailableError(f"{error}; {progress_so_far}") from error
             progress.update()
     return failures
-
-
-def _to_failure(source: Source, error: DecodeError | RequestError) -> Failure:
-    if isinstance(error, DecodeError):
-        return Failure(source.kind, source.source, source.name, "decode", str(error))
-    return Failure(source.kind, source.source, source.name, "recognize", f"{source.path}: {error}")
-
-
-def _recognize_in_order(
-    sources: Iterable[Source], recognize: _Recognize, client: Client, concurrency: int
-) -> Generator[tuple[Source, Future[Recognitions]], None, None]:
-    """Recognize the sources in threads, and yield each with its future, in order.
-
-    Closing the generator ends the threads at once: they use a copy of the client, and closing it ends their requests,
-    which could otherwise take minutes while a server is away.
-    """
-    remaining = iter(sources)
-    submitted: deque[tuple[Source, Future[Recognitions]]] = deque()
-    connected = client.copy()
-    executor = ThreadPoolExecutor(concurrency, thread_name_prefix="livematch")
-
-    def work(source: Source) -> Recognitions:
-        return list(recognize(connected, source))
-
-    try:
-        while True:
-            for source in islice(remaining, concurrency * _SUBMITTED_PER_THREAD - len(submitted)):
-                submitted.append((source, executor.submit(work, source)))
-            if not submitted:
-                return
-            yield submitted.popleft()
-    finally:
-        connected.close()
-        executor.shutdown(cancel_futures=True)

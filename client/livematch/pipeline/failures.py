@@ -16,13 +16,13 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from livematch.errors import FileFormatError
+from livematch.errors import FileFormatError, describe_error
 from livematch.files import replace_file
 from livematch.types import Failure
 
 
 def write_failures(failures: Sequence[Failure], path: str | Path) -> None:
-    """Write the table, and replace an existing file in one step."""
+    """Write the table; an existing file is replaced in one step."""
     schema = pa.schema([pa.field(field.name, pa.string(), nullable=False) for field in fields(Failure)])
     table = pa.Table.from_pylist([asdict(failure) for failure in failures], schema)
     with replace_file(path) as temporary:
@@ -38,4 +38,4 @@ def read_failures(path: str | Path) -> list[Failure]:
     try:
         return [Failure(**row) for row in pq.read_table(path).to_pylist()]
     except (pa.ArrowException, OSError, TypeError) as error:
-        raise FileFormatError(f"{path}: not a failures table: {' '.join(str(error).split())}") from error
+        raise FileFormatError(f"{path}: not a failures table: {describe_error(error)}") from error

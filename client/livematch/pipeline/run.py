@@ -21,7 +21,7 @@ from livematch.types import Failure
 
 @dataclass(frozen=True)
 class RunSummary:
-    """What a run did and found; `score` is None without ground truth."""
+    """Describes what a run did and found; `score` is None without ground truth."""
 
     images: EmbedSummary
     videos: EmbedSummary
@@ -73,10 +73,11 @@ def run(
         videos: folder of `<video_id>.mp4`.
         truth: annotations of the same items and videos, to score the matches.
         frames: frames of each video to embed.
+        embed_options, match_options: None for the defaults.
         memory_bytes: how much memory the whole process may use while it matches.
 
     Raises:
-        InputError: `images` or `videos` is not a folder, or `memory_bytes` is too little.
+        InputError: `images` or `videos` is not a folder, or `memory_bytes` is too small.
         DecodeError, RequestError, UnavailableError, ContractError, FeaturesError: see `embed_images`.
     """
     start_s = time.monotonic()

@@ -11,7 +11,6 @@ from itertools import chain
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 
 from livematch.errors import InputError
 from livematch.features.table import Features, check_comparable
@@ -23,12 +22,12 @@ from livematch.types import EMBEDDING_SIZE, Box, Recognition
 
 @dataclass(frozen=True)
 class Decision:
-    """Which product is shown at a frame.
+    """Tells which product is shown at a frame.
 
     item_id: the product with the largest weight in the window; None if no box in it is near enough to any product.
     confidence: the fraction of all weight in the window that this product has, 0..1.
     distance: squared distance, 0..4, of its nearest box in this frame; None if the frame does not show it.
-    img_name, frame_box: the product's image that this box is nearest to, and the box; None likewise.
+    img_name, frame_box: the product's image that this box is nearest to, and the box; None if `distance` is None.
     """
 
     frame_index: int
@@ -94,14 +93,14 @@ class Window:
         cosines = recognition.embeddings @ self._directions.T
         rows = cosines.argmax(axis=1)
         distances = 2 - 2 * cosines[np.arange(len(rows)), rows].astype(float)
-        boxes = zip(rows, distances, recognition.scores.tolist(), recognition.boxes, strict=True)
+        boxes = zip(rows, distances, recognition.scores.tolist(), recognition.boxes.tolist(), strict=True)
         return [
             _Sighting(
                 self._products.sources[row],
                 self._products.names[row],
                 round(max(distance, 0.0), 6),
                 score * (self._limit - distance),
-                _to_box(box),
+                tuple(box),
             )
             for row, distance, score, box in boxes
             if distance < self._limit
@@ -133,7 +132,7 @@ def watch(
         limit: squared distance below which a box counts as showing a product.
 
     Raises:
-        FeaturesError: `products` and the server are of different models.
+        FeaturesError: `products` were made by other models than the server serves.
         ContractError: after an outage, the server came back serving different models.
         DecodeError: the video cannot be opened, or breaks off.
         InputError: `every` or `num_frames` is below 1, or `limit` is not a positive number.
@@ -146,7 +145,7 @@ def watch(
 
 
 def _newest(frames: Iterator[StreamFrame]) -> Iterator[StreamFrame]:
-    """Read the frames in a thread, and yield the newest one each time the consumer is ready for one."""
+    """Read the frames in a thread, and yield the newest one each time the consumer asks for one."""
     # At most one frame, and the end of the stream. Unbounded, because put() must never block: the consumer may be gone.
     mailbox: queue.Queue[StreamFrame | BaseException | None] = queue.Queue()
     is_over = threading.Event()
@@ -172,8 +171,3 @@ def _newest(frames: Iterator[StreamFrame]) -> Iterator[StreamFrame]:
             yield content
     finally:
         is_over.set()
-
-
-def _to_box(box: npt.NDArray[np.float32]) -> Box:
-    x0, y0, x1, y1 = box.tolist()
-    return x0, y0, x1, y1

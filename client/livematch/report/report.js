@@ -95,7 +95,7 @@ function cardOf(match) {
 }
 
 const orders = {
-  nearest: found => found, // as they are in the page
+  nearest: found => found, // the page lists them in this order
   farthest: found => found.reverse(),
   clip: found => found.sort((a, b) => a.video_id < b.video_id ? -1 : 1),
 };

@@ -27,12 +27,12 @@ from livematch.media.sources import Source, list_images, list_videos
 from livematch.media.videos import read_frames
 from livematch.types import Failure, IntBox, Pixels
 
-NUM_EMBEDDED = 200  # matches, about 10 MB
-NUM_PICTURED = 2000  # matches; each takes about 0.1 s and 50 kB
+NUM_EMBEDDED = 200  # matches whose images are in the page itself, about 10 MB
+NUM_PICTURED = 2000  # matches shown with images; each takes about 0.1 s and 50 kB
 IMAGE_WIDTH_PX = 360
 JPEG_QUALITY = 80
 NUM_THREADS = 4
-MAX_OPEN = 60  # a longer list starts collapsed
+MAX_OPEN = 60  # entries; a longer list starts collapsed
 MAX_DISTANCE = 4.0  # between unit vectors, squared
 
 
@@ -54,13 +54,13 @@ def write_report(
 
     Args:
         output: the HTML file.
-        result: video id to answer.
+        result: answers by video id.
         images, videos: the folders that the result was computed from. The page shows the error in place of an image or
             frame that cannot be read.
-        distances: video id to distance. They add the histogram and order the matches, which are otherwise ordered by
-            video id.
+        distances: distances by video id. They add the histogram and order the matches; without them, the order is that
+            of the video ids.
         truth: adds the scores, the level that each match reaches, and the annotated boxes.
-        failures: sources that failed, to be listed with their reasons.
+        failures: sources that failed, which the page lists with their reasons.
         limit: the distance limit that the result was computed with, marked in the histogram.
         num_pictured: number of matches shown with images: those with the smallest distances.
 
@@ -94,10 +94,7 @@ def write_report(
         matches = list(threads.map(match_data, range(len(video_ids))))
     matched_items = {answer.item_id for answer in result.values()}
     environment = Environment(
-        loader=PackageLoader("livematch.report", ""),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
+        loader=PackageLoader("livematch.report", ""), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
     page = environment.get_template("report.html").render(
         tiles=_tiles(len(result), len(clips), len(items), len(failures), score),
@@ -114,7 +111,7 @@ def write_report(
 
 @dataclass(frozen=True)
 class _Figure:
-    """An image or frame in full size, or the error why there is none.
+    """Holds an image or frame in full size, or the reason why there is none.
 
     boxes, truth: matched and annotated boxes in pixels of `pixels`.
     """
@@ -152,34 +149,28 @@ def _figures(
     frame_truth: list[IntBox] = []
     if truth is not None and truth.frames.get(video_id):
         frame_truth = truth.positive_frame_boxes(video_id, truth.judged_frame(video_id, answer.frame_index))
-    frame, error = _read_frame(clips.get(video_id), video_id, answer.frame_index)
+    frame, error = _decode(clips.get(video_id), f"no video {video_id}", answer.frame_index)
     caption = f"clip {video_id}, frame {answer.frame_index}"
     figures = [_Figure(caption, frame, error, [pair.frame_box for pair in answer.pairs], frame_truth)]
     for img_name in dict.fromkeys(pair.img_name for pair in answer.pairs):
-        photo, error = _read_photo(photos.get((answer.item_id, img_name)), answer.item_id, img_name)
+        photo, error = _decode(photos.get((answer.item_id, img_name)), f"no image {answer.item_id}/{img_name}")
         boxes = [pair.item_box for pair in answer.pairs if pair.img_name == img_name]
         photo_truth = truth.positive_image_boxes(answer.item_id, img_name) if truth is not None else []
         figures.append(_Figure(f"item {answer.item_id}, image {img_name}", photo, error, boxes, photo_truth))
     return figures
 
 
-def _read_frame(clip: Source | None, video_id: str, frame_index: int) -> tuple[Pixels | None, str]:
-    if clip is None:
-        return None, f"no video {video_id}"
+def _decode(source: Source | None, missing: str, frame_index: int | None = None) -> tuple[Pixels | None, str]:
+    """Return the pixels of an image file or of a frame of a video, or None and the reason why there are none."""
+    if source is None:
+        return None, missing
     try:
-        (_, pixels), *_ = read_frames(clip.path, [frame_index])
+        if frame_index is None:
+            return read_image(source.path), ""
+        ((_, pixels),) = read_frames(source.path, [frame_index])
     except DecodeError as error:
         return None, str(error)
     return pixels, ""
-
-
-def _read_photo(photo: Source | None, item_id: str, img_name: str) -> tuple[Pixels | None, str]:
-    if photo is None:
-        return None, f"no image {item_id}/{img_name}"
-    try:
-        return read_image(photo.path), ""
-    except DecodeError as error:
-        return None, str(error)
 
 
 def _scaled_jpeg(pixels: Pixels) -> bytes:

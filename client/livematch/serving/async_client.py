@@ -4,14 +4,12 @@ import asyncio
 from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Iterable, Sequence
 from contextlib import suppress
-from types import TracebackType
 from typing import Literal, Self
 
 from tritonclient.grpc import aio
 
 from livematch.errors import UnavailableError
-from livematch.serving.connection import Connection
-from livematch.serving.contract import FRAME_MODEL, IMAGE_MODEL
+from livematch.serving.connection import FRAME_MODEL, IMAGE_MODEL, Connection
 from livematch.serving.pixels import ImageInput, check_several, read_pixels
 from livematch.serving.session import Session
 from livematch.serving.settings import DEFAULT_CONCURRENCY, DEFAULT_URL, Settings, Tls, check_count
@@ -25,13 +23,10 @@ class AsyncClient:
 
     It connects and checks the servers' models in `async with`, or at the first request. All requests must come from one
     event loop. Image files are decoded in threads. There is no `shared_memory` argument: registering shared memory
-    blocks. There is no `copy` either: to end a request early, cancel its task.
+    would block the event loop. There is no `copy` either: to end a request early, cancel its task.
 
     >>> async with AsyncClient() as client:
     ...     print(await client.recognize_image("dress.jpg"))
-
-    Raises:
-        InputError: an argument has the wrong type or is out of its range.
     """
 
     def __init__(
@@ -90,7 +85,7 @@ class AsyncClient:
         return self._recognize_each(FRAME_MODEL, frames, concurrency)
 
     async def check_identity(self) -> None:
-        """Ask the servers once more which models they serve; see `Client.check_identity`."""
+        """Ask the servers again which models they serve; see `Client.check_identity`."""
         await (await self._connect()).check_identity()
 
     async def close(self) -> None:
@@ -103,9 +98,7 @@ class AsyncClient:
         await self._connect()
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, *exception: object) -> None:
         await self.close()
 
     async def _connect(self) -> Session:
@@ -132,44 +125,40 @@ class AsyncClient:
         if not isinstance(images, AsyncIterable):
             check_several(images)
         check_count("concurrency", concurrency)
-        return self._recognize_in_order(model, images, concurrency)
+        return _in_order(self._start_each(model, images), concurrency)
 
-    async def _recognize_in_order(
-        self, model: str, images: SeveralImages, concurrency: int
-    ) -> AsyncGenerator[Recognition, None]:
-        window: deque[asyncio.Task[Recognition]] = deque()
-        remaining = aiter(_iterate(images))
-        failure: Exception | None = None
+    async def _start_each(self, model: str, images: SeveralImages) -> AsyncIterator[asyncio.Future[Recognition]]:
+        """Start a task for each image; an error of the iterable itself becomes a future that raises it."""
         try:
-            while failure is None:
-                try:
-                    image = await anext(remaining)
-                except StopAsyncIteration:
-                    break
-                except Exception as error:  # raised below, after the results of the images before it
-                    failure = error
-                else:
-                    window.append(asyncio.create_task(self._recognize(model, image)))
-                    if len(window) == concurrency:
-                        yield await window.popleft()
-            while window:
-                yield await window.popleft()
-            if failure is not None:
-                raise failure
-        finally:
-            for task in window:
-                task.cancel()
-            await asyncio.gather(*window, return_exceptions=True)
+            if isinstance(images, AsyncIterable):
+                async for image in images:
+                    yield asyncio.create_task(self._recognize(model, image))
+            else:
+                for image in images:
+                    yield asyncio.create_task(self._recognize(model, image))
+        except Exception as error:
+            failed: asyncio.Future[Recognition] = asyncio.get_running_loop().create_future()
+            failed.set_exception(error)
+            yield failed
 
     async def _pause(self, seconds: float) -> None:
         with suppress(TimeoutError):
             await asyncio.wait_for(self._closed.wait(), seconds)
 
 
-async def _iterate(images: SeveralImages) -> AsyncIterator[ImageInput]:
-    if isinstance(images, AsyncIterable):
-        async for image in images:
-            yield image
-    else:
-        for image in images:
-            yield image
+async def _in_order(
+    futures: AsyncIterator[asyncio.Future[Recognition]], concurrency: int
+) -> AsyncGenerator[Recognition, None]:
+    """Yield the results in order, with up to `concurrency` of the futures in progress; cancel these at the end."""
+    window: deque[asyncio.Future[Recognition]] = deque()
+    try:
+        async for future in futures:
+            window.append(future)
+            if len(window) == concurrency:
+                yield await window.popleft()
+        while window:
+            yield await window.popleft()
+    finally:
+        for future in window:
+            future.cancel()
+        await asyncio.gather(*window, return_exceptions=True)

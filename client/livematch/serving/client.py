@@ -4,17 +4,19 @@ import copy
 import threading
 import weakref
 from collections import deque
-from collections.abc import Generator, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from types import TracebackType
-from typing import Literal, Self
+from contextlib import closing
+from typing import Literal, Self, TypeVar
 
-from livematch.serving.connection import Connection
-from livematch.serving.contract import FRAME_MODEL, IMAGE_MODEL
+from livematch.serving.connection import FRAME_MODEL, IMAGE_MODEL, Connection
 from livematch.serving.pixels import ImageInput, check_several, read_pixels
 from livematch.serving.session import Session, run_blocking
 from livematch.serving.settings import DEFAULT_CONCURRENCY, DEFAULT_URL, Settings, Tls, check_count
 from livematch.types import Recognition
+
+_Item = TypeVar("_Item")
+_Result = TypeVar("_Result")
 
 
 class Client:
@@ -43,8 +45,8 @@ class Client:
     Raises:
         InputError: an argument has the wrong type or is out of its range.
         UnavailableError: one of the servers does not answer.
-        ContractError: a server lacks the models, their tensors are not those that this client expects, it cannot use
-            shared memory of this machine, or two servers serve different models.
+        ContractError: a server lacks the models, they have unexpected tensors, it cannot use shared memory of this
+            machine, or two servers serve different models.
     """
 
     def __init__(
@@ -110,7 +112,7 @@ class Client:
     ) -> Generator[Recognition, None, None]:
         """Yield the recognition of each image in order, with several requests in flight.
 
-        At most `concurrency` images and results are held at once. An error, also one of the iterable itself, is raised
+        At most `concurrency` images and results are held at once. An error, even one of the iterable itself, is raised
         at its position, after the results before it. Closing the generator ends the requests in flight.
 
         >>> for path, recognition in zip(paths, client.recognize_images(paths)):
@@ -129,10 +131,10 @@ class Client:
         return self._recognize_each(FRAME_MODEL, frames, concurrency)
 
     def check_identity(self) -> None:
-        """Ask the servers once more which models they serve; a server that does not answer is skipped.
+        """Ask the servers again which models they serve; a server that does not answer is skipped.
 
         Raises:
-            ContractError: a server no longer serves the models of the beginning.
+            ContractError: a server no longer serves the models it served at the beginning.
         """
         run_blocking(self._session.check_identity())
 
@@ -160,9 +162,7 @@ class Client:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, *exception: object) -> None:
         self.close()
 
     def _recognize(self, model: str, image: ImageInput) -> Recognition:
@@ -173,35 +173,60 @@ class Client:
     ) -> Generator[Recognition, None, None]:
         check_several(images)
         check_count("concurrency", concurrency)
-        return self._recognize_in_order(model, images, concurrency)
 
-    def _recognize_in_order(
-        self, model: str, images: Iterable[ImageInput], concurrency: int
-    ) -> Generator[Recognition, None, None]:
-        connected = self.copy()  # closing it ends the requests of this generator only
-        executor = ThreadPoolExecutor(concurrency, thread_name_prefix="livematch")
-        window: deque[Future[Recognition]] = deque()
-        remaining = iter(images)
-        failure: Exception | None = None
-        try:
-            while failure is None:
-                try:
-                    image = next(remaining)
-                except StopIteration:
-                    break
-                except Exception as error:  # raised below, after the results of the images before it
-                    failure = error
-                else:
-                    window.append(executor.submit(connected._recognize, model, image))
-                    if len(window) == concurrency:
-                        yield window.popleft().result()
-            while window:
-                yield window.popleft().result()
-            if failure is not None:
-                raise failure
-        finally:
-            connected.close()
-            executor.shutdown(cancel_futures=True)
+        def work(client: Client, image: ImageInput) -> Recognition:
+            return client._recognize(model, image)
+
+        return _results(submit_in_order(self, work, images, num_threads=concurrency, num_ahead=concurrency))
 
     async def _pause(self, seconds: float) -> None:
         self._closed.wait(seconds)
+
+
+def submit_in_order(
+    client: Client,
+    work: Callable[[Client, _Item], _Result],
+    items: Iterable[_Item],
+    *,
+    num_threads: int,
+    num_ahead: int,
+) -> Generator[Future[_Result], None, None]:
+    """Do `work` on each item in threads, and yield the futures in the order of the items.
+
+    An error of the iterable itself becomes a future that raises it. Closing the generator ends the threads at once:
+    they use a copy of `client`, and closing that ends their requests, which could otherwise take minutes while a
+    server is away.
+
+    Args:
+        work: called with that copy and an item.
+        num_ahead: number of futures to create before the first one is yielded, and to keep ahead of the caller.
+    """
+    connected = client.copy()
+    executor = ThreadPoolExecutor(num_threads, thread_name_prefix="livematch")
+    window: deque[Future[_Result]] = deque()
+
+    def submit_each() -> Iterator[Future[_Result]]:
+        try:
+            for item in items:
+                yield executor.submit(work, connected, item)
+        except Exception as error:
+            failed: Future[_Result] = Future()
+            failed.set_exception(error)
+            yield failed
+
+    try:
+        for future in submit_each():
+            window.append(future)
+            if len(window) == num_ahead:
+                yield window.popleft()
+        while window:
+            yield window.popleft()
+    finally:
+        connected.close()
+        executor.shutdown(cancel_futures=True)
+
+
+def _results(futures: Generator[Future[_Result], None, None]) -> Generator[_Result, None, None]:
+    with closing(futures):
+        for future in futures:
+            yield future.result()

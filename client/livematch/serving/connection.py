@@ -1,10 +1,10 @@
-"""A gRPC connection to one server: its requests, and which of its errors a retry may cure."""
+"""Connect to one server over gRPC: check its models, send requests, and tell which errors a retry may cure."""
 
 import asyncio
 import inspect
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from types import ModuleType
 from typing import Any
 
@@ -13,11 +13,22 @@ import tritonclient.grpc as triton
 from tritonclient.utils import InferenceServerException
 
 from livematch.errors import ContractError, UnavailableError
-from livematch.serving.contract import IDENTITY_MODEL, OUTPUTS, check_tensors
 from livematch.serving.retry import Health
 from livematch.serving.settings import PRIORITIES, Settings, Tls
 from livematch.serving.shared_memory import SharedMemory
-from livematch.types import Pixels
+from livematch.types import EMBEDDING_SIZE, Pixels
+
+IMAGE_MODEL = "recognize_image"
+FRAME_MODEL = "recognize_frame"
+_IDENTITY_MODEL = "crop_and_embed"  # its config has the parameter `model_identity`
+_Tensors = dict[str, tuple[str, tuple[int, ...]]]
+_INPUTS: _Tensors = {"image": ("UINT8", (-1, -1, -1, 3))}
+_OUTPUTS: _Tensors = {
+    "boxes": ("FP32", (-1, -1, 4)),
+    "scores": ("FP32", (-1, -1)),
+    "embeddings": ("FP32", (-1, -1, EMBEDDING_SIZE)),
+    "num_detections": ("INT32", (-1, 1)),
+}
 
 # UNAVAILABLE: nothing listens, the server is shutting down, or a model's queue is full.
 _RETRIED_STATUSES = {"StatusCode.UNAVAILABLE", "StatusCode.DEADLINE_EXCEEDED"}
@@ -34,7 +45,7 @@ _CHANNEL_OPTIONS = [
 class Connection(Health):
     """Sends requests to one server.
 
-    Its methods are coroutines in front of either library: with `tritonclient.grpc` they block and never suspend, so
+    Its methods are coroutines that work with either library: with `tritonclient.grpc` they block and never suspend, so
     that `livematch.serving.session.run_blocking` can run them, in many threads at once; with `tritonclient.grpc.aio`
     they suspend like any other coroutine.
 
@@ -45,8 +56,8 @@ class Connection(Health):
         shared_memory: send images through shared memory; only with `tritonclient.grpc`.
 
     Raises:
-        InferenceServerException: by each method that sends a request, whatever the server or gRPC refuses.
-        UnavailableError: by the same methods, if the connection was closed.
+        InferenceServerException: the server or gRPC rejected a request; raised by each method that sends one.
+        UnavailableError: the connection was closed; raised by the same methods.
     """
 
     def __init__(
@@ -69,7 +80,7 @@ class Connection(Health):
         self._is_closed = False
 
     def copy(self) -> "Connection":
-        """Return another connection to the same server, with what is known of the server's health."""
+        """Return another connection to the same server, which starts with what is known of the server's health."""
         other = Connection(self.url, self._settings, shared_memory=self._memory is not None)
         other.failed_s, other.identity_checked_s = self.failed_s, self.identity_checked_s
         return other
@@ -86,18 +97,31 @@ class Connection(Health):
         tensor = triton.InferInput("image", batch.shape, "UINT8")
         if self._memory is None:
             tensor.set_data_from_numpy(batch)
-            return await self._infer(model, tensor)
-        with self._reporting_closure(), self._memory.filled(tensor, batch):
-            return await self._infer(model, tensor)
+        settings = self._settings
+        with self._reporting_closure(), nullcontext() if self._memory is None else self._memory.filled(tensor, batch):
+            return await self._ask(
+                self._triton.infer,
+                model,
+                [tensor],
+                outputs=[triton.InferRequestedOutput(name) for name in _OUTPUTS],
+                priority=PRIORITIES[settings.priority],
+                timeout=int(settings.timeout_s * 1e6),  # in µs; nobody waits for the response after that
+                parameters={} if settings.crop_scale == 1 else {"crop_scale": str(settings.crop_scale)},
+            )
 
-    async def check_contract(self, model: str) -> None:
+    async def check_tensors(self, model: str) -> None:
         """Raise ContractError if a model has other tensors than this client expects."""
-        check_tensors(model, self.url, await self._ask(self._triton.get_model_metadata, model, as_json=True))
+        metadata = await self._ask(self._triton.get_model_metadata, model, as_json=True)
+        for direction, expected in (("inputs", _INPUTS), ("outputs", _OUTPUTS)):
+            found = {t["name"]: (t["datatype"], tuple(map(int, t["shape"]))) for t in metadata.get(direction, [])}
+            if found != expected:
+                tensors = f"{_describe(found)} instead of {_describe(expected)}"
+                raise ContractError(f"{model} at {self.url} has unexpected {direction}: {tensors}")
 
     async def read_identity(self) -> str | None:
         """Return the name of the weights behind the embeddings; None if the model repository has no name for them."""
         try:
-            config = await self._ask(self._triton.get_model_config, IDENTITY_MODEL, as_json=True)
+            config = await self._ask(self._triton.get_model_config, _IDENTITY_MODEL, as_json=True)
         except InferenceServerException as error:
             if await self.is_outage(error):
                 raise
@@ -106,7 +130,7 @@ class Connection(Health):
         return parameter.get("string_value")
 
     async def check_identity(self, expected: str | None) -> None:
-        """Raise ContractError if the server no longer serves the models of the beginning."""
+        """Raise ContractError if the server no longer serves the models it served at the beginning."""
         start_s = time.monotonic()
         identity = await self.read_identity()
         if identity != expected:
@@ -123,7 +147,7 @@ class Connection(Health):
                 self._memory.check()
 
     async def is_outage(self, error: InferenceServerException) -> bool:
-        """Tell an outage or an overload, after which a retry may succeed, from a refusal of this one request."""
+        """Return True after an outage or an overload, False if the server refused this one request."""
         reason = error.message() or ""
         if _RESTRICTED in reason:
             return False
@@ -135,18 +159,6 @@ class Connection(Health):
             return not await self._ask(self._triton.is_server_ready)
         except InferenceServerException:
             return True
-
-    async def _infer(self, model: str, tensor: triton.InferInput) -> triton.InferResult:
-        settings = self._settings
-        return await self._ask(
-            self._triton.infer,
-            model,
-            [tensor],
-            outputs=[triton.InferRequestedOutput(name) for name in OUTPUTS],
-            priority=PRIORITIES[settings.priority],
-            timeout=int(settings.timeout_s * 1e6),  # in µs; nobody waits for the response after that
-            parameters={} if settings.crop_scale == 1 else {"crop_scale": str(settings.crop_scale)},
-        )
 
     async def _ask(self, method: Any, *arguments: Any, **options: Any) -> Any:
         with self._reporting_closure():
@@ -160,7 +172,7 @@ class Connection(Health):
             raise closure
         try:
             yield
-        except (InferenceServerException, ValueError) as error:  # ValueError: gRPC's for a call on a closed channel
+        except (InferenceServerException, ValueError) as error:  # gRPC raises ValueError for a call on a closed channel
             if self._is_closed:
                 raise closure from error
             raise
@@ -172,5 +184,9 @@ class Connection(Health):
 
 
 async def _settle(answer: Any) -> Any:
-    """Return a blocking library's answer, or await that of an asynchronous one."""
+    """Return the result of a blocking library, or await that of an asynchronous one."""
     return await answer if inspect.isawaitable(answer) else answer
+
+
+def _describe(tensors: _Tensors) -> str:
+    return ", ".join(f"{name} {datatype} {list(shape)}" for name, (datatype, shape) in sorted(tensors.items()))

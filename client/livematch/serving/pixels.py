@@ -1,4 +1,4 @@
-"""Whatever a caller passes as an image, converted to RGB pixels or rejected with advice."""
+"""Convert what a caller passes as an image to RGB pixels, or reject it with advice."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -6,8 +6,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from livematch.errors import InputError
-from livematch.media.errors import describe_error
+from livematch.errors import InputError, describe_error
 from livematch.media.images import read_image, to_pixels
 from livematch.types import Pixels
 
@@ -25,7 +24,13 @@ def read_pixels(image: ImageInput) -> Pixels:
     if isinstance(image, str | Path):
         return read_image(Path(image))
     if isinstance(image, Image.Image):
-        return _convert(image)
+        try:
+            pixels = to_pixels(image)
+        except Exception as error:  # Pillow raises a dozen unrelated types
+            raise InputError(f"cannot convert this PIL image to RGB: {describe_error(error)}") from error
+        if pixels.size == 0:
+            raise InputError(f"the PIL image is empty: its size is {image.width} × {image.height}")
+        return pixels
     if not isinstance(image, np.ndarray):
         raise InputError(
             f"expected uint8 pixels [H,W,3], a PIL image or a path, got {type(image).__name__}: "
@@ -44,16 +49,6 @@ def check_several(images: object) -> None:
             f"expected several images, such as a list of paths, got {type(images).__name__}: "
             "pass a single image to recognize_image or recognize_frame"
         )
-
-
-def _convert(image: Image.Image) -> Pixels:
-    try:
-        pixels = to_pixels(image)
-    except Exception as error:  # Pillow raises a dozen unrelated types
-        raise InputError(f"cannot convert this PIL image to RGB: {describe_error(error)}") from error
-    if pixels.size == 0:
-        raise InputError(f"the PIL image is empty: its size is {image.width} × {image.height}")
-    return pixels
 
 
 def _advise(array: np.ndarray[tuple[int, ...], np.dtype[np.generic]]) -> str:

@@ -1,4 +1,4 @@
-"""Which server a request is sent to, how often it is retried, and after which pauses. Does no I/O."""
+"""Choose the server for each try of a request, and decide how often and after which pauses to retry. Does no I/O."""
 
 import math
 import threading
@@ -9,19 +9,19 @@ from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 _LONGEST_PAUSE_S = 8.0
-_AVOIDED_S = 2.0  # for how long a server that failed is passed over while others answer
+_AVOIDED_S = 2.0  # how long a failed server is avoided while others answer
 
 _lock = threading.Lock()  # guards `num_in_flight` of all servers
 
 
 @dataclass(eq=False)
 class Health:
-    """What is known of one server; times are on the monotonic clock."""
+    """Holds what the client knows about one server; times are on the monotonic clock."""
 
     num_in_flight: int = 0
     failed_s: float = -math.inf
     identity_checked_s: float = 0.0
-    """When the server was last known to serve the models of the beginning."""
+    """Start of the last check that found the server's models unchanged."""
 
     @property
     def may_have_restarted(self) -> bool:

@@ -1,4 +1,4 @@
-"""What Client and AsyncClient share: requests with retries to one server or several, and the checks at the beginning.
+"""Send requests to one server or several with retries, and check the servers first: shared by Client and AsyncClient.
 
 The coroutines here suspend only where their connections and `pause` do. Over blocking connections they never suspend,
 and `run_blocking` runs them without an event loop.
@@ -11,9 +11,8 @@ from typing import Any, TypeVar
 
 from tritonclient.utils import InferenceServerException
 
-from livematch.errors import ContractError, RequestError, UnavailableError
-from livematch.serving.connection import Connection
-from livematch.serving.contract import FRAME_MODEL, IMAGE_MODEL, check_identities, decode
+from livematch.errors import ContractError, RequestError, UnavailableError, describe_error
+from livematch.serving.connection import FRAME_MODEL, IMAGE_MODEL, Connection
 from livematch.serving.retry import Attempts
 from livematch.serving.settings import Settings
 from livematch.types import Pixels, Recognition
@@ -37,7 +36,7 @@ class Session:
 
     Args:
         connections: one to each server.
-        pause: waits for some seconds, or until the client is closed.
+        pause: waits for the given seconds, or until the client is closed.
     """
 
     model_identity: str | None = None
@@ -48,7 +47,7 @@ class Session:
         self._settings = settings
         self._connections = connections
         self._pause = pause
-        self._has_warned = True  # until the first response: a server that never answers is an error, not an outage
+        self._has_warned = True  # no warning before the first response: an error reports a server that never answers
 
     def copy(self, pause: Callable[[float], Awaitable[object]]) -> "Session":
         """Return a session with its own connections to the same servers, which it does not check again."""
@@ -78,17 +77,19 @@ class Session:
                     f"the server at {connection.url} cannot use shared memory of this machine: {error}"
                 ) from error
             identities[connection.url] = await self._call(Connection.read_identity, [connection])
-        check_identities(identities)
+        if len(set(identities.values())) > 1:
+            found = ", ".join(f"{identity or 'unnamed models'} at {url}" for url, identity in identities.items())
+            raise ContractError(f"the servers have different models: {found}")
         self.model_identity = next(iter(identities.values()))
 
     async def check_identity(self) -> None:
-        """Raise ContractError if a server that answers no longer serves the models of the beginning."""
+        """Raise ContractError if a server that answers no longer serves the models it served at the beginning."""
         for connection in self._connections:
             with suppress(InferenceServerException):
                 await connection.check_identity(self.model_identity)
 
     async def recognize(self, model: str, pixels: Pixels) -> Recognition:
-        """Return what `model` detects in one image, uint8 [H,W,3]."""
+        """Return what `model` detects in one image, uint8 [H,W,3]; see `Client.recognize_image` for the errors."""
 
         async def infer(connection: Connection) -> Any:
             response = await connection.infer(model, pixels)
@@ -96,11 +97,16 @@ class Session:
                 await connection.check_identity(self.model_identity)
             return response
 
-        return decode(await self._call(infer))
+        response = await self._call(infer)
+        num_detections = int(response.as_numpy("num_detections")[0, 0])  # further rows only pad the batch
+        boxes, scores, embeddings = (
+            response.as_numpy(name)[0, :num_detections] for name in ("boxes", "scores", "embeddings")
+        )
+        return Recognition(boxes, scores, embeddings)
 
     async def _check_model(self, connection: Connection, model: str) -> None:
         try:
-            await self._call(lambda connection: connection.check_contract(model), [connection])
+            await self._call(lambda connection: connection.check_tensors(model), [connection])
         except RequestError as error:
             raise ContractError(f"the server at {connection.url} does not serve {model}: {error}") from error
 
@@ -119,7 +125,7 @@ class Session:
                     answer = await request(connection)
                 except InferenceServerException as error:
                     failure = error
-                    reason = " ".join((error.message() or str(error)).split())
+                    reason = describe_error(error.message() or error)
                     if not await connection.is_outage(error):
                         raise RequestError(reason) from error
                 else:

@@ -1,4 +1,4 @@
-"""The settings that Client and AsyncClient share, checked before anything connects."""
+"""Check the settings that Client and AsyncClient share, before anything connects."""
 
 import re
 from collections.abc import Sequence
@@ -21,7 +21,7 @@ _LONGEST_S = 86_400.0
 
 @dataclass(frozen=True, kw_only=True)
 class Tls:
-    """PEM files for an encrypted connection. Without any, the system's certificate authorities are trusted.
+    """Names the PEM files for an encrypted connection. Without any, the system's certificate authorities are trusted.
 
     root_certificates: certificates of the authority that signed the server's certificate.
     certificate_chain, private_key: this client's own certificate and its key, for servers that require one.
@@ -45,7 +45,7 @@ class Tls:
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """The arguments of a client; see `Client` for their meaning.
+    """Checks and holds the arguments of a client; see `Client` for their meaning.
 
     Raises:
         InputError: an argument has the wrong type or is out of its range.
@@ -74,7 +74,8 @@ class Settings:
         _check_number("crop_scale", self.crop_scale, 1, 2)
         if not isinstance(self.priority, str) or self.priority not in PRIORITIES:
             raise InputError(f"priority must be one of {', '.join(PRIORITIES)}, got {self.priority!r}")
-        if self.access_key is not None and not _is_header_value(self.access_key):
+        key = self.access_key  # gRPC rejects a header with any other character
+        if key is not None and not (isinstance(key, str) and key.isascii() and key.isprintable()):
             raise InputError("access_key must be a string of printable ASCII characters")
         if self.tls is not None and not isinstance(self.tls, Tls):
             raise InputError(
@@ -113,8 +114,3 @@ def _check_address(address: object) -> None:
         raise InputError(f"a server address must have the form HOST:PORT, got {address!r}")
     if not 0 < int(match[2]) <= 65535:
         raise InputError(f"the port of a server must be from 1 to 65535, got {address!r}")
-
-
-def _is_header_value(value: object) -> bool:
-    """Tell whether gRPC accepts `value` as a header's value."""
-    return isinstance(value, str) and value.isascii() and value.isprintable()

@@ -1,4 +1,4 @@
-"""System shared memory: hand images to a server on the same machine without copying them over the connection."""
+"""Pass images to a server on the same machine through shared memory instead of over the connection."""
 
 import mmap
 import os
@@ -19,7 +19,7 @@ from livematch.types import Pixels
 
 _FOLDER = Path("/dev/shm")
 _PREFIX = "livematch-"
-_TIMEOUT_S = 30.0  # for the server to open or forget a region
+_TIMEOUT_S = 30.0  # for the server to open or release a region
 _IN_USE = "currently in use"
 _SIZE_STEP_BYTES = 1 << 20  # sizes are rounded up to a multiple, so that images of similar size can share a region
 
@@ -31,7 +31,7 @@ class _Region:
 
 
 class SharedMemory:
-    """Memory regions that this process and one server have both mapped, one for each request in flight.
+    """Manages memory regions that this process and one server have both mapped, one for each request in flight.
 
     A region's file is removed as soon as the server has opened it, so a killed process leaves only the server's own
     mapping behind; the next `check` on its machine frees that. A server does not release a region that it is still
@@ -44,7 +44,7 @@ class SharedMemory:
         self._machine = _name_machine()
         self._lock = threading.Lock()
         self._free: list[_Region] = []
-        self._unreleased_names: set[str] = set()  # of regions that the server was still reading
+        self._unreleased_names: set[str] = set()  # regions that the server was still reading
 
     @contextmanager
     def filled(self, tensor: triton.InferInput, array: Pixels) -> Iterator[None]:

@@ -31,7 +31,7 @@ def tensor(name: str, array: npt.NDArray[Any]) -> object:
     if array.size == 0:
         return _StubTensor(name, array)  # right for empty arrays, whose strides the stub's DLPack reader rejects
     exported = _as_writable(np.ascontiguousarray(array)).__dlpack__()
-    # The stub renames a used capsule in a way that NumPy's destructor rejects, so it is given a capsule without one.
+    # The stub renames a used capsule in a way that NumPy's destructor rejects, so it gets one without a destructor.
     capsule = _new_capsule(_get_pointer(exported, _NAME), _NAME, None)
     _set_name(exported, _USED_NAME)
     return _StubTensor.from_dlpack(name, capsule)
