@@ -20,7 +20,6 @@ from .features.table import Features as Features
 from .features.table import open_features as open_features
 from .features.table import read_features as read_features
 from .local.local_server import LocalServer as LocalServer
-from .matching.vote import Match as Match
 from .matching.vote import MatchOptions as MatchOptions
 from .matching.vote import match as match
 from .media.images import read_image as read_image
@@ -40,6 +39,7 @@ from .serving.client import Client as Client
 from .serving.settings import Tls as Tls
 from .types import Detection as Detection
 from .types import Failure as Failure
+from .types import Match as Match
 from .types import Recognition as Recognition
 
 __version__: str

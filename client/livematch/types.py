@@ -82,3 +82,30 @@ class Failure:
     def __post_init__(self) -> None:
         for name in ("source", "name", "reason"):
             object.__setattr__(self, name, os.fsencode(getattr(self, name)).decode("utf-8", "replace"))
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Locates one garment in an image of the item and in a frame of the clip; boxes are x0 y0 x1 y1 in float pixels."""
+
+    img_name: str
+    item_box: Box
+    frame_box: Box
+
+
+@dataclass(frozen=True)
+class Match:
+    """Tells which item a clip shows, and where.
+
+    frame_index: frame of the clip that all pairs are in.
+    pairs: pairs of boxes, the best one first.
+    distance: mean squared distance of the queries that decided, 0 (same direction) to 4 (opposite).
+    num_votes: number of those queries.
+    """
+
+    video_id: str
+    item_id: str
+    frame_index: int
+    pairs: tuple[Pair, ...]
+    distance: float
+    num_votes: int

@@ -14,8 +14,7 @@ from typing import Any
 
 from livematch.errors import FileFormatError
 from livematch.files import replace_file
-from livematch.matching.vote import Match
-from livematch.types import Box, IntBox
+from livematch.types import Box, IntBox, Match
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from livematch.errors import InputError
 from livematch.features.milvus import MilvusGallery
 from livematch.features.table import Features, check_comparable, factorize
 from livematch.matching.nearest import DECIMALS, DEFAULT_MEMORY_BYTES, nearest
-from livematch.types import Box
+from livematch.types import Match, Pair
 
 _log = logging.getLogger(__name__)
 
@@ -39,33 +39,6 @@ class MatchOptions:
                 raise InputError(f"{name} must be in 0..{high:g}, got {value}")
         if self.num_pairs < 1:
             raise InputError(f"num_pairs must be at least 1, got {self.num_pairs}")
-
-
-@dataclass(frozen=True)
-class Pair:
-    """Locates one garment in an image of the item and in a frame of the clip; boxes are x0 y0 x1 y1 in float pixels."""
-
-    img_name: str
-    item_box: Box
-    frame_box: Box
-
-
-@dataclass(frozen=True)
-class Match:
-    """Tells which item a clip shows, and where.
-
-    frame_index: frame of the clip that all pairs are in.
-    pairs: pairs of boxes, the best one first.
-    distance: mean squared distance of the queries that decided, 0 (same direction) to 4 (opposite).
-    num_votes: number of those queries.
-    """
-
-    video_id: str
-    item_id: str
-    frame_index: int
-    pairs: tuple[Pair, ...]
-    distance: float
-    num_votes: int
 
 
 def match(

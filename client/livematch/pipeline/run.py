@@ -10,13 +10,13 @@ from livematch.evaluation.results import to_result, write_json, write_matches, w
 from livematch.evaluation.scores import Score, evaluate
 from livematch.features.table import open_features
 from livematch.matching.nearest import DEFAULT_MEMORY_BYTES, memory_left
-from livematch.matching.vote import Match, MatchOptions, match
+from livematch.matching.vote import MatchOptions, match
 from livematch.media.videos import DEFAULT_FRAMES
 from livematch.pipeline.embed import EmbedOptions, EmbedSummary, embed_images, embed_videos
 from livematch.pipeline.failures import write_failures
 from livematch.report.report import write_report
 from livematch.serving.client import Client
-from livematch.types import Failure
+from livematch.types import Failure, Match
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from livematch.evaluation.results import (
     write_json,
     write_matches,
 )
-from livematch.matching.vote import Pair
+from livematch.types import Pair
 
 MATCHES = [
     Match("000021", "000034", 240, (Pair("5", (1.9, 2.2, 30.99, 40.5), (0.0, 0.4, 12.0, 13.7)),), 0.5, 3),

@@ -7,7 +7,8 @@ import pytest
 
 from livematch import Features, FeaturesError, InputError, MatchOptions
 from livematch.matching import vote
-from livematch.matching.vote import Pair, contending_queries, match
+from livematch.matching.vote import contending_queries, match
+from livematch.types import Pair
 
 
 def features(rows, **extra) -> Features:
