@@ -122,18 +122,18 @@ def _features(rows: Sequence[Row]) -> Features:
     )
 
 
-def run(directory: Path) -> int:
-    print(json.dumps(score_colour(directory)))
-    return 0
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     parser = new_parser(__doc__)
     parser.add_argument(
         "--data", type=Path, required=True, metavar="PART", help="folder with image/, video/ and both annotations"
     )
     options = parser.parse_args(argv)
-    return run_command("benchmarks.color_histogram", lambda: run(options.data))
+
+    def run() -> int:
+        print(json.dumps(score_colour(options.data)))
+        return 0
+
+    return run_command("benchmarks.color_histogram", run)
 
 
 if __name__ == "__main__":

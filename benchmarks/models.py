@@ -32,9 +32,8 @@ from benchmarks.harness.eager import EagerNetworks
 from benchmarks.harness.engines import Call, Engines
 from benchmarks.harness.images import InputImage
 from benchmarks.harness.options import add_number, new_parser
-from benchmarks.harness.rates import measure_gpu_rates, measure_rates
 from benchmarks.harness.results import rounded
-from benchmarks.harness.roofline import Product, Rates, bound_s, count_products
+from benchmarks.harness.roofline import Product, Rates, bound_s, count_products, measure_gpu_rates, measure_rates
 from benchmarks.harness.server import ServerUnderTest, measure_closed_loop, run_on_server
 from benchmarks.harness.workload import add_workload_arguments, checkpoints_of, repository_path
 from export.config import CONFIGS, PipelineConfig

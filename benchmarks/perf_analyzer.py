@@ -33,7 +33,7 @@ import numpy as np
 
 from benchmarks.harness.engines import Engines
 from benchmarks.harness.load import NUM_STABLE_WINDOWS
-from benchmarks.harness.options import add_number, new_parser
+from benchmarks.harness.options import add_number, add_path, new_parser
 from benchmarks.harness.results import RESULTS, rounded
 from benchmarks.harness.server import ServerUnderTest, measure_closed_loop, run_on_server
 from benchmarks.harness.workload import add_workload_arguments, repository_path
@@ -221,9 +221,7 @@ def run(options: argparse.Namespace, argv: Sequence[str] | None) -> int:
 def main(argv: Sequence[str] | None = None) -> int:
     parser = new_parser(__doc__)
     add_workload_arguments(parser, "perf_analyzer")
-    parser.add_argument(
-        "--cache", type=Path, default=RESULTS / "perf_analyzer", metavar="DIR", help="folder of the program"
-    )
+    add_path(parser, "--cache", RESULTS / "perf_analyzer", "folder to keep the program in")
     add_number(parser, "--concurrency", 4, "requests in flight for the ensemble")
     add_number(parser, "--rounds", 3, "number of rounds for the ensemble")
     add_number(parser, "--window-s", 4.0, "least duration of a window")

@@ -1,4 +1,4 @@
-"""Measure whether a stage of the pipeline has become slower, relative to its engine, than in a stored run.
+"""Check whether a stage of the pipeline has become slower, relative to its engine, than in a stored run.
 
     python -m benchmarks.regression            # measures for a minute and compares; exit code 3 if a stage is slower
     python -m benchmarks.regression --store    # measures, and stores the ratios for later runs
@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.harness.engines import Engines
-from benchmarks.harness.options import add_number, new_parser
+from benchmarks.harness.options import add_number, add_path, new_parser
 from benchmarks.harness.results import read_results, rounded
 from benchmarks.harness.server import ServerUnderTest, run_on_server
 from benchmarks.harness.stage_times import read_stages, subtract_stages
@@ -155,9 +155,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     add_workload_arguments(parser, "regression")
     add_number(parser, "--rounds", 5, "number of rounds")
     add_number(parser, "--tolerance", TOLERANCE, "how far a ratio may exceed the stored one; 0.5 is 50 %%")
-    parser.add_argument(
-        "--stored", type=Path, metavar="FILE", help="default: benchmarks/results/CONFIG_regression.json"
-    )
+    add_path(parser, "--stored", None, "stored results file; default: benchmarks/results/CONFIG_regression.json")
     parser.add_argument("--store", action="store_true", help="write the stored file instead of comparing with it")
     parser.set_defaults(pictures=16)
     options = parser.parse_args(argv)

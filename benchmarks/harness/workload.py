@@ -9,7 +9,7 @@ import numpy as np
 
 from benchmarks.harness.engines import Engines
 from benchmarks.harness.images import InputImage
-from benchmarks.harness.options import add_number
+from benchmarks.harness.options import add_number, add_path
 from benchmarks.harness.results import RESULTS
 from export.build import build
 from export.config import CONFIGS, PipelineConfig
@@ -27,15 +27,9 @@ def add_server_arguments(parser: argparse.ArgumentParser, benchmark: str) -> Non
     """Add the options for what is served, the world that is sent, and the results file."""
     parser.add_argument("--config", choices=sorted(CONFIGS), default="demo", help="pipeline")
     parser.add_argument("--precision", choices=PRECISIONS, default="fp32", help="precision of the networks")
-    parser.add_argument(
-        "--checkpoints", type=Path, metavar="DIR", help="default: the demo's; random weights for production"
-    )
-    parser.add_argument(
-        "--world", type=Path, metavar="DIR", help="a part of the data set; default: a small demo world, rendered once"
-    )
-    parser.add_argument(
-        "-o", "--output", type=Path, metavar="FILE", help=f"default: build/benchmarks/CONFIG_{benchmark}.json"
-    )
+    add_path(parser, "--checkpoints", None, "folder; default: the demo's checkpoints, random weights for production")
+    add_path(parser, "--world", None, "a part of the data set; default: a small demo world, rendered once")
+    add_path(parser, "--output", None, f"results file; default: build/benchmarks/CONFIG_{benchmark}.json")
     parser.set_defaults(benchmark=benchmark)
 
 

@@ -6,8 +6,7 @@ import onnx
 import pytest
 from onnx import helper, numpy_helper
 
-from benchmarks.harness.rates import measure_rates
-from benchmarks.harness.roofline import Product, Rates, bound_s, count_products
+from benchmarks.harness.roofline import Product, Rates, bound_s, count_products, measure_rates
 
 
 def write_network(path: Path, dtype: npt.DTypeLike) -> Path:
