@@ -99,7 +99,7 @@ def run(options: argparse.Namespace, argv: Sequence[str] | None) -> int:
     if len(clips) < options.concurrency:
         raise InputError(f"--concurrency {options.concurrency} needs as many clips, but there are {len(clips)}")
     frames = spread_frames(options.frames)
-    prepare_repository(options, read_clips(clips, frames))
+    prepare_repository(options, "frame", read_clips(clips, frames))
     repository = repository_path(options)
     record = Record("concurrency", options, argv)
     with tempfile.TemporaryDirectory(prefix="livematch-embedding-") as folder, LocalServer(repository) as server:

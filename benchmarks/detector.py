@@ -64,8 +64,7 @@ def run(options: argparse.Namespace, argv: Sequence[str] | None) -> int:
     record = Record("detector", options, argv)
     config, seed = CONFIGS[options.config], options.seed
     torch.set_num_threads(options.threads)
-    model = build_detectron2(config).eval()
-    model.load_state_dict(build_detector_graph(None, config=config, random_seed=seed).state_dict(), strict=True)
+    model = build_detectron2(build_detector_graph(None, config=config, random_seed=seed))
     session = open_engine(options)
 
     height, width = options.height, options.width

@@ -54,7 +54,7 @@ def steps(config: str, output: Path) -> list[list[str]]:
 
 
 def install(wheels: Path, deadline_s: float) -> Path:
-    """Install the wheels, and nothing else, into a new environment; return its Python, or raise OSError if that fails."""
+    """Install the wheels alone into a new environment and return its interpreter; raise OSError if that fails."""
     names = sorted({path.name.split("-")[0] for path in wheels.glob("*.whl")})
     if not names:
         raise OSError(f"no wheels in {wheels}")

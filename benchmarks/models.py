@@ -30,7 +30,7 @@ import torch
 
 from benchmarks.harness.eager import EagerNetworks
 from benchmarks.harness.engines import Call, Engines
-from benchmarks.harness.images import InputImage
+from benchmarks.harness.images import Kind
 from benchmarks.harness.options import add_number, new_parser
 from benchmarks.harness.results import rounded
 from benchmarks.harness.roofline import Product, Rates, bound_s, count_products, measure_gpu_rates, measure_rates
@@ -39,6 +39,7 @@ from benchmarks.harness.workload import add_workload_arguments, checkpoints_of, 
 from export.config import CONFIGS, PipelineConfig
 from export.signature import MODELS
 from livematch.cli.commands import run_command
+from livematch.types import Pixels
 
 NUM_TRACED = 8  # images whose calls are timed one by one
 
@@ -50,11 +51,11 @@ Eager = dict[str, EagerNetworks]
 """By the name of their times in the JSON."""
 
 
-def trace(engines: Engines, eager: Eager, images: Sequence[InputImage]) -> Calls:
-    """Return each model's calls for some images, after running them in the engines and eagerly as a warm-up."""
+def trace(engines: Engines, eager: Eager, kind: Kind, images: Sequence[Pixels]) -> Calls:
+    """Run some images through the engines and each call eagerly, as a warm-up, and return the calls of each model."""
     calls: Calls = {}
-    for image in images:
-        for call in engines.recognize(image.kind, image.pixels):
+    for pixels in images:
+        for call in engines.recognize(kind, pixels):
             calls.setdefault(call.model, []).append(call)
             if MODELS[call.model].kind == "network":
                 for networks in eager.values():
@@ -62,12 +63,12 @@ def trace(engines: Engines, eager: Eager, images: Sequence[InputImage]) -> Calls
     return calls
 
 
-def engines_per_s(engines: Engines, images: Sequence[InputImage], num_workers: int) -> float:
+def engines_per_s(engines: Engines, kind: Kind, images: Sequence[Pixels], num_workers: int) -> float:
     """Return the images per second that all workers together would reach if only engines took time."""
 
     def work(worker: int) -> float:
         mine = [*images[worker:], *images[:worker]]
-        return sum(call.elapsed_s for image in mine for call in engines.recognize(image.kind, image.pixels))
+        return sum(call.elapsed_s for pixels in mine for call in engines.recognize(kind, pixels))
 
     with ThreadPoolExecutor(num_workers) as pool:
         engine_s = sum(pool.map(work, range(num_workers)))
@@ -98,7 +99,7 @@ def measure_ensemble(
     server: ServerUnderTest, engines: Engines, num_workers: int, options: argparse.Namespace
 ) -> dict[str, Any]:
     """Measure the ensemble and its engines, which are warm, and return JSON of both."""
-    bound_per_s = engines_per_s(engines, server.images, num_workers)
+    bound_per_s = engines_per_s(engines, server.kind, server.images, num_workers)
     ensemble = measure_closed_loop(
         server, options.concurrency, window_s=options.window_s, max_windows=3, seed=options.seed
     )
@@ -118,7 +119,7 @@ def run_rounds(
     """Measure `options.rounds` rounds and return JSON of them and of their medians."""
     repository = repository_path(options)
     engines = Engines(repository, config, num_threads=options.threads, device=options.device)
-    calls = trace(engines, eager, server.images[:NUM_TRACED])
+    calls = trace(engines, eager, server.kind, server.images[:NUM_TRACED])
     products = {
         model: [count_products(repository / model / "1" / "model.onnx", call.feeds) for call in calls[model]]
         for model in calls
@@ -126,7 +127,7 @@ def run_rounds(
     num_workers = max(1, options.threads // (config.serving_of("detector").num_threads or options.threads))
     as_served = None if options.device == "cuda" else Engines(repository, config)
     if as_served:
-        engines_per_s(as_served, server.images, num_workers)  # warm-up
+        engines_per_s(as_served, server.kind, server.images, num_workers)  # warm-up
     rounds = []
     for _ in range(options.rounds):
         turn = measure_models(engines, eager, calls, _measure_rates(options), products)

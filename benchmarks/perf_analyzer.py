@@ -134,8 +134,8 @@ def model_inputs(engines: Engines, server: ServerUnderTest) -> dict[str, list[tu
     Inputs of batched models are single rows, since perf_analyzer makes the batches.
     """
     inputs: dict[str, list[tuple[Arrays, float]]] = {}
-    for image in server.images:
-        for call in engines.recognize(image.kind, image.pixels):
+    for pixels in server.images:
+        for call in engines.recognize(server.kind, pixels):
             requests = [call.feeds]
             if call.model != "crop":
                 num_rows = len(next(iter(call.feeds.values())))
@@ -152,7 +152,7 @@ def compare_on_ensemble(
 ) -> list[dict[str, Any]]:
     """Measure the ensemble with our loop and with perf_analyzer in each round, and return JSON of the rounds."""
     ensemble = f"recognize_{options.kind}"
-    images = [{"image": image.pixels[None]} for image in server.images]
+    images = [{"image": pixels[None]} for pixels in server.images]
     rounds = []
     for turn in range(options.rounds):
         ours = measure_closed_loop(

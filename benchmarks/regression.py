@@ -44,16 +44,15 @@ def measure_ratios(server: ServerUnderTest, engines: Engines, *, num_rounds: int
 
     In each round every image is sent once, one after another, and goes through the engines once.
     """
-    kind = server.images[0].kind
     rounds = []
     for turn in range(num_rounds):
         server_ms, engines_ms = {}, {}
         for side in ("server", "engines") if turn % 2 == 0 else ("engines", "server"):
             if side == "server":
-                server_ms = _server_ms(server, kind)
+                server_ms = _server_ms(server)
             else:
                 engines_ms = _engines_ms(server, engines)
-        rounds.append({stage: (ms, _engine_ms_of(stage, kind, engines_ms)) for stage, ms in server_ms.items()})
+        rounds.append({stage: (ms, _engine_ms_of(stage, engines_ms)) for stage, ms in server_ms.items()})
     ratios = {}
     for stage in rounds[0]:
         stage_ms, engine_ms = np.array([times[stage] for times in rounds]).T
@@ -100,13 +99,12 @@ def table(ratios: Ratios, stored: Ratios | None) -> str:
     return "\n".join(lines)
 
 
-def _server_ms(server: ServerUnderTest, kind: str) -> dict[str, float]:
+def _server_ms(server: ServerUnderTest) -> dict[str, float]:
     """Send every image, and return each stage's compute time per image; for the ensemble, the total time."""
     before = read_stages(server.statistics)
-    for index in range(len(server.images)):
-        server.send(index)
+    server.send_all()
     stages = subtract_stages(read_stages(server.statistics), before)
-    ensemble = f"recognize_{kind}"
+    ensemble = f"recognize_{server.kind}"
     return {
         stage: (times.total_ms if stage == ensemble else times.compute_ms) / len(server.images)
         for stage, times in sorted(stages.items())
@@ -116,16 +114,16 @@ def _server_ms(server: ServerUnderTest, kind: str) -> dict[str, float]:
 def _engines_ms(server: ServerUnderTest, engines: Engines) -> dict[str, float]:
     """Run every image through the engines, and return each engine's time per image."""
     total_ms: dict[str, float] = {}
-    for image in server.images:
-        for call in engines.recognize(image.kind, image.pixels):
+    for pixels in server.images:
+        for call in engines.recognize(server.kind, pixels):
             total_ms[call.model] = total_ms.get(call.model, 0.0) + call.elapsed_s * 1e3
     return {model: ms / len(server.images) for model, ms in total_ms.items()}
 
 
-def _engine_ms_of(stage: str, kind: str, engines_ms: dict[str, float]) -> float:
-    if stage == f"recognize_{kind}":
-        return sum(engines_ms.values())
-    return sum(engines_ms[model] for model in PARTS.get(stage, (stage,)))
+def _engine_ms_of(stage: str, engines_ms: dict[str, float]) -> float:
+    """Return the time of the engines of a stage; for the ensemble, of all engines."""
+    models = PARTS.get(stage, engines_ms if stage.startswith("recognize_") else (stage,))
+    return sum(engines_ms[model] for model in models)
 
 
 def run(options: argparse.Namespace, argv: Sequence[str] | None) -> int:
