@@ -57,7 +57,7 @@ MIN_IOU = 0.9
 
 
 def agreement(rows: Sequence[Row], features: Features) -> dict[str, Any]:
-    """Return JSON of how many of the baseline's boxes the pipeline found, and how similar their embeddings are."""
+    """Return JSON: how many of the baseline's boxes the pipeline found, and the lowest cosine of their embeddings."""
     cosines = []
     sources = np.array(features.sources)
     for row in rows:
@@ -77,7 +77,7 @@ def agreement(rows: Sequence[Row], features: Features) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Comparison:
-    """The baseline and the pipeline, ready to run on the same frames of the same clips."""
+    """The baseline and the pipeline, which run on the same frames of the same clips."""
 
     networks: EagerNetworks
     client: Client
@@ -87,7 +87,7 @@ class Comparison:
     concurrency: int
 
     def warm_up(self, folder: Path) -> None:
-        """Run both on one frame, and the eager embedders on a crop of each size, in case the frame has no boxes."""
+        """Run both on one frame; it may have no boxes, so also run the eager embedders on a crop of each size."""
         link_clips(self.clips[:1], folder / "clips")
         run_baseline(self.networks, self.clips[:1], self.frames[:1], folder)
         embed_videos(self.client, folder / "clips", folder / "features.parquet", frames=self.frames[:1])
@@ -96,7 +96,7 @@ class Comparison:
                 self.networks.embed(model, np.zeros((1, height, width, 3), np.uint8))
 
     def run_round(self, folder: Path, turn: int) -> dict[str, Any]:
-        """Run both and return JSON of the round; the pipeline runs first in rounds 0, 2, …, the baseline in the others.
+        """Run both and return JSON of the round; the pipeline runs first in even rounds, the baseline in odd ones.
 
         Raises:
             InputError: the baseline found no box, so there was nothing to embed.

@@ -75,9 +75,8 @@ def starts_on_gpu() -> bool:
     if "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
         return False
     onnxruntime.preload_dlls()
-    tensors = [onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [1]) for name in "xy"]
-    graph = onnx.helper.make_graph([onnx.helper.make_node("Relu", ["x"], ["y"])], "relu", tensors[:1], tensors[1:])
-    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 18)], ir_version=10)
+    header = '<ir_version: 10, opset_import: ["" : 18]>'
+    model = onnx.parser.parse_model(f"{header} relu (float[1] x) => (float[1] y) {{ y = Relu(x) }}")
     session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CUDAExecutionProvider"])
     return "CUDAExecutionProvider" in session.get_providers()
 

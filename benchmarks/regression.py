@@ -3,10 +3,10 @@
     python -m benchmarks.regression            # measures for a minute and compares; exit code 3 if a stage is slower
     python -m benchmarks.regression --store    # measures, and stores the ratios for later runs
 
-Times from two machines or two days cannot be compared, so ratios are: a stage's time in the server over the time of
-its engine alone in this process, with one request in flight, both interleaved in one run. A stage counts as slower if
-the median of its ratios exceeds the stored one by more than the tolerance. A slower engine changes no ratio;
-`benchmarks.models` measures engines.
+Times of different machines or days cannot be compared, so this compares ratios: a stage's time in the server, with one
+request in flight, over the time of its engine alone in this process. Server and engines are measured alternately. A
+stage counts as slower if the median of its ratios exceeds the stored one by more than the tolerance. A slower engine
+alone does not show, since it slows the server as well; `benchmarks.models` measures engines.
 
 The JSON has, for each of `stages`, its time in the server and in its engine in milliseconds per image, their `ratio`
 (medians over the rounds) and the lowest and highest ratio; `slower` lists the stages that are slower.
@@ -34,7 +34,7 @@ from livematch.errors import InputError
 STORED = Path("benchmarks/results")
 TOLERANCE = 0.5
 PARTS = {"crop_and_embed": ("crop", *EMBEDDERS)}
-"""Stages that compute by calling other models."""
+"""The models that a stage calls to compute, for stages that call any."""
 
 Ratios = dict[str, dict[str, float]]
 
@@ -42,16 +42,14 @@ Ratios = dict[str, dict[str, float]]
 def measure_ratios(server: ServerUnderTest, engines: Engines, *, num_rounds: int) -> Ratios:
     """Measure each stage's milliseconds per image in the server and in its engine, and return medians and ratios.
 
-    In each round every image is sent once, one after another, and goes through the engines once.
+    In each round, every image is sent to the server once and run through the engines once, one image at a time.
     """
     rounds = []
     for turn in range(num_rounds):
-        server_ms, engines_ms = {}, {}
-        for side in ("server", "engines") if turn % 2 == 0 else ("engines", "server"):
-            if side == "server":
-                server_ms = _server_ms(server)
-            else:
-                engines_ms = _engines_ms(server, engines)
+        if turn % 2 == 0:
+            server_ms, engines_ms = _server_ms(server), _engines_ms(server, engines)
+        else:
+            engines_ms, server_ms = _engines_ms(server, engines), _server_ms(server)
         rounds.append({stage: (ms, _engine_ms_of(stage, engines_ms)) for stage, ms in server_ms.items()})
     ratios = {}
     for stage in rounds[0]:
@@ -100,7 +98,7 @@ def table(ratios: Ratios, stored: Ratios | None) -> str:
 
 
 def _server_ms(server: ServerUnderTest) -> dict[str, float]:
-    """Send every image, and return each stage's compute time per image; for the ensemble, the total time."""
+    """Send every image, and return each stage's compute time per image, and the ensemble's total time."""
     before = read_stages(server.statistics)
     server.send_all()
     stages = subtract_stages(read_stages(server.statistics), before)

@@ -1,9 +1,9 @@
-"""Compare the speed of matching with a plain matrix product of the same size, and measure the memory it takes.
+"""Compare the speed of matching with that of a plain matrix product of the same size, and measure its memory.
 
     python -m benchmarks.search --queries 4000 --gallery 50000
 
-Writes features files of random unit vectors, then interleaves matching them from disk with multiplying matrices of the
-same size in memory (all queries by 2,048 gallery rows at a time).
+Writes features files of random unit vectors. Each round multiplies matrices of the same size in memory (all queries by
+2,048 gallery rows at a time), then matches the files from disk.
 
 The JSON, also printed as one line, has both rates in GFLOP/s (medians over the rounds), the `ratio` of matching to the
 matrix product in each round and in the median, and the peak memory of a process that only matches.

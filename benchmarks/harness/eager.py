@@ -1,4 +1,4 @@
-"""The pipeline's networks in eager PyTorch, with the weights that the model repository was built from."""
+"""Run the pipeline's networks in eager PyTorch, with the weights that the model repository was built from."""
 
 from pathlib import Path
 from typing import Any
@@ -34,7 +34,7 @@ class EagerNetworks:
 
     Raises:
         LivematchError: there is no GPU, or detectron2 is not installed.
-        OSError, ValueError: a checkpoint is missing or does not fit.
+        OSError, ValueError: a checkpoint is missing or does not match its config.
     """
 
     def __init__(

@@ -5,7 +5,7 @@ a matrix product and of a memory copy.
 
 The counts come from the tensor shapes that ONNX Runtime reports for one run, so that sizes which depend on the image
 (crops, proposals, padding) are those of that run. Operations between the products (activations, norms, NMS, resizing)
-count as nothing: an ideal engine computes them on the fly, on numbers it has already loaded.
+are not counted: an ideal engine computes them on numbers that it has already loaded.
 """
 
 import json
@@ -22,7 +22,6 @@ import numpy.typing as npt
 import onnx
 import onnxruntime
 import torch
-from onnx import TensorProto, helper
 
 GEMM_SIZE = 1024
 GPU_GEMM_SIZE = 8192
@@ -58,7 +57,7 @@ class Rates:
 def count_products(model: Path, feeds: Mapping[str, npt.NDArray[Any]]) -> list[Product]:
     """Run an ONNX file, whose nodes must have names, once on the CPU, and return the products it computed."""
     options = onnxruntime.SessionOptions()
-    # Run the graph as it is in the file: fused nodes would have other names, and prepacked weights no shape.
+    # Without optimization: fused nodes would have other names, and prepacked weights no shape.
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.add_session_config_entry("session.disable_prepacking", "1")
     options.enable_profiling = True
@@ -125,7 +124,7 @@ def bound_s(products: list[Product], rates: Rates) -> float:
 def _bytes_per_number(graph: onnx.GraphProto) -> dict[str, int]:
     """Return the bytes per number of each product, by node name.
 
-    The file says it, not the run: on a CPU, ONNX Runtime computes float16 networks in float32.
+    They come from the file, not from the run, because ONNX Runtime computes float16 networks in float32 on a CPU.
     """
     values = [*graph.input, *graph.value_info]
     types = {value.name: value.type.tensor_type.elem_type for value in values}
@@ -140,17 +139,15 @@ def _bytes_per_number(graph: onnx.GraphProto) -> dict[str, int]:
 def _product(node: dict[str, Any], bytes_per_number: int) -> Product:
     inputs, outputs = ([shape for tensor in node[key] for shape in tensor.values()] for key in _SHAPES)
     first, second = inputs[:2]
-    # Terms of the sum behind every output number: one channel's weights [C / groups, kh, kw], or the row length.
+    # Each output number is a sum of this many products: of one channel's weights [C / groups, kh, kw], or of one row.
     num_terms = prod(second[1:]) if node["op_name"] == "Conv" else first[-1]
     return Product(2 * prod(outputs[0]) * num_terms, sum(map(prod, inputs + outputs)) * bytes_per_number)
 
 
 def _gemm_session(num_threads: int) -> onnxruntime.InferenceSession:
-    shape = [GEMM_SIZE, GEMM_SIZE]
-    a, b, c = (helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name in "abc")
-    graph = helper.make_graph([helper.make_node("MatMul", ["a", "b"], ["c"])], "gemm", [a, b], [c])
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
-    onnx.checker.check_model(model)
+    matrix = f"float[{GEMM_SIZE}, {GEMM_SIZE}]"
+    header = '<ir_version: 10, opset_import: ["" : 18]>'
+    model = onnx.parser.parse_model(f"{header} gemm ({matrix} a, {matrix} b) => ({matrix} c) {{ c = MatMul(a, b) }}")
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = num_threads
     return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])

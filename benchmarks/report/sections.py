@@ -1,4 +1,4 @@
-"""The paragraphs and tables of each benchmark's section on the page."""
+"""Make the paragraphs and tables of each benchmark's section on the page."""
 
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -197,8 +197,8 @@ SECTIONS: dict[str, tuple[str, Callable[[Figures], list[str | Table]]]] = {
         _baseline,
     ),
     "concurrency": (
-        "How well the command livematch embed uses the server: decoding each clip in one pass against seeking each "
-        "frame, and several sources in flight against one, interleaved.",
+        "What livematch embed gains from decoding each clip in one pass instead of seeking each frame, and from several "
+        "sources in flight instead of one, interleaved.",
         _concurrency,
     ),
     "throughput": (
@@ -224,4 +224,4 @@ SECTIONS: dict[str, tuple[str, Callable[[Figures], list[str | Table]]]] = {
     ),
     "search": ("Exact search over features on disk against a plain matrix product of the same size.", _search),
 }
-"""By benchmark: what was measured, and the function from its figures to the blocks of its section."""
+"""By benchmark: what was measured, and the function that turns its figures into paragraphs and tables."""

@@ -1,4 +1,4 @@
-"""Make the table of figures in benchmarks/README.md from results files, so that no figure is typed by hand."""
+"""Make the Markdown table of benchmarks/README.md from results files, so that nobody copies figures by hand."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import reduce
@@ -13,7 +13,7 @@ Row = tuple[str, str, Sequence[float]]
 
 
 def markdown_table(results: Iterable[dict[str, Any]]) -> str:
-    """Return one line per figure, with its range and number of rounds, and the results file it comes from."""
+    """Return one line per figure: its range over the rounds, their number, and the results file it comes from."""
     lines = ["| networks | what | figure | lowest to highest (rounds) | file |", "| --- | --- | --- | --- | --- |"]
     order = list(ROWS)
     measured = [result for result in results if result["benchmark"] in ROWS]
