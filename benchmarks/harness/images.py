@@ -38,8 +38,9 @@ def sample_images(world: Path, kind: Kind, num_images: int, seed: int) -> list[P
         indices = [int(index) for index in rng.permutation(DEFAULT_FRAMES)[:per_clip]]
         frames = read_clips(paths, indices)
         images = [frames[index] for index in rng.permutation(len(frames))[:num_images]]
-    for pixels in images[BLANK_EVERY - 1 :: BLANK_EVERY]:
-        pixels[:] = pixels.mean(axis=(0, 1)).astype(np.uint8)
+    for position in range(BLANK_EVERY - 1, len(images), BLANK_EVERY):
+        pixels = images[position]
+        images[position] = np.full_like(pixels, pixels.reshape(-1, 3).mean(axis=0).astype(np.uint8))
     return images
 
 

@@ -197,8 +197,8 @@ SECTIONS: dict[str, tuple[str, Callable[[Figures], list[str | Table]]]] = {
         _baseline,
     ),
     "concurrency": (
-        "What livematch embed gains from decoding each clip in one pass instead of seeking each frame, and from several "
-        "sources in flight instead of one, interleaved.",
+        "What livematch embed gains from decoding each clip in one pass instead of seeking each frame, and from "
+        "several sources in flight instead of one, interleaved.",
         _concurrency,
     ),
     "throughput": (
