@@ -7,13 +7,14 @@ its boxes to a JSON file. Then each network reads that file and, for every box, 
 again, crops, embeds and writes JSON; a last step joins the four embeddings. The pipeline is `livematch embed`: each
 clip is decoded once, each clip has one request in flight, and features go to Parquet.
 
-The two are interleaved in one run on the same clips, with the server idle while the baseline runs, so that a change in
-the machine's load affects both. If other work runs beside them, the one with more threads gets more of the machine;
-the ratio of processor time does not depend on that.
+The two run alternately on the same clips, so that a change in the machine's load affects both; the server is idle while
+the baseline runs. If the machine also does other work, the one with more threads gets more of it. That distorts the
+ratio of times, but not that of processor seconds.
 
-The JSON has medians over the rounds: `headline_speedup`; `speedup_unread`, the speedup if the baseline read its frames
-in no time; and `cpu_ratio`, baseline over pipeline in processor seconds. Each of `rounds` has the times of every step,
-and under `agreement` how many of the baseline's boxes the pipeline found, and the lowest cosine of their embeddings.
+The JSON has medians over the rounds: `headline_speedup`; `speedup_unread`, the speed-up if the baseline read its frames
+in no time; and `cpu_ratio`, the baseline's processor seconds over the pipeline's. Each of `rounds` has the times of
+every step, and under `agreement` how many of the baseline's boxes the pipeline found, and the lowest cosine of their
+embeddings.
 """
 
 import argparse
@@ -52,11 +53,11 @@ from livematch.errors import InputError
 from livematch.pipeline.embed import EmbedOptions, embed_videos
 
 MIN_IOU = 0.9
-"""Boxes of baseline and pipeline that overlap this much are the same box; their video decoders round differently."""
+"""Boxes that overlap at least this much count as the same box. The two video decoders round differently."""
 
 
 def agreement(rows: Sequence[Row], features: Features) -> dict[str, Any]:
-    """Return JSON of how many of the baseline's boxes the pipeline found, and how similar their embeddings are."""
+    """Return JSON: how many of the baseline's boxes the pipeline found, and the lowest cosine of their embeddings."""
     cosines = []
     sources = np.array(features.sources)
     for row in rows:
@@ -76,7 +77,7 @@ def agreement(rows: Sequence[Row], features: Features) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Comparison:
-    """The baseline and the pipeline, ready to run on the same frames of the same clips."""
+    """The baseline and the pipeline, which run on the same frames of the same clips."""
 
     networks: EagerNetworks
     client: Client
@@ -86,7 +87,7 @@ class Comparison:
     concurrency: int
 
     def warm_up(self, folder: Path) -> None:
-        """Run both on one frame, and the eager embedders on a crop of each size, in case the frame has no boxes."""
+        """Run both on one frame; it may have no boxes, so also run the eager embedders on a crop of each size."""
         link_clips(self.clips[:1], folder / "clips")
         run_baseline(self.networks, self.clips[:1], self.frames[:1], folder)
         embed_videos(self.client, folder / "clips", folder / "features.parquet", frames=self.frames[:1])
@@ -95,7 +96,7 @@ class Comparison:
                 self.networks.embed(model, np.zeros((1, height, width, 3), np.uint8))
 
     def run_round(self, folder: Path, turn: int) -> dict[str, Any]:
-        """Run both and return JSON of the round; the pipeline runs first in rounds 0, 2, …, the baseline in the others.
+        """Run both and return JSON of the round; the pipeline runs first in even rounds, the baseline in odd ones.
 
         Raises:
             InputError: the baseline found no box, so there was nothing to embed.
@@ -136,7 +137,7 @@ def run(options: argparse.Namespace, argv: Sequence[str] | None) -> int:
     frames = spread_frames(options.frames)
     torch.set_num_threads(options.threads)
     clips = list_clips(prepare_world(options.world), options.clips)
-    config = prepare_repository(options, read_clips(clips, frames))
+    config = prepare_repository(options, "frame", read_clips(clips, frames))
     repository = repository_path(options)
     record = Record("baseline", options, argv)
     networks = EagerNetworks(
@@ -155,7 +156,8 @@ def run(options: argparse.Namespace, argv: Sequence[str] | None) -> int:
             print(f"round {turn + 1}: pipeline {rounds[-1]['speedup']} times as fast", flush=True)
     figures = {
         "headline_speedup": rounded(statistics.median(turn["speedup"] for turn in rounds)),
-        **{name: rounded(statistics.median(turn[name] for turn in rounds)) for name in ("cpu_ratio", "speedup_unread")},
+        "cpu_ratio": rounded(statistics.median(turn["cpu_ratio"] for turn in rounds)),
+        "speedup_unread": rounded(statistics.median(turn["speedup_unread"] for turn in rounds)),
         "num_clips": len(clips),
         "num_frames": len(frames),
         "threads": options.threads,
@@ -175,7 +177,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     add_number(parser, "--clips", 2, "number of clips")
     add_number(parser, "--frames", 16, "frames per clip, at most 16")
     add_number(parser, "--rounds", 3, "number of rounds")
-    add_number(parser, "--concurrency", 8, "most clips in flight")
+    add_number(parser, "--concurrency", 8, "clips in flight at most")
     parser.add_argument("--detector", choices=DETECTORS, default="graph", help="the baseline's detector")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="the baseline's device")
     add_number(parser, "--threads", len(os.sched_getaffinity(0)), "PyTorch's threads in the baseline")

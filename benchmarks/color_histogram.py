@@ -2,8 +2,8 @@
 
     python -m benchmarks.color_histogram --data PART
 
-Instead of detecting, this takes the boxes from the annotations; instead of an embedding, it computes a colour histogram
-of each box. The matching rule and the score are livematch's own.
+This takes the boxes from the annotations instead of a detector, and compares colour histograms instead of embeddings.
+The matching rule and the score are livematch's own.
 
 The JSON, printed as one line, has the F1 of each level, the `final` score, the numbers of items and boxes, and the
 seconds it took.
@@ -30,7 +30,7 @@ from livematch.types import IntBox, Pixels
 
 FRAMES = range(80, 400, 40)
 NUM_BINS = (12, 4, 4)
-"""For hue, saturation and value. Together with INSET, the best of 15 settings tried on a demo world of 12 items."""
+"""Numbers of hue, saturation and value bins. These and INSET are the best of 15 settings tried on 12 demo items."""
 
 INSET = 0.3
 """Fraction of a box's width or height that is cut off on each side, because it is mostly background."""
@@ -122,18 +122,18 @@ def _features(rows: Sequence[Row]) -> Features:
     )
 
 
-def run(directory: Path) -> int:
-    print(json.dumps(score_colour(directory)))
-    return 0
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     parser = new_parser(__doc__)
     parser.add_argument(
         "--data", type=Path, required=True, metavar="PART", help="folder with image/, video/ and both annotations"
     )
     options = parser.parse_args(argv)
-    return run_command("benchmarks.color_histogram", lambda: run(options.data))
+
+    def run() -> int:
+        print(json.dumps(score_colour(options.data)))
+        return 0
+
+    return run_command("benchmarks.color_histogram", run)
 
 
 if __name__ == "__main__":

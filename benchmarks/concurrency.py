@@ -2,9 +2,9 @@
 
     python -m benchmarks.concurrency --clips 6 --rounds 3
 
-Two comparisons, interleaved in one run. Decoding: the sixteen frames of a clip in one pass, against seeking and
-decoding each frame separately. Embedding: one clip at a time, against `--concurrency` of them at once. A clip's frames
-are sent one after another, so at least `--concurrency` clips are needed.
+Each round makes two comparisons. Decoding: all sixteen frames of a clip in one pass, or seeking and decoding each frame
+separately. Embedding: one clip at a time, or `--concurrency` clips at once. At least `--concurrency` clips are needed,
+because a clip's frames are sent one after another.
 
 The JSON has the medians `decoding_speedup` and `speedup`, and under `rounds` each round's seconds, frames per second
 and use of the machine. `computing` is the average number of requests the server computes at a time: the compute time
@@ -99,7 +99,7 @@ def run(options: argparse.Namespace, argv: Sequence[str] | None) -> int:
     if len(clips) < options.concurrency:
         raise InputError(f"--concurrency {options.concurrency} needs as many clips, but there are {len(clips)}")
     frames = spread_frames(options.frames)
-    prepare_repository(options, read_clips(clips, frames))
+    prepare_repository(options, "frame", read_clips(clips, frames))
     repository = repository_path(options)
     record = Record("concurrency", options, argv)
     with tempfile.TemporaryDirectory(prefix="livematch-embedding-") as folder, LocalServer(repository) as server:

@@ -2,8 +2,8 @@
 
     python -m benchmarks.detector --config production --height 608 --width 1080 --rounds 5
 
-Exports a detector with random weights and runs both on one
-random image, interleaved, so that a change in the machine's load affects both. Needs detectron2.
+Exports a detector with random weights and runs both on one random image, interleaved, so that a change in the machine's
+load affects both. Needs detectron2.
 
 The JSON has the median `speedup` and, under `rounds`, the seconds of both and their ratio.
 """
@@ -22,7 +22,7 @@ import torch
 from torch.nn import functional
 
 from benchmarks.harness.eager import build_detectron2
-from benchmarks.harness.options import add_number, new_parser
+from benchmarks.harness.options import add_number, add_path, new_parser
 from benchmarks.harness.results import RESULTS, Record, rounded
 from export.detector import CONFIGS
 from export.graphs.checkpoints import build_detector_graph
@@ -64,8 +64,7 @@ def run(options: argparse.Namespace, argv: Sequence[str] | None) -> int:
     record = Record("detector", options, argv)
     config, seed = CONFIGS[options.config], options.seed
     torch.set_num_threads(options.threads)
-    model = build_detectron2(config).eval()
-    model.load_state_dict(build_detector_graph(None, config=config, random_seed=seed).state_dict(), strict=True)
+    model = build_detectron2(build_detector_graph(None, config=config, random_seed=seed))
     session = open_engine(options)
 
     height, width = options.height, options.width
@@ -100,16 +99,14 @@ def run(options: argparse.Namespace, argv: Sequence[str] | None) -> int:
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = new_parser(__doc__)
-    parser.add_argument("--config", choices=sorted(CONFIGS), default="production", help="detector")
-    parser.add_argument("--seed", type=int, default=0, help="for the random weights and the image")
-    parser.add_argument("--precision", choices=PRECISIONS, default="fp32", help="of the export")
+    parser.add_argument("--config", choices=sorted(CONFIGS), default="production", help="which detector")
+    parser.add_argument("--seed", type=int, default=0, help="of the random weights and the random image")
+    parser.add_argument("--precision", choices=PRECISIONS, default="fp32", help="precision of the export")
     add_number(parser, "--height", 608, "image height in pixels")
     add_number(parser, "--width", 1080, "image width in pixels")
     add_number(parser, "--rounds", 5, "number of rounds")
     add_number(parser, "--threads", len(os.sched_getaffinity(0)), "threads for each of the two")
-    parser.add_argument(
-        "-o", "--output", type=Path, metavar="FILE", help="default: build/benchmarks/CONFIG_detector.json"
-    )
+    add_path(parser, "--output", None, "results file; default: build/benchmarks/CONFIG_detector.json")
     options = parser.parse_args(argv)
     return run_command("benchmarks.detector", lambda: run(options, argv))
 

@@ -1,19 +1,19 @@
-"""Measure the pipeline on a GPU: run all benchmarks with one command, offline, in at most ten minutes.
+"""Measure the pipeline on a GPU with one command, offline, in at most ten minutes.
 
     python -m benchmarks.gpu --wheels DIR --output build/benchmarks/gpu
 
-DIR is a folder of wheels to carry to the machine: those of requirements.txt with onnxruntime-gpu instead of
-onnxruntime, and one CUDA library that it needs and PyTorch does not bring:
+DIR is a folder of wheels, copied to the machine with the GPU. It holds the packages of requirements.txt, with
+onnxruntime-gpu instead of onnxruntime, and one CUDA library that onnxruntime-gpu needs and PyTorch does not bring:
 
     sed 's/^onnxruntime==.*/onnxruntime-gpu==1.31.1/' requirements.txt > build/gpu.txt
     echo nvidia-curand==10.4.5.25 >> build/gpu.txt
     python -m pip download --no-deps -r build/gpu.txt -d DIR
 
-The command installs them into build/gpu-venv with `pip install --no-index`. There it runs baseline, throughput, models
-and latency with half-precision networks, then the report. Each step may take the time left of --minutes.
+The command installs them into build/gpu-venv with `pip install --no-index`. There it runs the benchmarks baseline,
+throughput, models and latency with half-precision networks, then the report. All steps together may take --minutes.
 
-The output folder gets one JSON per benchmark, as its own docstring describes, and the report. Exit codes: 0 all steps
-are done; 2 there is no GPU, or ONNX Runtime does not start on it; 3 steps failed or had no time left, named at the end.
+The output folder gets each benchmark's JSON file and the report. Exit codes: 0 all steps are done; 2 there is no GPU,
+or ONNX Runtime does not start on it; 3 some steps, named at the end, failed or had no time left.
 """
 
 import argparse
@@ -27,7 +27,7 @@ from pathlib import Path
 
 # With --wheels, this command runs on a Python without any packages, so it imports nothing but the standard library.
 from benchmarks.harness.gpus import query_gpus
-from benchmarks.harness.options import add_number, new_parser
+from benchmarks.harness.options import add_number, add_path, new_parser
 
 ENVIRONMENT = Path("build/gpu-venv")
 ROOT = Path(__file__).parents[1]
@@ -54,7 +54,7 @@ def steps(config: str, output: Path) -> list[list[str]]:
 
 
 def install(wheels: Path, deadline_s: float) -> Path:
-    """Make the environment from the wheels alone and return its interpreter; raise OSError if that fails."""
+    """Install the wheels alone into a new environment and return its interpreter; raise OSError if that fails."""
     names = sorted({path.name.split("-")[0] for path in wheels.glob("*.whl")})
     if not names:
         raise OSError(f"no wheels in {wheels}")
@@ -75,9 +75,8 @@ def starts_on_gpu() -> bool:
     if "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
         return False
     onnxruntime.preload_dlls()
-    tensors = [onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [1]) for name in "xy"]
-    graph = onnx.helper.make_graph([onnx.helper.make_node("Relu", ["x"], ["y"])], "relu", tensors[:1], tensors[1:])
-    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 18)], ir_version=10)
+    header = '<ir_version: 10, opset_import: ["" : 18]>'
+    model = onnx.parser.parse_model(f"{header} relu (float[1] x) => (float[1] y) {{ y = Relu(x) }}")
     session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CUDAExecutionProvider"])
     return "CUDAExecutionProvider" in session.get_providers()
 
@@ -109,11 +108,9 @@ def run_steps(options: argparse.Namespace) -> list[str]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = new_parser(__doc__)
-    parser.add_argument("--wheels", type=Path, metavar="DIR", help="default: use this Python's own packages")
+    add_path(parser, "--wheels", None, "folder of wheels to install; default: use the packages of this Python")
     parser.add_argument("--config", choices=("demo", "production"), default="production", help="pipeline")
-    parser.add_argument(
-        "-o", "--output", type=Path, default=Path("build/benchmarks/gpu"), metavar="DIR", help="results folder"
-    )
+    add_path(parser, "--output", Path("build/benchmarks/gpu"), "folder for the results")
     add_number(parser, "--minutes", 10.0, "time limit for everything")
     options = parser.parse_args(argv)
     try:

@@ -1,20 +1,20 @@
-"""Measure each model by itself: its engine against eager PyTorch and against what this machine's hardware allows.
+"""Measure each model by itself: compare its engine with eager PyTorch and with what this machine's hardware allows.
 
     python -m benchmarks.models --rounds 3
 
-Each model gets the tensors it gets for the same images in the pipeline, one call at a time, with all processors. Each
-round interleaves the engines, eager PyTorch with the same weights, a matrix product and a memory copy, so that a change
-in the machine's load affects all of them. A model's floating-point operations and bytes are counted
-(`benchmarks.harness.roofline`); its bound is the time they would take at the rates of that product and that copy.
+Each model runs on the tensors that it gets in the pipeline, one call at a time, with all processors. Each round times
+the engines, eager PyTorch with the same weights, a matrix product and a memory copy, so that a change in the machine's
+load affects all of them. A model's bound is the time that its floating-point operations and bytes, which are counted
+(`benchmarks.harness.roofline`), would take at the rates of that product and that copy.
 
-The bound of the whole pipeline is what its engines reach alone: in this process, as many workers as the processors can
-carry take images from engine to engine, each engine with the threads it is served with, and only the time in engines
-counts. The ensemble is measured in the same rounds. On a GPU this is left out: engines that get one crop or image after
-another use little of a GPU.
+The bound of the whole pipeline is the throughput of its engines alone. In this process, several workers (threads / the
+detector's threads) run images through all engines, each engine with the threads it is served with, and only time in
+engines counts. The ensemble is measured in the same rounds. On a GPU this is left out, because engines that get one
+image or crop at a time use little of a GPU.
 
 The JSON has, for each of `models`, milliseconds and work per call, the `speedup` over eager PyTorch, and
-`share_of_bound`, the bound over the engine's time. The `share_of_bound` beside them is the ensemble's throughput over
-that of its engines alone. `rounds` has the values behind these medians.
+`share_of_bound`, the bound over the engine's time. The top-level `share_of_bound` is the ensemble's throughput over
+that of its engines alone. `rounds` has the values of which these are the medians.
 """
 
 import argparse
@@ -30,16 +30,16 @@ import torch
 
 from benchmarks.harness.eager import EagerNetworks
 from benchmarks.harness.engines import Call, Engines
-from benchmarks.harness.images import InputImage
+from benchmarks.harness.images import Kind
 from benchmarks.harness.options import add_number, new_parser
-from benchmarks.harness.rates import measure_gpu_rates, measure_rates
 from benchmarks.harness.results import rounded
-from benchmarks.harness.roofline import Product, Rates, bound_s, count_products
+from benchmarks.harness.roofline import Product, Rates, bound_s, count_products, measure_gpu_rates, measure_rates
 from benchmarks.harness.server import ServerUnderTest, measure_closed_loop, run_on_server
 from benchmarks.harness.workload import add_workload_arguments, checkpoints_of, repository_path
 from export.config import CONFIGS, PipelineConfig
 from export.signature import MODELS
 from livematch.cli.commands import run_command
+from livematch.types import Pixels
 
 NUM_TRACED = 8  # images whose calls are timed one by one
 
@@ -48,14 +48,14 @@ Products = dict[str, list[list[Product]]]
 """By model, then by call."""
 
 Eager = dict[str, EagerNetworks]
-"""By the name of their times in the JSON."""
+"""By the JSON key of the times: "eager_ms" or "eager_half_ms"."""
 
 
-def trace(engines: Engines, eager: Eager, images: Sequence[InputImage]) -> Calls:
-    """Return each model's calls for some images, after running them in the engines and eagerly as a warm-up."""
+def trace(engines: Engines, eager: Eager, kind: Kind, images: Sequence[Pixels]) -> Calls:
+    """Run some images through the engines and each call eagerly, as a warm-up, and return the calls of each model."""
     calls: Calls = {}
-    for image in images:
-        for call in engines.recognize(image.kind, image.pixels):
+    for pixels in images:
+        for call in engines.recognize(kind, pixels):
             calls.setdefault(call.model, []).append(call)
             if MODELS[call.model].kind == "network":
                 for networks in eager.values():
@@ -63,12 +63,12 @@ def trace(engines: Engines, eager: Eager, images: Sequence[InputImage]) -> Calls
     return calls
 
 
-def engines_per_s(engines: Engines, images: Sequence[InputImage], num_workers: int) -> float:
+def engines_per_s(engines: Engines, kind: Kind, images: Sequence[Pixels], num_workers: int) -> float:
     """Return the images per second that all workers together would reach if only engines took time."""
 
     def work(worker: int) -> float:
         mine = [*images[worker:], *images[:worker]]
-        return sum(call.elapsed_s for image in mine for call in engines.recognize(image.kind, image.pixels))
+        return sum(call.elapsed_s for pixels in mine for call in engines.recognize(kind, pixels))
 
     with ThreadPoolExecutor(num_workers) as pool:
         engine_s = sum(pool.map(work, range(num_workers)))
@@ -98,8 +98,8 @@ def measure_models(engines: Engines, eager: Eager, calls: Calls, rates: Rates, p
 def measure_ensemble(
     server: ServerUnderTest, engines: Engines, num_workers: int, options: argparse.Namespace
 ) -> dict[str, Any]:
-    """Measure the ensemble and its engines, which are warm, and return JSON of both."""
-    bound_per_s = engines_per_s(engines, server.images, num_workers)
+    """Measure the ensemble and its engines (both after a warm-up), and return JSON of their throughputs."""
+    bound_per_s = engines_per_s(engines, server.kind, server.images, num_workers)
     ensemble = measure_closed_loop(
         server, options.concurrency, window_s=options.window_s, max_windows=3, seed=options.seed
     )
@@ -119,7 +119,7 @@ def run_rounds(
     """Measure `options.rounds` rounds and return JSON of them and of their medians."""
     repository = repository_path(options)
     engines = Engines(repository, config, num_threads=options.threads, device=options.device)
-    calls = trace(engines, eager, server.images[:NUM_TRACED])
+    calls = trace(engines, eager, server.kind, server.images[:NUM_TRACED])
     products = {
         model: [count_products(repository / model / "1" / "model.onnx", call.feeds) for call in calls[model]]
         for model in calls
@@ -127,7 +127,7 @@ def run_rounds(
     num_workers = max(1, options.threads // (config.serving_of("detector").num_threads or options.threads))
     as_served = None if options.device == "cuda" else Engines(repository, config)
     if as_served:
-        engines_per_s(as_served, server.images, num_workers)  # warm-up
+        engines_per_s(as_served, server.kind, server.images, num_workers)  # warm-up
     rounds = []
     for _ in range(options.rounds):
         turn = measure_models(engines, eager, calls, _measure_rates(options), products)
@@ -198,27 +198,27 @@ def _medians(model: str, rounds: Sequence[dict[str, Any]]) -> dict[str, float]:
     return figures
 
 
-def run(options: argparse.Namespace, argv: Sequence[str] | None) -> int:
-    torch.set_num_threads(options.threads)
-    config = CONFIGS[options.config]()
-    build = partial(EagerNetworks, config, checkpoints=checkpoints_of(options), device=options.device)
-    eager = {"eager_ms": build()}
-    if options.eager_half:
-        eager["eager_half_ms"] = build(is_half=True)
-    return run_on_server(options, argv, lambda server: run_rounds(server, config, eager, options))
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     parser = new_parser(__doc__)
     add_workload_arguments(parser, "models")
     add_number(parser, "--rounds", 3, "number of rounds")
     add_number(parser, "--threads", len(os.sched_getaffinity(0)), "threads of one call")
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="for the networks")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where the networks run")
     parser.add_argument("--eager-half", action="store_true", help="also time eager PyTorch in half precision")
     add_number(parser, "--concurrency", 8, "requests in flight for the ensemble")
-    add_number(parser, "--window-s", 3.0, "least duration of a window for the ensemble")
+    add_number(parser, "--window-s", 3.0, "minimum duration of a window for the ensemble")
     options = parser.parse_args(argv)
-    return run_command("benchmarks.models", lambda: run(options, argv))
+
+    def run() -> int:
+        torch.set_num_threads(options.threads)
+        config = CONFIGS[options.config]()
+        build = partial(EagerNetworks, config, checkpoints=checkpoints_of(options), device=options.device)
+        eager = {"eager_ms": build()}
+        if options.eager_half:
+            eager["eager_half_ms"] = build(is_half=True)
+        return run_on_server(options, argv, lambda server: run_rounds(server, config, eager, options))
+
+    return run_command("benchmarks.models", run)
 
 
 if __name__ == "__main__":

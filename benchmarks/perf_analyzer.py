@@ -1,14 +1,13 @@
-"""Measure throughput with NVIDIA's perf_analyzer and with our own closed loop, to check one against the other.
+"""Measure throughput with NVIDIA's perf_analyzer and with our own closed loop, to check that they agree.
 
     python -m benchmarks.perf_analyzer --concurrency 4
 
-On the ensemble the two are interleaved; each other model is measured with perf_analyzer only. perf_analyzer sends the
-same images as our loop, and to each model the tensors it gets for them. Its windows count requests, as ours do: windows
-of fixed time would depend on which images happened to fall into them, because slow networks answer only a few.
+On the ensemble, runs of the two alternate and send the same images. Each other model is measured with perf_analyzer
+only, on the tensors it gets for these images. Its windows end after a number of requests, as ours do, because windows
+of fixed time would depend on which images fall into them: slow networks answer only a few requests per window.
 
-The program is part of tritonclient's wheels up to 2.60; 2.51.0 is used because later ones need glibc 2.38. It is
-downloaded once with `pip download` into --cache (put the wheel there to work offline), and uses two libraries that
-nvidia-pytriton contains.
+The program is part of tritonclient's wheels up to 2.60; 2.51.0 is used because later ones need glibc 2.38. `pip
+download` fetches it once into --cache (put the wheel there to work offline). It needs two libraries of nvidia-pytriton.
 
 The JSON has the `median_ratio` of perf_analyzer's throughput over ours, the figures of every round on the ensemble, and
 under `models` perf_analyzer's figures for each model with one request in flight.
@@ -33,7 +32,7 @@ import numpy as np
 
 from benchmarks.harness.engines import Engines
 from benchmarks.harness.load import NUM_STABLE_WINDOWS
-from benchmarks.harness.options import add_number, new_parser
+from benchmarks.harness.options import add_number, add_path, new_parser
 from benchmarks.harness.results import RESULTS, rounded
 from benchmarks.harness.server import ServerUnderTest, measure_closed_loop, run_on_server
 from benchmarks.harness.workload import add_workload_arguments, repository_path
@@ -80,13 +79,7 @@ def install_perf_analyzer(cache: Path) -> tuple[Path, dict[str, str]]:
 
 
 class PerfAnalyzer:
-    """Runs the program against one server.
-
-    Args:
-        cache: folder of the program, see `install_perf_analyzer`.
-        url: the server's gRPC address.
-        folder: for its input and output files.
-    """
+    """The program in `cache`, run against the server at `url`, with its input and output files in `folder`."""
 
     def __init__(self, cache: Path, url: str, folder: Path) -> None:
         self._program, self._environment = install_perf_analyzer(cache)
@@ -96,10 +89,10 @@ class PerfAnalyzer:
     def run(
         self, model: str, inputs: Sequence[Arrays], *, concurrency: int, num_requests: int, is_batched: bool
     ) -> dict[str, Any]:
-        """Return JSON of its figures for one model, with windows of at least `num_requests` requests.
+        """Measure one model in windows of at least `num_requests` requests, and return JSON of the figures.
 
         Raises:
-            LivematchError: it failed; the message has its last line.
+            LivematchError: the program failed; the message has its last line of output.
         """
         data = self._folder / f"{model}.json"
         data.write_text(json.dumps({"data": [_encode(feeds, is_batched) for feeds in inputs]}))
@@ -111,7 +104,7 @@ class PerfAnalyzer:
             *("--measurement-mode", "count_windows", "--measurement-request-count", str(num_requests)),
             "--stability-percentage",
         ]
-        for percent in (STABLE_WITHIN_PERCENT, ANY_PERCENT):  # it writes no table unless it finds the windows stable
+        for percent in (STABLE_WITHIN_PERCENT, ANY_PERCENT):  # it writes the table only if the windows are stable
             answer = subprocess.run([*command, percent], env=self._environment, capture_output=True, text=True)
             if table.exists():
                 break
@@ -129,19 +122,17 @@ class PerfAnalyzer:
 
 
 def model_inputs(engines: Engines, server: ServerUnderTest) -> dict[str, list[tuple[Arrays, float]]]:
-    """Return some inputs that each model gets for the server's images, and the seconds each takes in its engine.
+    """Return, by model, inputs that it gets for the server's images, each with the seconds it takes in the engine.
 
     Inputs of batched models are single rows, since perf_analyzer makes the batches.
     """
     inputs: dict[str, list[tuple[Arrays, float]]] = {}
-    for image in server.images:
-        for call in engines.recognize(image.kind, image.pixels):
+    for pixels in server.images:
+        for call in engines.recognize(server.kind, pixels):
             requests = [call.feeds]
             if call.model != "crop":
-                num_rows = len(next(iter(call.feeds.values())))
-                requests = [
-                    {name: array[row : row + 1] for name, array in call.feeds.items()} for row in range(num_rows)
-                ]
+                rows = range(len(next(iter(call.feeds.values()))))
+                requests = [{name: array[row : row + 1] for name, array in call.feeds.items()} for row in rows]
             elapsed_s = call.elapsed_s / len(requests)
             inputs.setdefault(call.model, []).extend((request, elapsed_s) for request in requests)
     return {model: requests[:MAX_INPUTS] for model, requests in inputs.items()}
@@ -152,18 +143,15 @@ def compare_on_ensemble(
 ) -> list[dict[str, Any]]:
     """Measure the ensemble with our loop and with perf_analyzer in each round, and return JSON of the rounds."""
     ensemble = f"recognize_{options.kind}"
-    images = [{"image": image.pixels[None]} for image in server.images]
+    images = [{"image": pixels[None]} for pixels in server.images]
     rounds = []
     for turn in range(options.rounds):
         ours = measure_closed_loop(
             server, options.concurrency, window_s=options.window_s, max_windows=8, seed=options.seed + turn
         )
+        num_requests = -(-ours["latency"]["num_answered"] // NUM_STABLE_WINDOWS)
         theirs = analyzer.run(
-            ensemble,
-            images,
-            concurrency=options.concurrency,
-            num_requests=-(-ours["latency"]["num_answered"] // NUM_STABLE_WINDOWS),
-            is_batched=True,
+            ensemble, images, concurrency=options.concurrency, num_requests=num_requests, is_batched=True
         )
         rounds.append(
             {
@@ -185,12 +173,9 @@ def measure(server: ServerUnderTest, options: argparse.Namespace) -> dict[str, A
         rounds = compare_on_ensemble(server, analyzer, options)
         for model, requests in inputs.items():
             feeds, elapsed_s = zip(*requests, strict=True)
+            num_requests = max(len(feeds), round(options.window_s / statistics.mean(elapsed_s)))
             models[model] = analyzer.run(
-                model,
-                feeds,
-                concurrency=1,
-                num_requests=max(len(feeds), round(options.window_s / statistics.mean(elapsed_s))),
-                is_batched=model != "crop",
+                model, feeds, concurrency=1, num_requests=num_requests, is_batched=model != "crop"
             )
             print(f"{model}: {models[model]}", flush=True)
     return {
@@ -213,22 +198,20 @@ def _encode(feeds: Arrays, is_batched: bool) -> dict[str, Any]:
     }
 
 
-def run(options: argparse.Namespace, argv: Sequence[str] | None) -> int:
-    install_perf_analyzer(options.cache)  # before minutes of preparation, since it may fail
-    return run_on_server(options, argv, lambda server: measure(server, options))
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     parser = new_parser(__doc__)
     add_workload_arguments(parser, "perf_analyzer")
-    parser.add_argument(
-        "--cache", type=Path, default=RESULTS / "perf_analyzer", metavar="DIR", help="folder of the program"
-    )
+    add_path(parser, "--cache", RESULTS / "perf_analyzer", "folder to keep the program in")
     add_number(parser, "--concurrency", 4, "requests in flight for the ensemble")
     add_number(parser, "--rounds", 3, "number of rounds for the ensemble")
-    add_number(parser, "--window-s", 4.0, "least duration of a window")
+    add_number(parser, "--window-s", 4.0, "minimum duration of a window")
     options = parser.parse_args(argv)
-    return run_command("benchmarks.perf_analyzer", lambda: run(options, argv))
+
+    def run() -> int:
+        install_perf_analyzer(options.cache)  # before minutes of preparation, since it may fail
+        return run_on_server(options, argv, lambda server: measure(server, options))
+
+    return run_command("benchmarks.perf_analyzer", run)
 
 
 if __name__ == "__main__":

@@ -1,12 +1,12 @@
-"""Measure whether a stage of the pipeline has become slower, relative to its engine, than in a stored run.
+"""Check whether a stage of the pipeline has become slower, relative to its engine, than in a stored run.
 
     python -m benchmarks.regression            # measures for a minute and compares; exit code 3 if a stage is slower
     python -m benchmarks.regression --store    # measures, and stores the ratios for later runs
 
-Times from two machines or two days cannot be compared, so ratios are: a stage's time in the server over the time of
-its engine alone in this process, with one request in flight, both interleaved in one run. A stage counts as slower if
-the median of its ratios exceeds the stored one by more than the tolerance. A slower engine changes no ratio;
-`benchmarks.models` measures engines.
+Times of different machines or days cannot be compared, so this compares ratios: a stage's time in the server, with one
+request in flight, over the time of its engine alone in this process. Server and engines are measured alternately. A
+stage counts as slower if the median of its ratios exceeds the stored one by more than the tolerance. A slower engine
+alone does not show, since it slows the server as well; `benchmarks.models` measures engines.
 
 The JSON has, for each of `stages`, its time in the server and in its engine in milliseconds per image, their `ratio`
 (medians over the rounds) and the lowest and highest ratio; `slower` lists the stages that are slower.
@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.harness.engines import Engines
-from benchmarks.harness.options import add_number, new_parser
+from benchmarks.harness.options import add_number, add_path, new_parser
 from benchmarks.harness.results import read_results, rounded
 from benchmarks.harness.server import ServerUnderTest, run_on_server
 from benchmarks.harness.stage_times import read_stages, subtract_stages
@@ -34,7 +34,7 @@ from livematch.errors import InputError
 STORED = Path("benchmarks/results")
 TOLERANCE = 0.5
 PARTS = {"crop_and_embed": ("crop", *EMBEDDERS)}
-"""Stages that compute by calling other models."""
+"""The models that a stage calls to compute, for stages that call any."""
 
 Ratios = dict[str, dict[str, float]]
 
@@ -42,18 +42,15 @@ Ratios = dict[str, dict[str, float]]
 def measure_ratios(server: ServerUnderTest, engines: Engines, *, num_rounds: int) -> Ratios:
     """Measure each stage's milliseconds per image in the server and in its engine, and return medians and ratios.
 
-    In each round every image is sent once, one after another, and goes through the engines once.
+    In each round, every image is sent to the server once and run through the engines once, one image at a time.
     """
-    kind = server.images[0].kind
     rounds = []
     for turn in range(num_rounds):
-        server_ms, engines_ms = {}, {}
-        for side in ("server", "engines") if turn % 2 == 0 else ("engines", "server"):
-            if side == "server":
-                server_ms = _server_ms(server, kind)
-            else:
-                engines_ms = _engines_ms(server, engines)
-        rounds.append({stage: (ms, _engine_ms_of(stage, kind, engines_ms)) for stage, ms in server_ms.items()})
+        if turn % 2 == 0:
+            server_ms, engines_ms = _server_ms(server), _engines_ms(server, engines)
+        else:
+            engines_ms, server_ms = _engines_ms(server, engines), _server_ms(server)
+        rounds.append({stage: (ms, _engine_ms_of(stage, engines_ms)) for stage, ms in server_ms.items()})
     ratios = {}
     for stage in rounds[0]:
         stage_ms, engine_ms = np.array([times[stage] for times in rounds]).T
@@ -100,13 +97,12 @@ def table(ratios: Ratios, stored: Ratios | None) -> str:
     return "\n".join(lines)
 
 
-def _server_ms(server: ServerUnderTest, kind: str) -> dict[str, float]:
-    """Send every image, and return each stage's compute time per image; for the ensemble, the total time."""
+def _server_ms(server: ServerUnderTest) -> dict[str, float]:
+    """Send every image, and return each stage's compute time per image, and the ensemble's total time."""
     before = read_stages(server.statistics)
-    for index in range(len(server.images)):
-        server.send(index)
+    server.send_all()
     stages = subtract_stages(read_stages(server.statistics), before)
-    ensemble = f"recognize_{kind}"
+    ensemble = f"recognize_{server.kind}"
     return {
         stage: (times.total_ms if stage == ensemble else times.compute_ms) / len(server.images)
         for stage, times in sorted(stages.items())
@@ -116,16 +112,16 @@ def _server_ms(server: ServerUnderTest, kind: str) -> dict[str, float]:
 def _engines_ms(server: ServerUnderTest, engines: Engines) -> dict[str, float]:
     """Run every image through the engines, and return each engine's time per image."""
     total_ms: dict[str, float] = {}
-    for image in server.images:
-        for call in engines.recognize(image.kind, image.pixels):
+    for pixels in server.images:
+        for call in engines.recognize(server.kind, pixels):
             total_ms[call.model] = total_ms.get(call.model, 0.0) + call.elapsed_s * 1e3
     return {model: ms / len(server.images) for model, ms in total_ms.items()}
 
 
-def _engine_ms_of(stage: str, kind: str, engines_ms: dict[str, float]) -> float:
-    if stage == f"recognize_{kind}":
-        return sum(engines_ms.values())
-    return sum(engines_ms[model] for model in PARTS.get(stage, (stage,)))
+def _engine_ms_of(stage: str, engines_ms: dict[str, float]) -> float:
+    """Return the time of the engines of a stage; for the ensemble, of all engines."""
+    models = PARTS.get(stage, engines_ms if stage.startswith("recognize_") else (stage,))
+    return sum(engines_ms[model] for model in models)
 
 
 def run(options: argparse.Namespace, argv: Sequence[str] | None) -> int:
@@ -155,9 +151,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     add_workload_arguments(parser, "regression")
     add_number(parser, "--rounds", 5, "number of rounds")
     add_number(parser, "--tolerance", TOLERANCE, "how far a ratio may exceed the stored one; 0.5 is 50 %%")
-    parser.add_argument(
-        "--stored", type=Path, metavar="FILE", help="default: benchmarks/results/CONFIG_regression.json"
-    )
+    add_path(parser, "--stored", None, "stored results file; default: benchmarks/results/CONFIG_regression.json")
     parser.add_argument("--store", action="store_true", help="write the stored file instead of comparing with it")
     parser.set_defaults(pictures=16)
     options = parser.parse_args(argv)

@@ -1,15 +1,14 @@
-"""Measure matching against a plain matrix product of the same size, and the memory that matching takes.
+"""Compare the speed of matching with that of a plain matrix product of the same size, and measure its memory.
 
     python -m benchmarks.search --queries 4000 --gallery 50000
 
-Writes features files of random unit vectors, then interleaves matching them from disk with multiplying matrices of the
-same size in memory (all queries by 2,048 gallery rows at a time).
+Writes features files of random unit vectors. Each round multiplies matrices of the same size in memory (all queries by
+2,048 gallery rows at a time), then matches the files from disk.
 
 The JSON, also printed as one line, has both rates in GFLOP/s (medians over the rounds), the `ratio` of matching to the
 matrix product in each round and in the median, and the peak memory of a process that only matches.
 """
 
-import argparse
 import json
 import statistics
 import subprocess
@@ -24,7 +23,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from benchmarks.harness.options import add_number, new_parser
+from benchmarks.harness.options import add_number, add_path, new_parser
 from benchmarks.harness.results import RESULTS, Record, rounded
 from livematch import open_features
 from livematch.cli.commands import run_command
@@ -36,7 +35,7 @@ CHUNK_ROWS = 4096
 GEMM_ROWS = 2048
 NUM_ROUNDS = 3
 
-# The peak is read from /proc, since getrusage would count the parent's memory before exec as well.
+# The peak is read from /proc: getrusage would include this process's memory, which a child has until it calls exec.
 _MATCH_ALONE = """
 import sys
 from pathlib import Path
@@ -112,24 +111,22 @@ def _gemm_s(num_queries: int, num_rows: int) -> float:
     return time.perf_counter() - start_s
 
 
-def run(options: argparse.Namespace, argv: Sequence[str] | None) -> int:
-    record = Record("search", options, argv)
-    figures = measure(options.queries, options.gallery, options.memory_mib << 20)
-    record.write(figures, options.output)
-    print(json.dumps(figures))
-    return 0
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     parser = new_parser(__doc__)
     add_number(parser, "--queries", 4000, "number of query boxes")
     add_number(parser, "--gallery", 50000, "number of gallery boxes")
     add_number(parser, "--memory-mib", 1024, "memory limit for matching")
-    parser.add_argument(
-        "-o", "--output", type=Path, default=RESULTS / "search.json", metavar="FILE", help="results file"
-    )
+    add_path(parser, "--output", RESULTS / "search.json", "results file")
     options = parser.parse_args(argv)
-    return run_command("benchmarks.search", lambda: run(options, argv))
+
+    def run() -> int:
+        record = Record("search", options, argv)
+        figures = measure(options.queries, options.gallery, options.memory_mib << 20)
+        record.write(figures, options.output)
+        print(json.dumps(figures))
+        return 0
+
+    return run_command("benchmarks.search", run)
 
 
 if __name__ == "__main__":

@@ -4,8 +4,7 @@
 
 Starts its own server on loopback. With `--server HOST:PORT` it measures a running one instead, such as tritonserver
 with TensorRT engines in NVIDIA's container; that server's load and memory are then not measured. For each concurrency,
-a closed loop runs in windows of whole passes over the images until three windows in a row are stable. The response
-cache is off, since the statistics would show its hits.
+a closed loop sends all images again and again, in windows of whole passes, until three windows in a row are stable.
 
 The JSON has, under `sweep`, one entry per concurrency: images (`pictures_per_s`) and crops per second, latency, what
 the server used of the machine, and the queue, input, compute and output time of each model from Triton's statistics.
@@ -27,19 +26,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--concurrency", type=positive, nargs="+", default=[1, 2, 4, 8, 16], metavar="N", help="requests in flight"
     )
-    add_number(parser, "--window-s", 4.0, "least duration of a window")
-    add_number(parser, "--max-windows", 8, "most windows per concurrency")
+    add_number(parser, "--window-s", 4.0, "minimum duration of a window")
+    add_number(parser, "--max-windows", 8, "maximum number of windows per concurrency")
     options = parser.parse_args(argv)
 
     def sweep(server: ServerUnderTest) -> dict[str, Any]:
         points = []
         for concurrency in options.concurrency:
             figures = measure_closed_loop(
-                server,
-                concurrency,
-                window_s=options.window_s,
-                max_windows=options.max_windows,
-                seed=options.seed,
+                server, concurrency, window_s=options.window_s, max_windows=options.max_windows, seed=options.seed
             )
             print(
                 f"{concurrency:3} in flight: {figures['pictures_per_s']:7} images/s, {figures['crops_per_s']} crops/s"

@@ -1,4 +1,4 @@
-"""The baseline pipeline: what the contest solution does, by its description, in eager PyTorch.
+"""Run the baseline pipeline: the contest solution in eager PyTorch, reimplemented from its description.
 
 The detector writes its boxes to a JSON file. Each network reads that file, decodes the frame again for every box,
 crops, embeds, and writes JSON. A last step joins the embeddings.
@@ -29,7 +29,7 @@ def run_baseline(
     """Detect and embed all boxes in these frames of all clips, with the JSON files in `folder`.
 
     Returns:
-        The seconds of each step, and under `reading_s` those of reading frames in all steps; and the boxes.
+        The seconds of each step, with the total of reading frames as `reading_s`; and the boxes with their embeddings.
     """
     times_s = {"reading_s": 0.0}
 

@@ -1,4 +1,4 @@
-"""The pipeline's networks in eager PyTorch, with the weights that the model repository was built from."""
+"""Run the pipeline's networks in eager PyTorch, with the weights that the model repository was built from."""
 
 from pathlib import Path
 from typing import Any
@@ -11,30 +11,30 @@ from torch.nn import functional
 
 from export.config import PipelineConfig
 from export.graphs.checkpoints import build_detector_graph, build_embedder
+from export.graphs.detector import DetectorGraph
 from export.graphs.precision import set_precision, to_half
 from export.signature import EMBEDDERS, PADDING_MULTIPLE
 from livematch.errors import LivematchError
 from livematch.types import Pixels
-from training.detector.config import DetectorConfig
 
 DETECTORS = ("graph", "detectron2")
-"""The detector to run eagerly: the project's own PyTorch graph, or detectron2's model where that is installed."""
+"""The detectors that can run eagerly: this project's PyTorch graph, and detectron2's model where it is installed."""
 
 FloatArray = npt.NDArray[np.float32]
 
 
 class EagerNetworks:
-    """Detector and embedders, run on one image and one batch of crops at a time.
+    """The detector, run on one image at a time, and the embedders, run on one batch of crops at a time.
 
     Args:
-        checkpoints: folder of the checkpoints; None for random weights from `random_seed`, as in `export.build`.
+        checkpoints: folder of the checkpoints; None for random weights, those that `export.build` makes with seed 0.
         detector: one of DETECTORS.
         device: "cpu" or "cuda".
-        is_half: compute in float16 where the export with `--precision fp16` does; not with detectron2.
+        is_half: compute in float16 the same layers as an export with `--precision fp16`. Not for detectron2.
 
     Raises:
         LivematchError: there is no GPU, or detectron2 is not installed.
-        OSError, ValueError: a checkpoint is missing or does not fit.
+        OSError, ValueError: a checkpoint is missing or does not match its config.
     """
 
     def __init__(
@@ -42,7 +42,6 @@ class EagerNetworks:
         config: PipelineConfig,
         *,
         checkpoints: Path | None,
-        random_seed: int = 0,
         detector: str = "graph",
         device: str = "cpu",
         is_half: bool = False,
@@ -52,21 +51,19 @@ class EagerNetworks:
         self.config = config
         self.device = torch.device(device)
         if checkpoints is None:
-            graph = build_detector_graph(None, config=config.detector, random_seed=random_seed)
+            self.detector: Any = build_detector_graph(None, config=config.detector, random_seed=0)
         else:
-            graph = build_detector_graph(checkpoints / "detector.pth")
+            self.detector = build_detector_graph(checkpoints / "detector.pth")
         self._uses_detectron2 = detector == "detectron2"
-        self.detector: Any = graph
         if self._uses_detectron2:
-            self.detector = build_detectron2(graph.config)
-            self.detector.load_state_dict(graph.state_dict(), strict=True)
+            self.detector = build_detectron2(self.detector)
         self.detector = self.detector.eval().to(self.device)
         if is_half:
             set_precision(self.detector, "fp16")
         self.embedders = {}
         for position, model in enumerate(EMBEDDERS, start=1):
             if checkpoints is None:
-                embedder = build_embedder(None, config=config.embedder(model), random_seed=random_seed + position)
+                embedder = build_embedder(None, config=config.embedder(model), random_seed=position)
             else:
                 embedder = build_embedder(checkpoints / f"{model}.pth")
             self.embedders[model] = embedder.eval().to(self.device)
@@ -106,7 +103,7 @@ class EagerNetworks:
         return self.run_graph(pixels[None], torch.tensor([[float(height), float(width)]], device=self.device))
 
     def run_graph(self, pixels: torch.Tensor, image_size: torch.Tensor) -> tuple[FloatArray, FloatArray]:
-        """Run the detector graph on prepared pixels [1,3,H,W], and return the boxes [k,4] and scores [k] it found."""
+        """Run the detector graph on prepared pixels [1,3,H,W], and return its boxes [k,4] and scores [k]."""
         with self.device:  # the graph creates its grids on the default device
             boxes, scores, num_detections = self.detector(pixels, image_size)
         num = int(num_detections[0, 0])
@@ -123,12 +120,14 @@ class EagerNetworks:
         return embeddings
 
 
-def build_detectron2(config: DetectorConfig) -> Any:
-    """Build detectron2's model for a config; raise LivematchError where detectron2 is not installed."""
+def build_detectron2(graph: DetectorGraph) -> Any:
+    """Return detectron2's model with a graph's weights; raise LivematchError where detectron2 is not installed."""
     try:
         from training.detector.model import build_detector
     except ModuleNotFoundError as error:
         raise LivematchError(
             f"this needs detectron2, which is not on the package index (see README): {error}"
         ) from error
-    return build_detector(config)
+    model = build_detector(graph.config)
+    model.load_state_dict(graph.state_dict(), strict=True)
+    return model.eval()

@@ -1,7 +1,7 @@
-"""Run the repository's ONNX models in this process, without a server: the bound that serving is compared with.
+"""Run the ONNX models of a model repository in this process, without a server, to compare the served ones with them.
 
-An image goes through the same models in the same order as in the ensemble, and the time in each engine is measured.
-What happens between the engines (choosing boxes, stacking, joining) is not measured.
+An image goes through the same models in the same order as in the ensemble, and the time in each model is measured. The
+steps between the models (choosing boxes, stacking, joining) are not.
 """
 
 import importlib.util
@@ -38,11 +38,11 @@ class Engines:
     """ONNX Runtime sessions of all models of a repository.
 
     Args:
-        num_threads: threads of each session on the CPU; 0 for all processors; None for what the config serves with.
+        num_threads: CPU threads of each session; 0 for all processors; None for the number that the config serves with.
         device: "cpu" or "cuda", for the networks; crop and prepare always run on the CPU, as in the server.
 
     Raises:
-        LivematchError: ONNX Runtime does not start on the GPU. (It would only warn, and use the CPU.)
+        LivematchError: ONNX Runtime does not start on the GPU. (Unchecked, it would warn and use the CPU.)
         OSError: an ONNX file is missing.
     """
 
@@ -69,7 +69,7 @@ class Engines:
         return Call(model, feeds, outputs, time.perf_counter() - start_s)
 
     def recognize(self, kind: str, pixels: Pixels) -> list[Call]:
-        """Run all models that one image [H,W,3] needs, and return the calls in order."""
+        """Run one RGB image [H,W,3] through all models, and return the calls in order."""
         prepared, detected = self._detect(kind, pixels)
         calls = [prepared, detected]
         outputs = detected.outputs
@@ -114,7 +114,7 @@ def _cpu_runner(path: Path, num_threads: int) -> Runner:
 
 
 def _load_detections() -> ModuleType:
-    """Import crop_and_embed's module that chooses boxes and templates; it lies in a model's folder, not a package."""
+    """Import crop_and_embed's module that chooses boxes and templates; its folder is a model's, not a package."""
     path = REPOSITORY / "crop_and_embed" / "1" / "detections.py"
     spec = importlib.util.spec_from_file_location("detections", path)
     assert spec is not None and spec.loader is not None

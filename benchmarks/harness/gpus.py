@@ -1,4 +1,4 @@
-"""Query GPUs through nvidia-smi, with nothing but the standard library."""
+"""Query GPUs through nvidia-smi; imports only the standard library, as `benchmarks.gpu` needs."""
 
 import shutil
 import subprocess

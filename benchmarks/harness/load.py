@@ -1,15 +1,16 @@
 """Put load on a server: a fixed number of requests in flight (closed loop), or arrivals at random times (open loop).
 
 A closed loop measures throughput: a new request starts when one ends, so a slow server gets fewer requests. An open
-loop measures latency as users meet it: requests arrive at Poisson times regardless of the server, and the latency of
-each counts from the moment it was due, whether or not a thread was free to send it then.
+loop measures latency as users experience it: requests arrive at Poisson times however slow the server is, and latency
+counts from the moment a request was due, even if no thread was free to send it then.
 """
 
+import itertools
 import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Self, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -19,8 +20,8 @@ from livematch.errors import LivematchError
 
 NUM_STABLE_WINDOWS = 3
 STABLE_WITHIN = 0.1
-"""perf_analyzer's rule: three windows in a row whose throughput and mean latency are within 10 % of their mean.
-Windows with a failed request are never stable."""
+"""perf_analyzer's rule: in three windows in a row, throughput and mean latency differ by at most 10 % from the mean of
+the three. Windows with a failed request are never stable."""
 
 PERCENTILES = (50, 90, 95, 99)
 
@@ -90,9 +91,8 @@ def closed_loop(
     Returns:
         The last three windows as one (all of them if there are fewer), and whether they are stable.
     """
-    loop = _Loop(send, lambda position: (int(order[position % len(order)]), None))
     windows: list[Window[T]] = []
-    with loop.running(concurrency):
+    with _Loop(send, order, concurrency) as loop:
         edge_s, _ = loop.end_window(window_s)
         before = read_counters()
         while len(windows) < max_windows:
@@ -109,7 +109,7 @@ def closed_loop(
 
 
 def is_stable(windows: list[Window[T]]) -> bool:
-    """Return whether the windows follow the rule at STABLE_WITHIN."""
+    """Return whether the windows are stable by the rule that STABLE_WITHIN describes."""
     if len(windows) < NUM_STABLE_WINDOWS:
         return False
     if any(not window.answered or len(window.answered) < len(window.samples) for window in windows):
@@ -124,16 +124,15 @@ def open_loop(
 ) -> tuple[list[Sample], bool]:
     """Send requests at Poisson arrivals of `rate` per second for `duration_s`.
 
-    Their number is fixed at rate × duration, so that the rate is exact: Poisson arrivals, given their number, are
-    uniform in time.
+    Exactly rate × duration requests arrive (six at least), at uniformly random times: that is how Poisson arrivals are
+    distributed once their number is known.
 
     Returns:
         All samples in order of arrival, and whether the server kept up: nothing failed, and the median latency of the
         last third of the arrivals is at most twice that of the first third.
     """
     due_s = np.sort(rng.uniform(0, duration_s, size=max(6, round(rate * duration_s))))
-    loop = _Loop(send, lambda position: (int(order[position % len(order)]), due_s[position]), len(due_s))
-    with loop.running(num_threads):
+    with _Loop(send, order, num_threads, due_s) as loop:
         loop.finish()
     samples = sorted(loop.samples, key=lambda sample: sample.due_s)
     third = len(samples) // 3
@@ -142,37 +141,32 @@ def open_loop(
 
 
 class _Loop:
-    """Threads that send one image after another.
+    """Context manager: threads that send one image after another, started at its beginning and stopped at its end.
 
     A LivematchError of `send` becomes a sample with an error. Any other exception stops all threads, and is raised
-    again by `end_window` or `finish`.
+    again by `end_window` and `finish`.
 
     Args:
-        task: returns, for a position in the sequence of requests, the image's index and when it is due (None: now).
-        num_tasks: how many requests there are; None for no limit.
+        order: indices of the images, sent again and again in this order.
+        due_s: when each request is due; None to send until the end without pause.
     """
 
-    def __init__(self, send: Send, task: Callable[[int], tuple[int, float | None]], num_tasks: int | None = None):
+    def __init__(self, send: Send, order: Indices, num_threads: int, due_s: npt.NDArray[np.float64] | None = None):
+        self.samples: list[Sample] = []
         self._send = send
-        self._task = task
-        self._num_tasks = num_tasks
-        self._position = 0
+        self._order = order
+        self._due_s = due_s
+        self._positions = itertools.count()
         self._lock = threading.Condition()
         self._stopped = threading.Event()
-        self._threads: list[threading.Thread] = []
-        self._start_s = 0.0
         self._error: Exception | None = None
-        self.samples: list[Sample] = []
-
-    def running(self, num_threads: int) -> "_Loop":
-        """Context manager: start `num_threads` threads; stop them and wait for them at the end."""
-        self._start_s = time.perf_counter()
         self._threads = [threading.Thread(target=self._work, daemon=True) for _ in range(num_threads)]
-        return self
 
-    def __enter__(self) -> None:
+    def __enter__(self) -> Self:
+        self._start_s = time.perf_counter()
         for thread in self._threads:
             thread.start()
+        return self
 
     def __exit__(self, *_: object) -> None:
         self._stopped.set()
@@ -213,15 +207,14 @@ class _Loop:
     def _send_all(self) -> None:
         while not self._stopped.is_set():
             with self._lock:
-                position = self._position
-                self._position += 1
-            if self._num_tasks is not None and position >= self._num_tasks:
-                return
-            image, due_s = self._task(position)
-            if due_s is None:
+                position = next(self._positions)
+            if self._due_s is None:
                 due_s = self.now_s()
-            elif self._stopped.wait(max(0.0, due_s - self.now_s())):
+            elif position >= len(self._due_s) or self._stopped.wait(max(0.0, self._due_s[position] - self.now_s())):
                 return
+            else:
+                due_s = self._due_s[position]
+            image = int(self._order[position % len(self._order)])
             try:
                 num_boxes, error = self._send(image), ""
             except LivematchError as refusal:

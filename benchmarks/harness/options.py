@@ -1,10 +1,11 @@
-"""Parse the options of commands, with nothing but the standard library."""
+"""Define the options of commands; imports only the standard library, as `benchmarks.gpu` needs."""
 
 import argparse
+from pathlib import Path
 
 
 class _HelpFormatter(argparse.RawDescriptionHelpFormatter):
-    """Prints the command's docstring as it is, and every option's default."""
+    """Prints the command's docstring unchanged, and the default of each option that has one."""
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
         if action.default is None or action.default is False or action.default == argparse.SUPPRESS:
@@ -21,6 +22,12 @@ def add_number(parser: argparse.ArgumentParser, name: str, default: int | float,
     parser.add_argument(
         name, type=positive if isinstance(default, int) else float, default=default, metavar="N", help=help
     )
+
+
+def add_path(parser: argparse.ArgumentParser, name: str, default: Path | None, help: str) -> None:
+    """Add an option for a file or folder; --output also gets the short name -o."""
+    names = ["-o", name] if name == "--output" else [name]
+    parser.add_argument(*names, type=Path, default=default, metavar="PATH", help=help)
 
 
 def positive(text: str) -> int:

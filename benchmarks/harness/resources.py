@@ -1,4 +1,4 @@
-"""Measure how busy the machine was and what the server used of it, between two moments."""
+"""Measure how busy the machine is, and what the server uses of it."""
 
 import os
 import statistics
@@ -6,7 +6,6 @@ import threading
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self
 
 import psutil
@@ -53,7 +52,7 @@ def read_usage(server_pid: int) -> Usage:
 
 
 def describe_usage(before: Usage, after: Usage, duration_s: float, num_images: int) -> dict[str, Any]:
-    """Return JSON: fractions of all processors, the server's processor time per image, its memory."""
+    """Return JSON: how busy machine and server kept the processors, the server's CPU time per image, and its memory."""
     busy_s = after.machine_busy_s - before.machine_busy_s
     all_s = busy_s + after.machine_idle_s - before.machine_idle_s
     server_s = after.server_cpu_s - before.server_cpu_s
@@ -85,9 +84,7 @@ class GpuSampler:
         self._thread.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._stopped.set()
         self._thread.join()
 

@@ -1,9 +1,9 @@
-"""The results file that every benchmark writes: JSON that says what was measured, how, and on what.
+"""Write and read results files: JSON that says what a benchmark measured, how, and on what machine.
 
     {"benchmark", "command", "commit", "started", "elapsed_s", "seed", "config", "machine", "versions", "models",
      "busy_share_after", "figures"}
 
-`machine` includes `busy_share`, the fraction of the processors that other work used before the run, and
+`machine` includes `busy_share`, the fraction of the processors' time that other work used before the run;
 `busy_share_after` is the same after it. `models` maps each model to the SHA-256 of its ONNX file. `figures` is
 different for each benchmark; the docstring of its command describes it.
 """
@@ -11,7 +11,10 @@ different for each benchmark; the docstring of its command describes it.
 import argparse
 import datetime
 import hashlib
+import importlib.metadata
 import json
+import os
+import platform
 import subprocess
 import sys
 import time
@@ -19,7 +22,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.harness.machine import busy_fraction, describe_machine, describe_versions
+import psutil
+
+from benchmarks.harness.gpus import query_gpus
 from livematch.files import replace_file
 
 RESULTS = Path("build/benchmarks")
@@ -27,12 +32,28 @@ RESULTS = Path("build/benchmarks")
 
 _ROOT = Path(__file__).parents[2]
 
+PACKAGES = (
+    "numpy",
+    "onnxruntime",
+    "onnxruntime-gpu",
+    "torch",
+    "torchvision",
+    "timm",
+    "tritonclient",
+    "nvidia-pytriton",
+    "tensorrt",
+    "av",
+    "pillow",
+    "opencv-python-headless",
+)
+_GPU_FIELDS = ("name", "driver_version", "memory.total", "power.limit")
+
 
 class Record:
     """The record of one benchmark run. Create it before measuring, and write it afterwards.
 
-    Creating it reads the commit, the versions and the machine, and takes a second to see how busy the machine is;
-    `elapsed_s` in the file counts from then on.
+    Creating it reads the commit, the versions and the machine, and takes a second to measure how busy the machine is;
+    `elapsed_s` in the file is the time since.
 
     Args:
         benchmark: the command's name, such as "throughput".
@@ -62,7 +83,7 @@ class Record:
         """Write the results file and print its path.
 
         Args:
-            figures: the benchmark's own part, as JSON.
+            figures: what the benchmark measured, as JSON.
             output: the file to write or replace.
             models: SHA-256 by model, from `digest_models`.
         """
@@ -78,12 +99,17 @@ class Record:
         print(f"{content['benchmark']}: {content['elapsed_s']:.0f} s, written to {output}")
 
 
-def read_results(path: Path) -> dict[str, Any]:
-    """Read a results file; raise ValueError, naming the file, if it is none."""
+def read_json(path: Path) -> Any:
+    """Read a JSON file; raise ValueError, naming the file, if it is not JSON."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ValueError(f"{path} is not JSON: {error}") from error
+
+
+def read_results(path: Path) -> dict[str, Any]:
+    """Read a results file; raise ValueError, naming the file, if it is not one."""
+    content = read_json(path)
     if not isinstance(content, dict) or "figures" not in content:
         raise ValueError(f"{path} is not a results file of a benchmark: it has no figures")
     return content
@@ -110,3 +136,40 @@ def _commit() -> str | None:
     except FileNotFoundError:
         return None
     return answer.stdout.strip() if answer.returncode == 0 else None
+
+
+def describe_machine() -> dict[str, Any]:
+    """Return JSON of the hardware and of how busy it was with other work; takes a second."""
+    return {
+        "cpu": _cpu_model(),
+        "architecture": platform.machine(),
+        "num_cpus": len(os.sched_getaffinity(0)),
+        "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
+        "gpus": [dict(zip(_GPU_FIELDS, line.split(", "), strict=True)) for line in query_gpus(_GPU_FIELDS)],
+        "busy_share": busy_fraction(),
+    }
+
+
+def busy_fraction(duration_s: float = 1.0) -> float:
+    """Return the fraction of all processors' time that other processes used while this one slept for `duration_s`."""
+    busy_percent: float = psutil.cpu_percent(interval=duration_s)
+    return round(busy_percent / 100, 2)
+
+
+def describe_versions() -> dict[str, str]:
+    """Return the versions of Python, the C library and the installed ones of PACKAGES."""
+    versions = {"python": platform.python_version(), "libc": "-".join(platform.libc_ver())}
+    for package in PACKAGES:
+        try:
+            versions[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return versions
+
+
+def _cpu_model() -> str:
+    """Return the processor's name, which `platform.processor()` leaves empty on most Linux systems."""
+    for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+        if line.startswith("model name"):
+            return line.partition(":")[2].strip()
+    return platform.processor()

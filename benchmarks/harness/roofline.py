@@ -1,21 +1,32 @@
-"""Count the work a model cannot avoid: floating-point operations and bytes of its convolutions and matrix products.
+"""Bound the time of a model: count the work it cannot avoid, and measure how fast this machine can do such work.
+
+The work is the floating-point operations and the bytes of its convolutions and matrix products; the rates are those of
+a matrix product and of a memory copy.
 
 The counts come from the tensor shapes that ONNX Runtime reports for one run, so that sizes which depend on the image
 (crops, proposals, padding) are those of that run. Operations between the products (activations, norms, NMS, resizing)
-count as nothing: an ideal engine computes them on the fly, on numbers it has already loaded.
+are not counted: an ideal engine computes them on numbers that it has already loaded.
 """
 
 import json
 import tempfile
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import numpy.typing as npt
 import onnx
 import onnxruntime
+import torch
+
+GEMM_SIZE = 1024
+GPU_GEMM_SIZE = 8192
+COPY_BYTES = 256 << 20  # far more than fits a core's own caches
+NUM_REPEATS = 8
 
 _PRODUCTS = ("Conv", "Gemm", "MatMul")
 _SHAPES = ("input_type_shape", "output_type_shape")  # in a profile: [{"float": [1, 3, 4, 4]}, ...]
@@ -37,7 +48,7 @@ class Product:
 
 @dataclass(frozen=True)
 class Rates:
-    """The best rates measured on this hardware."""
+    """The best rates measured on this machine."""
 
     flop_per_s: float
     bytes_per_s: float
@@ -46,7 +57,7 @@ class Rates:
 def count_products(model: Path, feeds: Mapping[str, npt.NDArray[Any]]) -> list[Product]:
     """Run an ONNX file, whose nodes must have names, once on the CPU, and return the products it computed."""
     options = onnxruntime.SessionOptions()
-    # Run the graph as it is in the file: fused nodes would have other names, and prepacked weights no shape.
+    # Without optimization: fused nodes would have other names, and prepacked weights no shape.
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.add_session_config_entry("session.disable_prepacking", "1")
     options.enable_profiling = True
@@ -58,6 +69,47 @@ def count_products(model: Path, feeds: Mapping[str, npt.NDArray[Any]]) -> list[P
     sizes = _bytes_per_number(onnx.shape_inference.infer_shapes(onnx.load(model)).graph)
     runs = [event for event in events if event["name"].endswith(_SUFFIX) and event["args"]["op_name"] in _PRODUCTS]
     return [_product(event["args"], sizes[event["name"].removesuffix(_SUFFIX)]) for event in runs]
+
+
+def measure_rates(num_threads: int, *, num_repeats: int = NUM_REPEATS) -> Rates:
+    """Measure the CPU with `num_threads`, in float32.
+
+    Times the product of two square matrices of side GEMM_SIZE in PyTorch and in ONNX Runtime, and keeps the faster; a
+    copy counts both the bytes read and those written. Each time is the best of `num_repeats`, since other work can only
+    slow a measurement down.
+    """
+    rng = np.random.default_rng(0)
+    a, b = (rng.standard_normal((GEMM_SIZE, GEMM_SIZE), np.float32) for _ in range(2))
+    left, right = torch.from_numpy(a), torch.from_numpy(b)
+    session = _gemm_session(num_threads)
+    source, target = (torch.zeros(COPY_BYTES // 4) for _ in range(2))
+    num_threads_before = torch.get_num_threads()
+    torch.set_num_threads(num_threads)
+    try:
+        torch_s = _best_s(lambda: left @ right, num_repeats)
+        copy_s = _best_s(lambda: target.copy_(source), num_repeats)
+    finally:
+        torch.set_num_threads(num_threads_before)
+    onnx_s = _best_s(lambda: session.run(None, {"a": a, "b": b}), num_repeats)
+    return Rates(flop_per_s=2 * GEMM_SIZE**3 / min(torch_s, onnx_s), bytes_per_s=2 * COPY_BYTES / copy_s)
+
+
+def measure_gpu_rates(dtype: torch.dtype, *, num_repeats: int = NUM_REPEATS) -> Rates:
+    """Measure the first CUDA device, with matrices of side GPU_GEMM_SIZE in float32 (without TF32) or float16."""
+    a, b = (torch.rand(GPU_GEMM_SIZE, GPU_GEMM_SIZE, dtype=dtype, device="cuda") for _ in range(2))
+    source = torch.zeros(4 * COPY_BYTES, dtype=torch.uint8, device="cuda")
+    target = torch.empty_like(source)
+
+    def multiply() -> None:
+        torch.mm(a, b)
+        torch.cuda.synchronize()
+
+    def copy() -> None:
+        target.copy_(source)
+        torch.cuda.synchronize()
+
+    gemm_s, copy_s = _best_s(multiply, num_repeats), _best_s(copy, num_repeats)
+    return Rates(flop_per_s=2 * GPU_GEMM_SIZE**3 / gemm_s, bytes_per_s=2 * 4 * COPY_BYTES / copy_s)
 
 
 def bound_s(products: list[Product], rates: Rates) -> float:
@@ -72,7 +124,7 @@ def bound_s(products: list[Product], rates: Rates) -> float:
 def _bytes_per_number(graph: onnx.GraphProto) -> dict[str, int]:
     """Return the bytes per number of each product, by node name.
 
-    The file says it, not the run: on a CPU, ONNX Runtime computes float16 networks in float32.
+    They come from the file, not from the run, because ONNX Runtime computes float16 networks in float32 on a CPU.
     """
     values = [*graph.input, *graph.value_info]
     types = {value.name: value.type.tensor_type.elem_type for value in values}
@@ -87,6 +139,25 @@ def _bytes_per_number(graph: onnx.GraphProto) -> dict[str, int]:
 def _product(node: dict[str, Any], bytes_per_number: int) -> Product:
     inputs, outputs = ([shape for tensor in node[key] for shape in tensor.values()] for key in _SHAPES)
     first, second = inputs[:2]
-    # Terms of the sum behind every output number: one channel's weights [C / groups, kh, kw], or the row length.
+    # Each output number is a sum of this many products: of one channel's weights [C / groups, kh, kw], or of one row.
     num_terms = prod(second[1:]) if node["op_name"] == "Conv" else first[-1]
     return Product(2 * prod(outputs[0]) * num_terms, sum(map(prod, inputs + outputs)) * bytes_per_number)
+
+
+def _gemm_session(num_threads: int) -> onnxruntime.InferenceSession:
+    matrix = f"float[{GEMM_SIZE}, {GEMM_SIZE}]"
+    header = '<ir_version: 10, opset_import: ["" : 18]>'
+    model = onnx.parser.parse_model(f"{header} gemm ({matrix} a, {matrix} b) => ({matrix} c) {{ c = MatMul(a, b) }}")
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = num_threads
+    return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+
+
+def _best_s(call: Callable[[], object], num_repeats: int) -> float:
+    call()
+    times_s = []
+    for _ in range(num_repeats):
+        start_s = time.perf_counter()
+        call()
+        times_s.append(time.perf_counter() - start_s)
+    return min(times_s)

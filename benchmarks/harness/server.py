@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import tritonclient.grpc as triton
 
-from benchmarks.harness.images import InputImage, describe_boxes, recognize, sample_images
-from benchmarks.harness.load import Indices, Window, closed_loop, describe_latency
+from benchmarks.harness.images import Kind, describe_boxes, sample_images
+from benchmarks.harness.load import Indices, closed_loop, describe_latency
 from benchmarks.harness.resources import GpuSampler, Usage, describe_usage, read_usage
 from benchmarks.harness.results import Record, digest_models, rounded
 from benchmarks.harness.stage_times import (
@@ -29,6 +29,7 @@ from benchmarks.harness.workload import (
     repository_path,
 )
 from livematch import Client, LocalServer
+from livematch.types import Pixels
 
 Counters = tuple[Stages, Usage | None]
 
@@ -39,23 +40,29 @@ class ServerUnderTest:
 
     Attributes:
         url: gRPC address, "host:port".
-        client: sends every request once only, so that a refused or lost request counts as a failure.
+        client: never retries, so that a refused or lost request counts as a failure.
         statistics: a second connection, for Triton's statistics.
-        images: what is sent.
-        num_boxes: how many boxes the server found in each image.
-        pid: process id of a server that was started here; None for a running one, whose processes are not measured.
+        kind: which ensemble the images are sent to.
+        images: RGB [H,W,3] each.
+        pid: process id of a server started by the benchmark; None for one already running, whose processes are not
+            measured.
     """
 
     url: str
     client: Client
     statistics: triton.InferenceServerClient
-    images: Sequence[InputImage]
-    num_boxes: list[int]
+    kind: Kind
+    images: Sequence[Pixels]
     pid: int | None
 
     def send(self, index: int) -> int:
         """Send one image and return its number of boxes."""
-        return len(recognize(self.client, self.images[index]))
+        recognize = self.client.recognize_image if self.kind == "image" else self.client.recognize_frame
+        return len(recognize(self.images[index]))
+
+    def send_all(self) -> list[int]:
+        """Send every image once, and return how many boxes the server finds in each."""
+        return [self.send(index) for index in range(len(self.images))]
 
     def read_counters(self) -> Counters:
         return read_stages(self.statistics), None if self.pid is None else read_usage(self.pid)
@@ -66,17 +73,16 @@ class ServerUnderTest:
 
 
 @contextmanager
-def connect(url: str, images: Sequence[InputImage], pid: int | None = None) -> Iterator[ServerUnderTest]:
-    """Context manager: connect to a running server, and send it every image once as a warm-up."""
+def connect(url: str, kind: Kind, images: Sequence[Pixels], pid: int | None = None) -> Iterator[ServerUnderTest]:
+    """Context manager: connect to a running server."""
     with Client(url, max_tries=1) as client, triton.InferenceServerClient(url) as statistics:
-        num_boxes = [len(recognize(client, image)) for image in images]
-        yield ServerUnderTest(url, client, statistics, images, num_boxes, pid)
+        yield ServerUnderTest(url, client, statistics, kind, images, pid)
 
 
 def measure_closed_loop(
     server: ServerUnderTest, concurrency: int, *, window_s: float, max_windows: int, seed: int
 ) -> dict[str, Any]:
-    """Run one closed loop (see `closed_loop`) and return JSON of its counted windows."""
+    """Run `closed_loop` on a server, and return JSON of the windows that count."""
     with GpuSampler() as gpu:
         window, is_stable = closed_loop(
             server.send,
@@ -86,9 +92,12 @@ def measure_closed_loop(
             max_windows=max_windows,
             read_counters=server.read_counters,
         )
-    stages = subtract_stages(window.after[0], window.before[0])
-    kind = server.images[0].kind
-    ensemble = stages.get(f"recognize_{kind}")
+    (stages_before, usage_before), (stages_after, usage_after) = window.before, window.after
+    stages = subtract_stages(stages_after, stages_before)
+    usage = None
+    if usage_before and usage_after:
+        usage = describe_usage(usage_before, usage_after, window.duration_s, len(window.answered))
+    ensemble = stages.get(f"recognize_{server.kind}")
     return {
         "concurrency": concurrency,
         "is_stable": is_stable,
@@ -96,20 +105,13 @@ def measure_closed_loop(
         "pictures_per_s": rounded(window.rate),
         "crops_per_s": rounded(sum(sample.num_boxes for sample in window.answered) / window.duration_s),
         "crops_per_call": rounded(crops_per_call(stages)),
-        "overhead": rounded(overhead(stages, kind), 3) if ensemble and concurrency == 1 else None,
+        "overhead": rounded(overhead(stages, server.kind), 3) if ensemble and concurrency == 1 else None,
         "latency": describe_latency(window.samples),
-        "usage": _usage(window),
+        "usage": usage,
         "gpu": gpu.describe(),
         "stages": describe_stages(stages, ensemble.num_requests if ensemble else 1),
         "latencies_ms": [rounded(sample.latency_ms) for sample in window.answered],
     }
-
-
-def _usage(window: Window[Counters]) -> dict[str, Any] | None:
-    before, after = window.before[1], window.after[1]
-    if before is None or after is None:
-        return None
-    return describe_usage(before, after, window.duration_s, len(window.answered))
 
 
 def run_on_server(
@@ -124,7 +126,7 @@ def run_on_server(
     url, pid, models = getattr(options, "server", None), None, {}
     served: dict[str, Any] = {"server": url}
     if url is None:
-        config = prepare_repository(options, images)
+        config = prepare_repository(options, options.kind, images)
         models = digest_models(repository_path(options))
         served = {**describe_networks(options), "min_score": rounded(config.kind(options.kind).min_score)}
     record = Record(options.benchmark, options, argv)
@@ -132,14 +134,14 @@ def run_on_server(
         if url is None:
             started = resources.enter_context(LocalServer(repository_path(options)))
             url, pid = started.url, started.pid
-        server = resources.enter_context(connect(url, images, pid))
+        server = resources.enter_context(connect(url, options.kind, images, pid))
         if pid is None:
             served["model_identity"] = server.client.model_identity
         figures = {
             "kind": options.kind,
             **served,
-            "picture_size": list(images[0].pixels.shape[:2]),
-            "boxes": describe_boxes(server.num_boxes),
+            "picture_size": list(images[0].shape[:2]),
+            "boxes": describe_boxes(server.send_all()),  # and warm the server up
             **measure(server),
         }
     record.write(figures, default_output(options), models=models)

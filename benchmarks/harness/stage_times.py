@@ -1,4 +1,4 @@
-"""Read what each model of a server did between two moments, from Triton's own statistics."""
+"""Read from Triton's statistics what each model of a server did, and how long it took."""
 
 from dataclasses import dataclass, fields
 from typing import Any
@@ -13,7 +13,7 @@ from livematch.errors import UnavailableError
 
 @dataclass(frozen=True)
 class StageTimes:
-    """Totals of one model. A request holds a batch of rows (images or crops); one backend call may serve several.
+    """Totals of one model. A request holds a batch of rows (images or crops); one call may serve several requests.
 
     `crop_and_embed` computes by calling `crop` and the embedders, so its compute time includes theirs.
     """
@@ -37,7 +37,7 @@ Stages = dict[str, StageTimes]
 
 
 def read_stages(client: triton.InferenceServerClient) -> Stages:
-    """Return every model's totals since it was loaded; raise UnavailableError if the server does not give them."""
+    """Return every model's totals since it was loaded; raise UnavailableError if they cannot be read."""
     try:
         statistics = client.get_inference_statistics()
     except InferenceServerException as error:
@@ -72,19 +72,19 @@ def computing_ms(stages: Stages, kind: str) -> float:
 def overhead(stages: Stages, kind: str) -> float:
     """Return the fraction of a request's time in which no step of the ensemble computes: queues, copies, Triton itself.
 
-    This holds only with one request in flight, since several wait for each other.
+    It means something only with one request in flight, since several requests wait for each other.
     """
     return 1 - computing_ms(stages, kind) / stages[f"recognize_{kind}"].total_ms
 
 
 def crops_per_call(stages: Stages) -> float:
-    """Return how many crops one embedder call had on average; 0 if there was none."""
+    """Return the mean number of crops per embedder call; 0 if there was no call."""
     embedder = stages.get(EMBEDDERS[0])
     return embedder.num_rows / embedder.num_calls if embedder else 0.0
 
 
 def describe_stages(stages: Stages, num_images: float) -> dict[str, dict[str, Any]]:
-    """Return JSON per model: counts, and milliseconds per image that went through the ensemble."""
+    """Return JSON by model: counts, and milliseconds per image sent to the ensemble."""
     return {
         model: {
             "num_requests": int(stage.num_requests),

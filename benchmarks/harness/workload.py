@@ -1,4 +1,4 @@
-"""The options that commands share, and what they name: a world to send, and a model repository to serve."""
+"""Define the options that commands share, and prepare what they name: a world and a model repository to serve."""
 
 import argparse
 from collections.abc import Sequence
@@ -8,47 +8,42 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.harness.engines import Engines
-from benchmarks.harness.images import InputImage
-from benchmarks.harness.options import add_number
+from benchmarks.harness.images import Kind
+from benchmarks.harness.options import add_number, add_path
 from benchmarks.harness.results import RESULTS
 from export.build import build
 from export.config import CONFIGS, PipelineConfig
 from export.graphs.precision import PRECISIONS
+from livematch.types import Pixels
 from training.demo.world import render_world
 
 DEMO_CHECKPOINTS = Path("training/demo/checkpoints")
 WORLD = RESULTS / "world"
 WORLD_SEED, WORLD_ITEMS = 7, 12
 MEAN_BOXES = 2.0
-"""Boxes per image that random weights are made to find, by their score limit. The data set's frames have 1.65."""
+"""Boxes per image that a detector with random weights is made to find. The data set's frames have 1.65."""
 
 
 def add_server_arguments(parser: argparse.ArgumentParser, benchmark: str) -> None:
-    """Add the options for what is served, the world that is sent, and the results file."""
+    """Add the options for the served networks, the world whose images are sent, and the results file."""
     parser.add_argument("--config", choices=sorted(CONFIGS), default="demo", help="pipeline")
     parser.add_argument("--precision", choices=PRECISIONS, default="fp32", help="precision of the networks")
-    parser.add_argument(
-        "--checkpoints", type=Path, metavar="DIR", help="default: the demo's; random weights for production"
-    )
-    parser.add_argument(
-        "--world", type=Path, metavar="DIR", help="a part of the data set; default: a small demo world, rendered once"
-    )
-    parser.add_argument(
-        "-o", "--output", type=Path, metavar="FILE", help=f"default: build/benchmarks/CONFIG_{benchmark}.json"
-    )
+    add_path(parser, "--checkpoints", None, "folder; default: the demo's checkpoints, random weights for production")
+    add_path(parser, "--world", None, "a part of the data set; default: a small demo world, rendered once")
+    add_path(parser, "--output", None, f"results file; default: build/benchmarks/CONFIG_{benchmark}.json")
     parser.set_defaults(benchmark=benchmark)
 
 
 def add_workload_arguments(parser: argparse.ArgumentParser, benchmark: str) -> None:
-    """Add the options of `add_server_arguments`, and those for which images of the world are sent."""
+    """Add the options of `add_server_arguments`, and those that choose images of the world."""
     add_server_arguments(parser, benchmark)
-    parser.add_argument("--seed", type=int, default=0, help="for choosing and ordering images")
+    parser.add_argument("--seed", type=int, default=0, help="of the choice and order of images")
     parser.add_argument("--kind", choices=("image", "frame"), default="frame", help="shop photos or video frames")
     add_number(parser, "--pictures", 48, "number of images sent")
 
 
 def add_server_address(parser: argparse.ArgumentParser) -> None:
-    """Add --server, for benchmarks that need only a server's answers and statistics."""
+    """Add --server, for benchmarks that need only a server's responses and statistics."""
     parser.add_argument(
         "--server",
         metavar="HOST:PORT",
@@ -89,11 +84,11 @@ def prepare_world(directory: Path | None) -> Path:
     return WORLD
 
 
-def prepare_repository(options: argparse.Namespace, images: Sequence[InputImage]) -> PipelineConfig:
+def prepare_repository(options: argparse.Namespace, kind: Kind, images: Sequence[Pixels]) -> PipelineConfig:
     """Build or update the options' model repository at `repository_path`, and return the config it was built from.
 
-    For random weights (seed 0), the config's score limit is replaced by the one at which they find MEAN_BOXES boxes
-    per image on average in these images.
+    Random weights (seed 0) give arbitrary scores. For them, the config gets the score limit at which the detector finds
+    MEAN_BOXES boxes per image, on average over these images.
     """
     repository = repository_path(options)
     config = CONFIGS[options.config]()
@@ -102,15 +97,10 @@ def prepare_repository(options: argparse.Namespace, images: Sequence[InputImage]
         build(config, repository, checkpoints=checkpoints, precision=options.precision)
         return config
     build(config, repository, random_seed=0, precision=options.precision)
-    config = _with_mean_boxes(config, Engines(repository, config, num_threads=0), images)
+    engines = Engines(repository, config, num_threads=0)
+    scores = np.sort(np.concatenate([engines.detection_scores(kind, pixels) for pixels in images]))[::-1]
+    limit = float(scores[min(round(MEAN_BOXES * len(images)), len(scores) - 1)])
+    settings = replace(config.kind(kind), min_score=limit)
+    config = replace(config, image=settings) if kind == "image" else replace(config, frame=settings)
     build(config, repository, random_seed=0, precision=options.precision)
     return config
-
-
-def _with_mean_boxes(config: PipelineConfig, engines: Engines, images: Sequence[InputImage]) -> PipelineConfig:
-    kind = images[0].kind
-    scores = np.concatenate([engines.detection_scores(kind, image.pixels) for image in images])
-    rank = round(MEAN_BOXES * len(images))
-    limit = float(np.sort(scores)[::-1][min(rank, len(scores) - 1)])
-    settings = replace(config.kind(kind), min_score=limit)
-    return replace(config, image=settings) if kind == "image" else replace(config, frame=settings)

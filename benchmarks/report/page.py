@@ -1,4 +1,4 @@
-"""Turn results files into one HTML page with plots, and into the Markdown table of benchmarks/README.md.
+"""Make an HTML page with plots, and the Markdown table of benchmarks/README.md, from results files.
 
     python -m benchmarks.report --results benchmarks/results --output build/benchmarks/report
 
@@ -6,15 +6,15 @@ Writes report.html, the plots as PNG files beside it, and table.md. Every figure
 code 2 if there are no results.
 """
 
-import argparse
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from benchmarks.report.plots import PLOTS
+from benchmarks.harness.options import add_path, new_parser
+from benchmarks.harness.results import read_json
+from benchmarks.report.plots import write_plots
 from benchmarks.report.sections import SECTIONS
 from benchmarks.report.table import markdown_table
 from livematch.cli.commands import run_command
@@ -25,7 +25,7 @@ Results = dict[str, Any]
 TITLES = {"demo": "Demo networks", "production": "Production networks", None: "Matching"}
 
 MAX_BUSY_FRACTION = 0.1
-"""Fraction of the CPUs that other work may use before the page warns of it."""
+"""The page warns if other work used more than this fraction of the CPUs."""
 
 
 def write_report(results: Sequence[Results], folder: Path) -> None:
@@ -59,11 +59,6 @@ def write_report(results: Sequence[Results], folder: Path) -> None:
 def _section(result: Results, folder: Path) -> dict[str, Any]:
     """Return what the template shows of one results file, after writing its plots to `folder`."""
     benchmark, figures = result["benchmark"], result["figures"]
-    plots = []
-    for name, plot in PLOTS.get(benchmark, {}).items():
-        path = folder / f"{Path(result['file']).stem}_{name}.png"
-        plot(figures, path)
-        plots.append((name, path.name))
     description, blocks_of = SECTIONS[benchmark]
     return {
         "benchmark": benchmark,
@@ -71,13 +66,13 @@ def _section(result: Results, folder: Path) -> dict[str, Any]:
         "warning": _warning(result),
         "command": result["command"],
         "conditions": _conditions(result),
-        "plots": plots,
+        "plots": write_plots(benchmark, figures, folder, Path(result["file"]).stem),
         "blocks": blocks_of(figures),
     }
 
 
 def _warning(result: Results) -> str:
-    """Return a warning if other work ran beside the measurement, since its times then mean little."""
+    """Return a warning if other work slowed the measurement, and otherwise an empty text."""
     before, after = result["machine"]["busy_share"], result["busy_share_after"]
     if max(before, after) <= MAX_BUSY_FRACTION:
         return ""
@@ -118,7 +113,7 @@ def _conditions(result: Results) -> list[str]:
 
 
 def _weights(result: Results) -> str | None:
-    """Return the weights as recorded, or, for files from before they were, as the command implies."""
+    """Return the weights as recorded; older files lack them, and for those return what the command implies."""
     names_others = any(option in result["command"] for option in ("--checkpoints", "--server"))
     is_random = result["config"] == "production" and not names_others
     weights: str | None = result["figures"].get("weights", "random" if is_random else None)
@@ -133,19 +128,16 @@ def read_folder(folder: Path) -> list[Results]:
     """
     results = []
     for path in sorted(folder.glob("*.json")):
-        try:
-            content = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise ValueError(f"{path}: not JSON: {error}") from error
+        content = read_json(path)
         if isinstance(content, dict) and content.get("benchmark") in SECTIONS:
             results.append({**content, "file": path.name})
     return results
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--results", type=Path, default=Path("benchmarks/results"), metavar="DIR")
-    parser.add_argument("-o", "--output", type=Path, default=Path("build/benchmarks/report"), metavar="DIR")
+    parser = new_parser(__doc__)
+    add_path(parser, "--results", Path("benchmarks/results"), "folder of the results files")
+    add_path(parser, "--output", Path("build/benchmarks/report"), "folder to write")
     options = parser.parse_args(argv)
 
     def report() -> int:

@@ -1,4 +1,4 @@
-"""The paragraphs and tables of each benchmark's section on the page."""
+"""Make the paragraphs and tables of each benchmark's section on the page."""
 
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -8,7 +8,6 @@ from benchmarks.report.table import engine_speedups, is_stable_on_both_sides
 Figures = dict[str, Any]
 Table = list[dict[str, object]]
 """Rows, each from column name to value; all rows have the same columns."""
-
 
 LATENCY = ("p50_ms", "p90_ms", "p95_ms", "p99_ms", "max_ms", "num_answered", "num_failures")
 
@@ -29,7 +28,7 @@ COLUMNS = {
     "speedup_unread": "speed-up without it",
     "speedup": "speed-up",
 }
-"""Names of columns that do not follow from the names of the figures."""
+"""Names of columns that `_cells` cannot derive from the names of the figures."""
 
 
 def _cells(figures: Figures, *names: str) -> dict[str, object]:
@@ -48,6 +47,11 @@ def _stable(figures: Figures) -> dict[str, object]:
     return {"stable": "yes" if figures["is_stable"] else "no"}
 
 
+def _rounds(figures: Figures, cells: Callable[[Figures], dict[str, object]]) -> Table:
+    """Return a table with one row per round, numbered from 1."""
+    return _table({"round": number} | cells(turn) for number, turn in enumerate(figures["rounds"], 1))
+
+
 def _percent(fraction: float | None) -> str:
     return "" if fraction is None else f"{fraction:.0%}"
 
@@ -55,7 +59,7 @@ def _percent(fraction: float | None) -> str:
 def _throughput(figures: Figures) -> list[str | Table]:
     sweep = []
     for point in figures["sweep"]:
-        usage, gpu = point["usage"] or {}, point["gpu"] or {}  # no usage of a server on another machine
+        usage, gpu = point["usage"] or {}, point["gpu"] or {}  # no usage where the benchmark did not start the server
         busy = {f"{name} busy": _percent(usage.get(f"{name}_busy_share")) for name in ("machine", "server")}
         sweep.append(
             _cells(point, "concurrency", "pictures_per_s", "crops_per_s", "crops_per_call")
@@ -87,40 +91,45 @@ def _latency(figures: Figures) -> list[str | Table]:
 
 
 def _baseline(figures: Figures) -> list[str | Table]:
-    rounds = _table(
-        {"round": number}
-        | _cells(turn, "baseline_s", "pipeline_s", "speedup")
-        | {"baseline's decoding s": turn["baseline_steps"]["reading_s"]}
-        | _cells(turn, "speedup_unread", "baseline_cpu_s", "pipeline_cpu_s", "cpu_ratio")
-        | {f"{name} boxes": turn["agreement"][f"num_{name}_boxes"] for name in ("baseline", "pipeline", "same")}
-        | {"lowest cosine": turn["agreement"]["min_cosine"]}
-        for number, turn in enumerate(figures["rounds"], 1)
-    )
+    def cells(turn: Figures) -> dict[str, object]:
+        agreement = turn["agreement"]
+        return (
+            _cells(turn, "baseline_s", "pipeline_s", "speedup")
+            | {"baseline's decoding s": turn["baseline_steps"]["reading_s"]}
+            | _cells(turn, "speedup_unread", "baseline_cpu_s", "pipeline_cpu_s", "cpu_ratio")
+            | {f"{name} boxes": agreement[f"num_{name}_boxes"] for name in ("baseline", "pipeline", "same")}
+            | {"lowest cosine": agreement["min_cosine"]}
+        )
+
     return [
         f"The pipeline is {figures['headline_speedup']:.3g} times as fast as the baseline, and "
-        f"{figures['speedup_unread']:.3g} times as fast excluding the baseline's decoding (medians of {len(rounds)} "
-        f"rounds; clips: {figures['num_clips']}, frames of each: {figures['num_frames']}). Baseline: eager PyTorch "
-        f"with {figures['threads']} threads on {figures['device']}, detector: {figures['eager_detector']}.",
-        rounds,
+        f"{figures['speedup_unread']:.3g} times as fast excluding the baseline's decoding (medians of "
+        f"{len(figures['rounds'])} rounds; clips: {figures['num_clips']}, frames of each: {figures['num_frames']}). "
+        f"Baseline: eager PyTorch with {figures['threads']} threads on {figures['device']}, detector: "
+        f"{figures['eager_detector']}.",
+        _rounds(figures, cells),
     ]
 
 
 def _concurrency(figures: Figures) -> list[str | Table]:
     ways = {"serial": "1 source", "overlapped": f"{figures['concurrency']} sources"}
-    rounds = []
-    for number, turn in enumerate(figures["rounds"], 1):
+
+    def cells(turn: Figures) -> dict[str, object]:
         decoding = turn["decoding"]
-        row = {"round": number, "seeking each frame s": decoding["sought_s"], "one pass s": decoding["one_pass_s"]}
-        row |= {"decoding speed-up": decoding["speedup"]}
-        row |= {f"frames/s, {sources}": turn[way]["frames_per_s"] for way, sources in ways.items()}
-        row |= {"embedding speed-up": turn["speedup"]}
-        row |= {f"computing, {sources}": turn[way]["computing"] for way, sources in ways.items()}
-        busy = {way: turn[way]["usage"]["machine_busy_share"] for way in ways}
-        rounds.append(row | {f"machine busy, {sources}": _percent(busy[way]) for way, sources in ways.items()})
+        busy = {way: _percent(turn[way]["usage"]["machine_busy_share"]) for way in ways}
+        return (
+            {"seeking each frame s": decoding["sought_s"], "one pass s": decoding["one_pass_s"]}
+            | {"decoding speed-up": decoding["speedup"]}
+            | {f"frames/s, {sources}": turn[way]["frames_per_s"] for way, sources in ways.items()}
+            | {"embedding speed-up": turn["speedup"]}
+            | {f"computing, {sources}": turn[way]["computing"] for way, sources in ways.items()}
+            | {f"machine busy, {sources}": busy[way] for way, sources in ways.items()}
+        )
+
     return [
         f"Clips: {figures['num_clips']}. Computing: average number of requests that the server computes at a time; "
         "with one source in flight, this is the fraction of the time in which the server is busy.",
-        _table(rounds),
+        _rounds(figures, cells),
     ]
 
 
@@ -151,15 +160,14 @@ def _models(figures: Figures) -> list[str | Table]:
 
 
 def _perf_analyzer(figures: Figures) -> list[str | Table]:
-    rounds = _table(
-        {
-            "round": number,
+    rounds = _rounds(
+        figures,
+        lambda turn: {
             "our images/s": turn["ours_per_s"],
             "perf_analyzer's images/s": turn["perf_analyzer"]["inferences_per_s"],
             "ratio": turn["ratio"],
-        }
-        | _stable({"is_stable": is_stable_on_both_sides(turn)})
-        for number, turn in enumerate(figures["rounds"], 1)
+            **_stable({"is_stable": is_stable_on_both_sides(turn)}),
+        },
     )
     names = ("inferences_per_s", "p50_ms", "p90_ms", "p95_ms", "p99_ms")
     models = _table({"model": model} | _cells(row, *names) | _stable(row) for model, row in figures["models"].items())
@@ -169,8 +177,7 @@ def _perf_analyzer(figures: Figures) -> list[str | Table]:
 def _detector(figures: Figures) -> list[str | Table]:
     height, width = figures["image_size"]
     note = f"{width} × {height} px, {figures['threads']} threads each. Median speed-up: {figures['speedup']}."
-    names = ("detectron2_s", "onnxruntime_s", "speedup")
-    return [note, _table({"round": number} | _cells(turn, *names) for number, turn in enumerate(figures["rounds"], 1))]
+    return [note, _rounds(figures, lambda turn: _cells(turn, "detectron2_s", "onnxruntime_s", "speedup"))]
 
 
 def _regression(figures: Figures) -> list[str | Table]:
@@ -190,8 +197,8 @@ SECTIONS: dict[str, tuple[str, Callable[[Figures], list[str | Table]]]] = {
         _baseline,
     ),
     "concurrency": (
-        "How well the command livematch embed uses the server: decoding each clip in one pass against seeking each "
-        "frame, and several sources in flight against one, interleaved.",
+        "What livematch embed gains from decoding each clip in one pass instead of seeking each frame, and from "
+        "several sources in flight instead of one, interleaved.",
         _concurrency,
     ),
     "throughput": (
@@ -217,4 +224,4 @@ SECTIONS: dict[str, tuple[str, Callable[[Figures], list[str | Table]]]] = {
     ),
     "search": ("Exact search over features on disk against a plain matrix product of the same size.", _search),
 }
-"""By benchmark: what was measured, and the function from its figures to the blocks of its section."""
+"""By benchmark: what was measured, and the function that turns its figures into paragraphs and tables."""

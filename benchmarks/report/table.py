@@ -1,17 +1,19 @@
-"""Make the table of figures in benchmarks/README.md from results files, so that no figure is typed by hand."""
+"""Make the Markdown table of benchmarks/README.md from results files, so that nobody copies figures by hand."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import reduce
+from operator import getitem
 from typing import Any
 
 from benchmarks.harness.results import rounded
 
 Figures = dict[str, Any]
 Row = tuple[str, str, Sequence[float]]
-"""What was measured, the figure, and its value in each round if there were rounds."""
+"""What was measured, the figure as text, and its value in each round (empty if there were no rounds)."""
 
 
 def markdown_table(results: Iterable[dict[str, Any]]) -> str:
-    """Return one line per figure, with its range and number of rounds, and the results file it comes from."""
+    """Return one line per figure: its range over the rounds, their number, and the results file it comes from."""
     lines = ["| networks | what | figure | lowest to highest (rounds) | file |", "| --- | --- | --- | --- | --- |"]
     order = list(ROWS)
     measured = [result for result in results if result["benchmark"] in ROWS]
@@ -22,22 +24,26 @@ def markdown_table(results: Iterable[dict[str, Any]]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def _each(figures: Figures, *path: str) -> list[float]:
+    """Return one value of each round: the one at this path of keys."""
+    return [reduce(getitem, path, turn) for turn in figures["rounds"]]
+
+
 def _baseline(figures: Figures) -> Iterator[Row]:
-    speedups = [turn["speedup"] for turn in figures["rounds"]]
-    yield f"pipeline over the baseline, {figures['device'].upper()}", f"{figures['headline_speedup']:.3g}×", speedups
-    ratios = [turn["cpu_ratio"] for turn in figures["rounds"]]
-    yield "the same in CPU seconds", f"{figures['cpu_ratio']:.3g}×", ratios
-    speedups = [turn["speedup_unread"] for turn in figures["rounds"]]
-    yield "speed-up excluding the baseline's decoding", f"{figures['speedup_unread']:.3g}×", speedups
+    device = figures["device"].upper()
+    speedup, cpu_ratio, unread = (f"{figures[n]:.3g}×" for n in ("headline_speedup", "cpu_ratio", "speedup_unread"))
+    yield f"pipeline over the baseline, {device}", speedup, _each(figures, "speedup")
+    yield "the same in CPU seconds", cpu_ratio, _each(figures, "cpu_ratio")
+    yield "speed-up excluding the baseline's decoding", unread, _each(figures, "speedup_unread")
 
 
 def _concurrency(figures: Figures) -> Iterator[Row]:
-    decoding = [turn["decoding"]["speedup"] for turn in figures["rounds"]]
-    yield "decoding a clip in one pass over seeking each frame", f"{figures['decoding_speedup']:.3g}×", decoding
-    speedups = [turn["speedup"] for turn in figures["rounds"]]
-    yield f"embedding, {figures['concurrency']} sources in flight over one", f"{figures['speedup']:.2f}×", speedups
-    computing = [turn["overlapped"]["computing"] for turn in figures["rounds"]]
-    yield "average number of requests that the server computes at a time", f"{figures['computing']:.2f}", computing
+    decoding = f"{figures['decoding_speedup']:.3g}×"
+    yield "decoding a clip in one pass over seeking each frame", decoding, _each(figures, "decoding", "speedup")
+    what = f"embedding, {figures['concurrency']} sources in flight over one"
+    yield what, f"{figures['speedup']:.2f}×", _each(figures, "speedup")
+    what = "average number of requests that the server computes at a time"
+    yield what, f"{figures['computing']:.2f}", _each(figures, "overlapped", "computing")
 
 
 def _throughput(figures: Figures) -> Iterator[Row]:
@@ -59,13 +65,9 @@ def _latency(figures: Figures) -> Iterator[Row]:
 
 def _models(figures: Figures) -> Iterator[Row]:
     if "share_of_bound" in figures:
-        fractions = [turn["share_of_bound"] for turn in figures["rounds"]]
         is_stable = all(turn.get("ensemble_is_stable", True) for turn in figures["rounds"])
-        yield (
-            f"throughput of the ensemble over that of its engines alone{_mark(is_stable)}",
-            f"{figures['share_of_bound']['median']:.2f}",
-            fractions,
-        )
+        what = f"throughput of the ensemble over that of its engines alone{_mark(is_stable)}"
+        yield what, f"{figures['share_of_bound']['median']:.2f}", _each(figures, "share_of_bound")
     for model, row in figures["models"].items():
         if speedups := engine_speedups(figures, model):
             figure = f"{row['speedup']:.2f}×, and {row['share_of_bound']:.2f} of the bound that its arithmetic sets"
@@ -73,28 +75,23 @@ def _models(figures: Figures) -> Iterator[Row]:
 
 
 def engine_speedups(figures: Figures, model: str) -> list[float]:
-    """Return the speed-up of a model's engine over eager PyTorch in each round; empty for a graph without a network."""
+    """Return the speed-up of a model's engine over eager PyTorch in each round; empty if it has no eager times."""
     rounds = figures["rounds"]
     return [turn["eager_ms"][model] / turn["engine_ms"][model] for turn in rounds if model in turn["eager_ms"]]
 
 
 def _detector(figures: Figures) -> Iterator[Row]:
-    speedups = [turn["speedup"] for turn in figures["rounds"]]
-    yield "engine of the detector over detectron2", f"{figures['speedup']:.2f}×", speedups
+    yield "engine of the detector over detectron2", f"{figures['speedup']:.2f}×", _each(figures, "speedup")
 
 
 def _perf_analyzer(figures: Figures) -> Iterator[Row]:
-    ratios = [turn["ratio"] for turn in figures["rounds"]]
     is_stable = all(is_stable_on_both_sides(turn) for turn in figures["rounds"])
-    yield (
-        f"throughput that perf_analyzer measures over ours{_mark(is_stable)}",
-        f"{figures['median_ratio']:.2f}",
-        ratios,
-    )
+    what = f"throughput that perf_analyzer measures over ours{_mark(is_stable)}"
+    yield what, f"{figures['median_ratio']:.2f}", _each(figures, "ratio")
 
 
 def is_stable_on_both_sides(turn: Figures) -> bool:
-    """Return whether both loops were stable in a round; older files do not record it for ours."""
+    """Return whether perf_analyzer and our loop were both stable in a round; older files do not say it of ours."""
     return bool(turn["perf_analyzer"]["is_stable"] and turn.get("ours_is_stable", True))
 
 

@@ -41,17 +41,17 @@ def write_part(directory, drawn):
     for item_id, color in drawn.items():
         for folder in ("image", "image_annotation"):
             (directory / folder / item_id).mkdir(parents=True)
-        picture = np.full((64, 48, 3), 255, np.uint8)
+        image = np.full((64, 48, 3), 255, np.uint8)
         for k in range(4):
-            picture[8:56, 8:40] = np.array(color) + 3 * k
-            Image.fromarray(picture).save(directory / "image" / item_id / f"{k}.jpg", quality=95)
+            image[8:56, 8:40] = np.array(color) + 3 * k
+            Image.fromarray(image).save(directory / "image" / item_id / f"{k}.jpg", quality=95)
             content = json.dumps({"annotations": annotations})
             (directory / "image_annotation" / item_id / f"{k}.json").write_text(content)
         with av.open(str(directory / "video" / f"{item_id}.mp4"), "w") as container:
             stream = container.add_stream("libx264", rate=25, options={"preset": "ultrafast", "crf": "10"})
             stream.width, stream.height, stream.pix_fmt = 48, 64, "yuv420p"
             for _ in range(121):
-                container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+                container.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
             container.mux(stream.encode())
         frames = [{"frame_index": index, "annotations": annotations} for index in (0, 40, 80, 120)]
         (directory / "video_annotation" / f"{item_id}.json").write_text(json.dumps({"frames": frames}))

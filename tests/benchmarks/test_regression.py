@@ -4,11 +4,12 @@ from pathlib import Path
 import pytest
 
 from benchmarks.harness.engines import Engines
-from benchmarks.harness.images import InputImage, sample_images
+from benchmarks.harness.images import sample_images
 from benchmarks.harness.server import connect
 from benchmarks.regression import measure_ratios, slower_stages
 from export.config import demo
 from livematch import LocalServer
+from livematch.types import Pixels
 
 SLEEP_S = 0.25
 
@@ -27,7 +28,7 @@ def test_only_stages_slower_than_the_tolerance_are_named() -> None:
 
 @pytest.mark.slow
 @pytest.mark.triton
-def test_a_planted_sleep_shows_in_its_stage_and_trips_the_guard(
+def test_a_planted_sleep_shows_in_its_stage_and_is_reported(
     demo_repository: Path, demo_world: Path, tmp_path: Path
 ) -> None:
     """crop_and_embed sleeps a quarter of a second in every call; the engines and all other stages are as before."""
@@ -49,6 +50,7 @@ def test_a_planted_sleep_shows_in_its_stage_and_trips_the_guard(
     assert any(line.startswith("crop_and_embed:") for line in slower_stages(slow, usual, tolerance=0.5))
 
 
-def ratios_of(repository: Path, images: list[InputImage], engines: Engines) -> dict[str, dict[str, float]]:
-    with LocalServer(repository) as local, connect(local.url, images, local.pid) as server:
+def ratios_of(repository: Path, images: list[Pixels], engines: Engines) -> dict[str, dict[str, float]]:
+    with LocalServer(repository) as local, connect(local.url, "frame", images, local.pid) as server:
+        server.send_all()
         return measure_ratios(server, engines, num_rounds=2)

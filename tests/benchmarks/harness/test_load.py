@@ -99,7 +99,7 @@ def test_an_open_loop_with_a_failed_request_is_not_stable() -> None:
     assert not is_stable
 
 
-def test_arrivals_are_as_many_as_asked_for_and_irregular() -> None:
+def test_arrivals_have_the_exact_rate_and_exponential_gaps() -> None:
     samples, _ = open_loop(
         lambda image: 0, np.array([0]), rate=2000.0, duration_s=0.5, num_threads=2, rng=np.random.default_rng(1)
     )

@@ -6,8 +6,7 @@ import onnx
 import pytest
 from onnx import helper, numpy_helper
 
-from benchmarks.harness.rates import measure_rates
-from benchmarks.harness.roofline import Product, Rates, bound_s, count_products
+from benchmarks.harness.roofline import Product, Rates, bound_s, count_products, measure_rates
 
 
 def write_network(path: Path, dtype: npt.DTypeLike) -> Path:
@@ -68,7 +67,7 @@ def test_each_product_waits_for_the_slower_of_arithmetic_and_memory() -> None:
     assert bound_s([Product(400, 10), Product(100, 50)], rates) == pytest.approx(4 + 5)
 
 
-def test_an_embedder_has_the_work_that_its_layers_have(demo_repository: Path) -> None:
+def test_an_embedders_work_is_proportional_to_its_crops(demo_repository: Path) -> None:
     """Twice the crops are twice the work, weights aside."""
     path = demo_repository / "embedder_b5a" / "1" / "model.onnx"
     one, two = (count_products(path, {"crops": np.zeros((n, 96, 64, 3), np.uint8)}) for n in (1, 2))
@@ -76,7 +75,7 @@ def test_an_embedder_has_the_work_that_its_layers_have(demo_repository: Path) ->
     assert all(a.num_bytes < b.num_bytes < 2 * a.num_bytes for a, b in zip(one, two, strict=True))
 
 
-def test_measured_rates_are_those_of_a_computer() -> None:
+def test_measured_rates_are_plausible() -> None:
     rates = measure_rates(1, num_repeats=1)
     assert 1e8 < rates.flop_per_s < 1e13
     assert 1e7 < rates.bytes_per_s < 1e12

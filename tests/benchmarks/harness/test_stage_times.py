@@ -32,7 +32,7 @@ def test_crops_per_call() -> None:
     assert crops_per_call({"detector": STAGES["detector"]}) == 0
 
 
-def test_stages_are_described_per_picture() -> None:
+def test_stages_are_described_per_image() -> None:
     row = describe_stages(STAGES, 10)["embedder_b5a"]
     assert (row["calls_per_picture"], row["rows_per_call"], row["total_ms"], row["compute_ms"]) == (0.4, 2.5, 5.6, 5.0)
 
