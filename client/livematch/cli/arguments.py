@@ -99,7 +99,8 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     report.add_argument("--failures", type=Path, help="failures.parquet, to list the sources that failed")
     report.add_argument(
         "--pictures", type=int, default=2000, metavar="N",
-        help="show images for the N nearest matches; after the first 200, in files by the page (default: %(default)s)",
+        help="show images for the N nearest matches; those after the first 200 are files beside the page "
+        "(default: %(default)s)",
     )  # fmt: skip
     report.add_argument(
         "--limit", type=_limit, default=1.12,

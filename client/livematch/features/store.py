@@ -229,19 +229,16 @@ def _to_batch(key: Key, recognitions: Sequence[tuple[int, Recognition]], schema:
     counts = [len(recognition) for _, recognition in recognitions]
     num_rows = sum(counts)
 
-    def lists(column: str, width: int) -> pa.Array:
-        return pa.FixedSizeListArray.from_arrays(values(column, (0, width)).ravel(), width)
-
-    def values(column: str, shape: tuple[int, ...] = (0,)) -> npt.NDArray[np.float32]:
-        arrays = (getattr(recognition, column) for _, recognition in recognitions)
-        return np.concatenate([np.empty(shape, np.float32), *arrays])
+    def flat(column: str) -> npt.NDArray[np.float32]:
+        arrays = (getattr(recognition, column).ravel() for _, recognition in recognitions)
+        return np.concatenate([np.empty(0, np.float32), *arrays])
 
     columns: list[Any] = [
         pa.array([source] * num_rows, pa.string()),
         pa.array([name] * num_rows, pa.string()),
         pa.array(np.repeat([frame_index for frame_index, _ in recognitions], counts), pa.int32()),
-        lists("boxes", 4),
-        values("scores"),
-        lists("embeddings", EMBEDDING_SIZE),
+        pa.FixedSizeListArray.from_arrays(flat("boxes"), 4),
+        flat("scores"),
+        pa.FixedSizeListArray.from_arrays(flat("embeddings"), EMBEDDING_SIZE),
     ]
     return pa.RecordBatch.from_arrays(columns, schema=schema)

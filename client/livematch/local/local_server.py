@@ -209,9 +209,7 @@ class LocalServer:
         deadline = time.monotonic() + self.startup_timeout_s
         while not _is_ready(self.host, self._ports["HTTP"]):
             self.check()
-            if has_failed(
-                self._current_log
-            ):  # the process may keep running: after a failed warm-up, Triton waits forever
+            if has_failed(self._current_log):  # the process may keep running: Triton waits after a failed warm-up
                 raise LocalServerError(f"tritonserver cannot serve its models: {self._describe_errors()}")
             if time.monotonic() > deadline:
                 raise LocalServerError(

@@ -133,7 +133,7 @@ def watch(
 
     Raises:
         FeaturesError: `products` were made by other models than the server serves.
-        ContractError: after an outage, the server came back serving different models.
+        RequestError, UnavailableError, ContractError: see `Client.recognize_image`.
         DecodeError: the video cannot be opened, or breaks off.
         InputError: `every` or `num_frames` is below 1, or `limit` is not a positive number.
     """

@@ -176,7 +176,10 @@ def free_port() -> int:
         ("match --queries nowhere.parquet --gallery g -o r.json", "nowhere.parquet: no such features file"),
         ("evaluate --result r.json --truth nowhere", "r.json: cannot be read"),
         ("serve --repository nowhere --grpc-port 0 --http-port 0 --metrics-port 0", "no model repository at nowhere"),
-        ("serve --repository . --grpc-port 70000", "gRPC port 70000 on 127.0.0.1 cannot be used: ports are 0 to 65535"),
+        (
+            "serve --repository . --http-port 0 --grpc-port 70000",
+            "gRPC port 70000 on 127.0.0.1 cannot be used: ports are 0 to 65535",
+        ),
         (
             "embed --images nowhere -o f.parquet --tls-cert c.pem",
             "certificate and its private key together, got only c",
