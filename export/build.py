@@ -187,7 +187,9 @@ def _digest(contents: Iterable[bytes]) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="python -m export.build", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--config", choices=sorted(CONFIGS), required=True)
     weights = parser.add_mutually_exclusive_group(required=True)
     weights.add_argument("--checkpoints", type=Path, metavar="DIR", help="with detector.pth, embedder_b5a.pth, …")

@@ -25,7 +25,9 @@ CONFIGS = {"demo": DEMO, "production": PRODUCTION}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="python -m export.detector", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--checkpoint", type=Path, metavar="FILE", help="needs its JSON beside it, or --backbone")
     parser.add_argument("--backbone", choices=sorted(ARCHITECTURES), help="of a checkpoint without JSON")
     parser.add_argument("--config", choices=sorted(CONFIGS), help="the architecture, with --random-weights")

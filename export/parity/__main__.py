@@ -26,7 +26,9 @@ from livematch.cli.commands import EXIT_FAILURES, run_command
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="python -m export.parity", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     commands = parser.add_subparsers(dest="model", required=True)
     for model in ("detector", "embedder", "prepare_frame", "prepare_image", "crop"):
         command = commands.add_parser(model)

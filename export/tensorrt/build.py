@@ -178,7 +178,9 @@ def _write_engine(
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="python -m export.tensorrt", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--repository", type=Path, required=True, metavar="DIR")
     parser.add_argument(
         "--models", nargs="+", choices=ENGINES, default=ENGINES, help="default: the detector and all embedders"

@@ -209,7 +209,11 @@ def check_model(model: onnx.ModelProto) -> list[Finding]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="python -m export.tensorrt.check",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("files", type=Path, nargs="+", metavar="FILE")
     files = parser.parse_args(argv).files
     return run_command("export.tensorrt.check", lambda: _check_files(files))

@@ -14,7 +14,9 @@ from livematch.cli.commands import EXIT_FAILURES, run_command
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="python -m export.triton", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--write", action="store_true", help="write the files instead of comparing them")
     arguments = parser.parse_args(argv)
     return run_command("export.triton", lambda: _run(must_write=arguments.write))
