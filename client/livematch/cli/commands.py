@@ -14,17 +14,20 @@ EXIT_FAILURES = 3
 EXIT_INTERRUPTED = 130
 
 
-def run_command(name: str, command: Callable[[], int]) -> int:
+def run_command(
+    name: str, command: Callable[[], int], errors: tuple[type[Exception], ...] = (LivematchError, ValueError, OSError)
+) -> int:
     """Run `command` and return its exit code; a user's mistake becomes one line on stderr.
 
     Args:
         name: printed before the message, such as "livematch" or "export.build".
-        command: returns its exit code, and raises LivematchError, ValueError or OSError for what the user can fix,
-            such as a wrong argument, a missing file or a full disk.
+        command: returns its exit code, and raises one of `errors` for what the user can fix, such as a wrong argument,
+            a missing file or a full disk.
+        errors: what becomes one line; any other exception is a defect of the program and keeps its traceback.
     """
     try:
         return command()
-    except (LivematchError, ValueError, OSError) as error:
+    except errors as error:
         print(f"{name}: {error}", file=sys.stderr)
         return EXIT_ERROR
     except KeyboardInterrupt:

@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from livematch.cli.arguments import parse_arguments
 from livematch.cli.commands import EXIT_FAILURES, run_command
-from livematch.errors import LocalServerError, UnavailableError
+from livematch.errors import LivematchError, LocalServerError, UnavailableError
 
 # Each command imports what it needs when it runs, so that `livematch --help` answers at once.
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     log = logging.getLogger("livematch")
     log.handlers = [_StderrHandler(logging.WARNING)]
     log.propagate = False
-    return run_command("livematch", lambda: _run_and_print_summary(options))
+    return run_command("livematch", lambda: _run_and_print_summary(options), (LivematchError, OSError))
 
 
 def _run_and_print_summary(options: argparse.Namespace) -> int:

@@ -79,7 +79,7 @@ def read_ground_truth(directory: str | Path) -> GroundTruth:
     for path in sorted((directory / "video_annotation").glob("*.json")):
         try:
             frames[path.stem] = {int(f["frame_index"]): _garments(f, path) for f in read_json(path)["frames"]}
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, OverflowError, TypeError, ValueError) as error:
             raise FileFormatError(f"{path}: not a video annotation: {type(error).__name__} {error}") from error
     return GroundTruth(images, frames)
 
@@ -87,7 +87,7 @@ def read_ground_truth(directory: str | Path) -> GroundTruth:
 def _garments(image_or_frame: Any, path: Path) -> tuple[Garment, ...]:
     try:
         return tuple(Garment(int(a["instance_id"]), to_int_box(a["box"])) for a in image_or_frame["annotations"])
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, OverflowError, TypeError, ValueError) as error:
         raise FileFormatError(f"{path}: not an annotation: {type(error).__name__} {error}") from error
 
 

@@ -7,6 +7,7 @@ matches.json  [{"video_id", "item_id", "frame_index", "pairs": [{"img_name", "it
 """
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -84,7 +85,7 @@ def read_result(path: str | Path) -> dict[str, Answer]:
             )
             for video_id, entry in content.items()
         }
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
+    except (AttributeError, KeyError, OverflowError, TypeError, ValueError) as error:
         raise FileFormatError(f"{path}: not a result file: {type(error).__name__} {error}") from error
 
 
@@ -100,16 +101,20 @@ def read_distances(path: str | Path) -> dict[str, float]:
         FileFormatError: the file does not exist, is not JSON, or has another format.
     """
     try:
-        return {str(entry["video_id"]): float(entry["distance"]) for entry in read_json(path)}
-    except (KeyError, TypeError, ValueError) as error:
+        distances = {str(entry["video_id"]): float(entry["distance"]) for entry in read_json(path)}
+    except (KeyError, OverflowError, TypeError, ValueError) as error:
         raise FileFormatError(f"{path}: not a matches file: {type(error).__name__} {error}") from error
+    for video_id, distance in distances.items():
+        if not math.isfinite(distance):
+            raise FileFormatError(f"{path}: the distance of {video_id} is {distance}")
+    return distances
 
 
 def read_json(path: str | Path) -> Any:
     """Parse a JSON file; raise FileFormatError if that is not possible."""
     try:
         return json.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, RecursionError, ValueError) as error:
         raise FileFormatError(f"{path}: cannot be read: {error}") from error
 
 

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from livematch.errors import FeaturesError
+from livematch.errors import FeaturesError, InputError
 from livematch.features.parquet import EmbeddingFiles, open_file
 
 
@@ -165,7 +165,7 @@ class Features:
             raise FeaturesError(f"{self.origin}: {self._describe_row(int(order[last + 1]))} repeats row {order[last]}")
 
 
-def open_features(paths: Sequence[str | Path]) -> Features:
+def open_features(paths: str | Path | Sequence[str | Path]) -> Features:
     """Read features files, but leave their embeddings on disk; a row then takes about 50 bytes of memory.
 
     Several files, such as those of several `--shard`s, count as one table. The files may come from another tool: lists
@@ -173,9 +173,13 @@ def open_features(paths: Sequence[str | Path]) -> Features:
     any width and row groups any size; additional columns are ignored. A null in `name` is read as empty.
 
     Raises:
+        InputError: no path is given.
         FeaturesError: a file does not exist or is not Parquet, a column is missing or has an unsuitable type, the
             files were made by different models, or their content is refused by `Features`.
     """
+    paths = [paths] if isinstance(paths, str | Path) else paths
+    if not paths:
+        raise InputError("no features file given")
     tables = []
     for path in paths:
         columns, embeddings = open_file(Path(path))

@@ -6,6 +6,7 @@ comes first in its features.
 
 import logging
 from dataclasses import dataclass
+from numbers import Integral, Real
 
 import numpy as np
 import numpy.typing as npt
@@ -35,9 +36,9 @@ class MatchOptions:
     def __post_init__(self) -> None:
         for name, high in (("quantile", 1.0), ("vote_share", 1.0), ("limit", np.inf)):
             value = getattr(self, name)
-            if not 0 <= value <= high:
+            if not isinstance(value, Real) or not 0 <= float(value) <= high:
                 raise InputError(f"{name} must be in 0..{high:g}, got {value}")
-        if self.num_pairs < 1:
+        if not isinstance(self.num_pairs, Integral) or int(self.num_pairs) < 1:
             raise InputError(f"num_pairs must be at least 1, got {self.num_pairs}")
 
 

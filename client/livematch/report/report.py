@@ -7,16 +7,18 @@ the following matches are files in a folder beside it, which the browser loads w
 
 import base64
 import io
+import math
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from PIL import Image
 
-from livematch.errors import DecodeError
+from livematch.errors import DecodeError, InputError
 from livematch.evaluation.ground_truth import GroundTruth
 from livematch.evaluation.results import Answer
 from livematch.evaluation.scores import Score, evaluate
@@ -65,10 +67,12 @@ def write_report(
         num_pictured: number of matches shown with images: those with the smallest distances.
 
     Raises:
-        InputError: `images` or `videos` is not a folder.
+        InputError: `images` or `videos` is not a folder, or a distance is not finite.
     """
     output = Path(output)
     distances = distances or {}
+    if not all(map(math.isfinite, distances.values())):
+        raise InputError("distances must be finite numbers")
     photos = {source.key: source for source in list_images(Path(images))[0]}
     clips = {source.source: source for source in list_videos(Path(videos))[0]}
     items = list(dict.fromkeys(item_id for item_id, _ in photos))
@@ -133,7 +137,7 @@ class _Figure:
         else:
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(jpeg)
-            src = f"{path.parent.name}/{path.name}"
+            src = quote(f"{path.parent.name}/{path.name}")
         size = {"width": width, "height": height}
         return {"caption": self.caption, **size, "src": src, "boxes": self.boxes, "truth": self.truth}
 
@@ -168,7 +172,7 @@ def _decode(source: Source | None, missing: str, frame_index: int | None = None)
         if frame_index is None:
             return read_image(source.path), ""
         ((_, pixels),) = read_frames(source.path, [frame_index])
-    except DecodeError as error:
+    except (DecodeError, InputError) as error:
         return None, str(error)
     return pixels, ""
 

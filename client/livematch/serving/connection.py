@@ -81,8 +81,10 @@ class Connection(Health):
 
     def copy(self) -> "Connection":
         """Return another connection to the same server, which starts with what is known of the server's health."""
-        other = Connection(self.url, self._settings, shared_memory=self._memory is not None)
+        other = Connection(self.url, self._settings)
         other.failed_s, other.identity_checked_s = self.failed_s, self.identity_checked_s
+        if self._memory is not None:
+            other._memory = SharedMemory(other._triton, self._settings.headers, self._memory)
         return other
 
     async def close(self) -> None:

@@ -38,13 +38,21 @@ class SharedMemory:
     reading, for example after a request timed out; it is asked again later.
     """
 
-    def __init__(self, connection: triton.InferenceServerClient, headers: dict[str, str]) -> None:
+    def __init__(
+        self,
+        connection: triton.InferenceServerClient,
+        headers: dict[str, str],
+        sibling: "SharedMemory | None" = None,
+    ) -> None:
+        """Create the first one of a server, or one for another connection to the server of `sibling`."""
         self._connection = connection
         self._headers = headers
         self._machine = _name_machine()
-        self._lock = threading.Lock()
         self._free: list[_Region] = []
-        self._unreleased_names: set[str] = set()  # regions that the server was still reading
+        self._is_closed = False
+        self._lock: threading.Lock = sibling._lock if sibling else threading.Lock()
+        # Regions that the server was still reading, or whose connection was closed; any sibling can release them.
+        self._unreleased_names: set[str] = sibling._unreleased_names if sibling else set()
 
     @contextmanager
     def filled(self, tensor: triton.InferInput, array: Pixels) -> Iterator[None]:
@@ -70,10 +78,14 @@ class SharedMemory:
         except BaseException as error:
             self._unregister(region.name)
             if isinstance(error, InferenceServerException) and self.is_lost(error):
-                self.close()  # the server has lost the other regions too, and each would cost a try
+                self._release_free()  # the server has lost these too, and each would cost a try
             raise
         with self._lock:
-            self._free.append(region)
+            is_closed = self._is_closed
+            if not is_closed:
+                self._free.append(region)
+        if is_closed:
+            self._unregister(region.name)
 
     def check(self) -> None:
         """Check that the server can open a region; free those that killed processes left in the server.
@@ -93,7 +105,12 @@ class SharedMemory:
         return f"shared memory region: '{_PREFIX}" in (error.message() or "")
 
     def close(self) -> None:
-        """Release the regions that no request is using."""
+        """Release the regions that no request is using, and the others as soon as their requests end."""
+        with self._lock:
+            self._is_closed = True
+        self._release_free()
+
+    def _release_free(self) -> None:
         with self._lock:
             free, self._free = self._free, []
         self._unregister(*(region.name for region in free))
@@ -128,8 +145,8 @@ class SharedMemory:
         """Ask the server to release these regions, and those that it could not release before."""
         with self._lock:
             names = *names, *self._unreleased_names
-            self._unreleased_names = set()
-        for name in names:
+            self._unreleased_names.clear()
+        for index, name in enumerate(names):
             try:
                 self._connection.unregister_system_shared_memory(name, headers=self._headers, client_timeout=_TIMEOUT_S)
             except InferenceServerException as error:
@@ -137,6 +154,8 @@ class SharedMemory:
                     with self._lock:
                         self._unreleased_names.add(name)
             except ValueError:  # the connection is closed
+                with self._lock:
+                    self._unreleased_names.update(names[index:])
                 return
 
 

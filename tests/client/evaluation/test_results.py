@@ -84,3 +84,26 @@ def test_distances_are_read_back(tmp_path):
     write_json([{"video_id": "7"}], tmp_path / "other.json")
     with pytest.raises(FileFormatError, match="not a matches file"):
         read_distances(tmp_path / "other.json")
+
+
+@pytest.mark.parametrize("distance", ["NaN", "Infinity", "1e999"])
+def test_a_distance_that_is_not_finite_is_refused(tmp_path, distance):
+    path = tmp_path / "matches.json"
+    path.write_text(f'[{{"video_id": "7", "distance": {distance}}}]')
+    with pytest.raises(FileFormatError, match=r"the distance of 7 is (nan|inf)"):
+        read_distances(path)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"7": {"item_id": "7", "frame_index": 1e999, "result": []}}',
+        '{"7": {"item_id": "7", "frame_index": 0, "result": [{"img_name": "0", "item_box": [0, 0, 9, 1e999]}]}}',
+        "[" * 100_000,
+    ],
+)
+def test_numbers_and_nesting_beyond_all_bounds_are_one_line(tmp_path, text):
+    path = tmp_path / "result.json"
+    path.write_text(text)
+    with pytest.raises(FileFormatError, match=r"not a result file|cannot be read"):
+        read_result(path)

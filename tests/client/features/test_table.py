@@ -3,7 +3,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from livematch import Features, FeaturesError, open_features, read_features
+from livematch import Features, FeaturesError, InputError, open_features, read_features
 from livematch.features.parquet import IDENTITY_KEY
 
 
@@ -134,3 +134,11 @@ def test_unsuitable_columns_are_refused(tmp_path, change, message):
     pq.write_table(change(table(columns())), tmp_path / "f.parquet")
     with pytest.raises(FeaturesError, match=message):
         read_features(tmp_path / "f.parquet")
+
+
+def test_one_path_is_enough_and_none_is_refused(tmp_path):
+    path = str(tmp_path / "f.parquet")
+    pq.write_table(table(columns()), path)
+    assert len(open_features(path)) == 5
+    with pytest.raises(InputError, match="no features file given"):
+        open_features([])

@@ -84,3 +84,17 @@ def test_regions_of_killed_processes_are_freed(loopback_server):
     loopback_server.regions |= dict.fromkeys(others)
     with quick_client(loopback_server):
         assert loopback_server.regions.keys() == others
+
+
+def test_images_that_are_not_waited_for_leave_no_region(loopback_server, image):
+    loopback_server.delay_s = 0.1
+    with quick_client(loopback_server) as client:
+        for _ in range(3):
+            recognitions = client.recognize_images([image] * 40)
+            next(recognitions)
+            recognitions.close()
+        while loopback_server.regions_in_use:
+            time.sleep(0.01)
+        assert len(client.recognize_image(image)) == 1
+        assert len(loopback_server.regions) == 1
+    assert loopback_server.regions == {}
