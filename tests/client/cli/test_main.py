@@ -325,12 +325,13 @@ def test_interrupted_run_ends_cleanly_and_at_once(part, tmp_path, loopback_serve
     loopback_server.delay_s = {"none": 0.2, "no answers": 100, "refusals": 0}[trouble]
     loopback_server.faults_from = 3 if trouble == "refusals" else None
     command = [str(c) for c in run_options(part, tmp_path, loopback_server)]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "livematch.cli", *command],
-        stderr=subprocess.PIPE,
-        text=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # background jobs of a shell ignore SIGINT
+    # Background jobs of a shell ignore SIGINT. It is set in the program: with preexec_fn, Python forks while the fake
+    # server's gRPC threads run, which gRPC answers with SIGABRT at times.
+    code = (
+        "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler);"
+        "from livematch.cli import main; sys.exit(main(sys.argv[1:]))"
     )
+    process = subprocess.Popen([sys.executable, "-c", code, *command], stderr=subprocess.PIPE, text=True)
     while loopback_server.num_requests["recognize_image"] < 4:
         assert process.poll() is None
         time.sleep(0.01)
