@@ -33,7 +33,7 @@ class FeaturesError(LivematchError, ValueError):
     """A features file is damaged or unusable, or two of them do not belong together."""
 
 
-class FileFormatError(LivematchError):
+class FileFormatError(LivematchError, ValueError):
     """A result, an annotation or a ground truth folder cannot be read; the message names the file."""
 
 

@@ -13,11 +13,11 @@ import av
 import cv2
 import numpy as np
 
+from livematch.media.annotations import Annotation
 from training.demo.designs import Design, random_design
 from training.demo.photos import dressed_layers, garment_layers, random_outfit, random_skin
 from training.demo.scene import Layer, Pose, Scene, light_table, place, room
 from training.demo.sprites import SCALE, Sprite, flatten, hands_sprite, hanger_sprite, paint
-from training.wab.dataset import Annotation
 
 WIDTH_PX, HEIGHT_PX = 540, 960
 NUM_FRAMES, FRAMES_PER_SECOND = 400, 25

@@ -5,10 +5,10 @@ from collections.abc import Sequence
 import cv2
 import numpy as np
 
+from livematch.media.annotations import Annotation
 from training.demo.designs import DRESSES, SKIRTS, TOPS, TROUSERS, Design, random_design
 from training.demo.scene import Layer, Pose, Scene, light_table, room
 from training.demo.sprites import flatten, garment_sprite, mannequin_sprite
-from training.wab.dataset import Annotation
 
 SIDE_PX = 800
 

@@ -6,9 +6,9 @@ from dataclasses import dataclass, field
 import cv2
 import numpy as np
 
+from livematch.media.annotations import Annotation
 from training.demo.sprites import SCALE, Sprite, paint
 from training.demo.textures import smooth_noise
-from training.wab.dataset import Annotation
 
 FOCAL_LENGTH = 1600.0
 """Distance of the camera in body pixels; it determines how strongly a turned figure is foreshortened."""

@@ -26,10 +26,10 @@ from tqdm import tqdm
 
 from livematch.cli.commands import run_command
 from livematch.files import replace_file
+from livematch.media.annotations import Annotation
 from training.demo.clips import ANNOTATED_FRAMES, Clip, write_clip
 from training.demo.designs import item_designs
 from training.demo.photos import draw_photo
-from training.wab.dataset import Annotation
 
 STAMP = "world.json"
 """File with the options that a world was rendered with; written last, so that it also marks a complete world."""

@@ -19,12 +19,12 @@ import numpy as np
 from tqdm import tqdm
 
 from livematch.cli.commands import run_command
+from livematch.media.annotations import Annotation
 from training.embedder.templates import nearest_template
 from training.wab.dataset import (
     MIN_BOX_SIDE_PX,
     NO_INSTANCE,
     AnnotatedImage,
-    Annotation,
     add_max_bad_images_option,
     check_bad,
     usable_boxes,

@@ -13,14 +13,14 @@ beyond the image.
 
 import argparse
 import hashlib
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from livematch.media.annotations import Annotation, read_image_annotations, read_video_annotations
 
 LABELS: tuple[str, ...] = (
     "短袖上衣",
@@ -57,17 +57,6 @@ MAX_LISTED = 20
 
 MIN_BOX_SIDE_PX = 2
 """Minimum width and height of a box after clipping to its image; smaller boxes are not trained on."""
-
-
-@dataclass(frozen=True)
-class Annotation:
-    """One garment in one image, as stored in the annotation file."""
-
-    label: str
-    viewpoint: int  # 0 front, 1 back, 2 left, 3 right
-    display: int  # 0 product only, 1 worn
-    instance_id: int
-    box: tuple[int, int, int, int]
 
 
 @dataclass(frozen=True)
@@ -156,18 +145,15 @@ def check_bad(bad: Sequence[str], limit: int) -> None:
 
 def _photo(directory: Path, path: Path) -> list[AnnotatedImage]:
     photo = _existing(directory / "image" / path.parent.name / f"{path.stem}.jpg", path)
-    return [AnnotatedImage(path.parent.name, path.stem, photo, None, _annotations(path, _load(path)))]
+    return [AnnotatedImage(path.parent.name, path.stem, photo, None, read_image_annotations(path))]
 
 
 def _frames(directory: Path, path: Path) -> list[AnnotatedImage]:
     video = _existing(directory / "video" / f"{path.stem}.mp4", path)
-    images = []
-    for frame in _list(path, _load(path), "frames"):
-        index = _field(path, frame, "frame_index")
-        if not isinstance(index, int) or index < 0:
-            raise ValueError(f"{path}: frame_index is {index!r}, not a whole number from 0 on")
-        images.append(AnnotatedImage(path.stem, f"f{index}", video, index, _annotations(path, frame)))
-    return images
+    return [
+        AnnotatedImage(path.stem, f"f{index}", video, index, annotations)
+        for index, annotations in read_video_annotations(path)
+    ]
 
 
 def _annotation_files(directory: Path, pattern: str) -> list[Path]:
@@ -180,34 +166,3 @@ def _existing(path: Path, annotation: Path) -> Path:
     if not path.is_file():
         raise FileNotFoundError(f"{path} is missing, but {annotation} describes it")
     return path
-
-
-def _load(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from error
-
-
-def _list(path: Path, record: Any, name: str) -> list[Any]:
-    values = _field(path, record, name)
-    if not isinstance(values, list):
-        raise ValueError(f"{path}: {name} is {values!r}, not a list")
-    return values
-
-
-def _field(path: Path, record: Any, name: str) -> Any:
-    if not isinstance(record, dict) or name not in record:
-        raise ValueError(f"{path}: no field {name!r}")
-    return record[name]
-
-
-def _annotations(path: Path, record: Any) -> tuple[Annotation, ...]:
-    annotations = []
-    for entry in _list(path, record, "annotations"):
-        box = _field(path, entry, "box")
-        if not (isinstance(box, list) and len(box) == 4 and all(isinstance(edge, int) for edge in box)):
-            raise ValueError(f"{path}: box is {box!r}, not four whole numbers")
-        values = {name: _field(path, entry, name) for name in ("label", "viewpoint", "display", "instance_id")}
-        annotations.append(Annotation(**values, box=tuple(box)))
-    return tuple(annotations)

@@ -6,13 +6,13 @@
 A video shows the item with the same id. Annotations with the same nonzero instance_id are the same garment.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from livematch.errors import FileFormatError, InputError
-from livematch.evaluation.results import read_json, to_int_box
+from livematch.errors import InputError
+from livematch.media.annotations import Annotation, read_image_annotations, read_video_annotations
 from livematch.types import IntBox
 
 
@@ -74,21 +74,16 @@ def read_ground_truth(directory: str | Path) -> GroundTruth:
             raise InputError(f"{directory} is not an annotated part: it has no folder {name}")
     images: dict[str, dict[str, tuple[Garment, ...]]] = {}
     for path in sorted((directory / "image_annotation").glob("*/*.json")):
-        images.setdefault(path.parent.name, {})[path.stem] = _garments(read_json(path), path)
-    frames: dict[str, dict[int, tuple[Garment, ...]]] = {}
-    for path in sorted((directory / "video_annotation").glob("*.json")):
-        try:
-            frames[path.stem] = {int(f["frame_index"]): _garments(f, path) for f in read_json(path)["frames"]}
-        except (KeyError, OverflowError, TypeError, ValueError) as error:
-            raise FileFormatError(f"{path}: not a video annotation: {type(error).__name__} {error}") from error
+        images.setdefault(path.parent.name, {})[path.stem] = _garments(read_image_annotations(path))
+    frames = {
+        path.stem: {index: _garments(annotations) for index, annotations in read_video_annotations(path)}
+        for path in sorted((directory / "video_annotation").glob("*.json"))
+    }
     return GroundTruth(images, frames)
 
 
-def _garments(image_or_frame: Any, path: Path) -> tuple[Garment, ...]:
-    try:
-        return tuple(Garment(int(a["instance_id"]), to_int_box(a["box"])) for a in image_or_frame["annotations"])
-    except (KeyError, OverflowError, TypeError, ValueError) as error:
-        raise FileFormatError(f"{path}: not an annotation: {type(error).__name__} {error}") from error
+def _garments(annotations: Sequence[Annotation]) -> tuple[Garment, ...]:
+    return tuple(Garment(annotation.instance_id, annotation.box) for annotation in annotations)
 
 
 def _instances(garments_of: Mapping[Any, tuple[Garment, ...]]) -> set[int]:

@@ -7,9 +7,10 @@ import pytest
 
 pytest.importorskip("detectron2", reason="detectron2 is not installed")
 
+from livematch.media.annotations import Annotation
 from training.detector.data import Batches, bgr_tensor, plan_batches, resize, resized_size
 from training.detector.recipe import demo, stage2, stage3
-from training.wab.dataset import AnnotatedImage, Annotation
+from training.wab.dataset import AnnotatedImage
 
 pytestmark = pytest.mark.detectron2
 

@@ -4,8 +4,9 @@ import cv2
 import numpy as np
 import pytest
 
+from livematch.media.annotations import Annotation
 from training.detector.splits import keep_readable, split_by_item
-from training.wab.dataset import AnnotatedImage, Annotation
+from training.wab.dataset import AnnotatedImage
 
 
 def picture(path: Path, *boxes: tuple[int, int, int, int]) -> AnnotatedImage:

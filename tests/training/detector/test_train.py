@@ -16,6 +16,7 @@ pytest.importorskip("detectron2", reason="detectron2 is not installed")
 
 from detectron2.engine import launch
 
+from livematch.media.annotations import Annotation
 from training.detector.config import DEMO
 from training.detector.model import build_detector
 from training.detector.progress import read_log
@@ -24,7 +25,7 @@ from training.detector.splits import read_splits
 from training.detector.train import main
 from training.detector.trainer import DetectorTrainer, train
 from training.detector.weights import load_checkpoint, load_weights
-from training.wab.dataset import AnnotatedImage, Annotation
+from training.wab.dataset import AnnotatedImage
 
 pytestmark = pytest.mark.detectron2
 

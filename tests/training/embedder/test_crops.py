@@ -8,11 +8,12 @@ import torch
 from PIL import ImageFile
 from torchvision.transforms import v2
 
+from livematch.media.annotations import Annotation
 from training.embedder.augment import augmentation
 from training.embedder.crops import Crop, cut_crops, prepare_crops
 from training.embedder.data import CropDataset
 from training.embedder.evaluate import retrieval_in_both_directions
-from training.wab.dataset import AnnotatedImage, Annotation
+from training.wab.dataset import AnnotatedImage
 
 
 def photo(path: Path, *boxes: tuple[int, int, int, int], level: int = 90) -> AnnotatedImage:

@@ -8,6 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
+from livematch.media.annotations import Annotation
 from training.embedder import evaluate
 from training.embedder.crops import prepare_crops
 from training.embedder.evaluate import (
@@ -19,7 +20,7 @@ from training.embedder.evaluate import (
     retrieval_metrics,
 )
 from training.embedder.model import DEMO, Embedder, load_embedder, save_embedder
-from training.wab.dataset import AnnotatedImage, Annotation, read_part
+from training.wab.dataset import AnnotatedImage, read_part
 
 
 def test_retrieval_by_hand() -> None:

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from PIL import ExifTags, Image
 
-from training.wab.dataset import LABELS, Annotation, check_bad, digest, read_part, usable_boxes
+from livematch.media.annotations import Annotation
+from training.wab.dataset import LABELS, check_bad, digest, read_part, usable_boxes
 from training.wab.frames import cache_frames, read_parts, read_rgb, read_size
 
 ANNOTATION = {"label": "短裙", "viewpoint": 0, "display": 1, "instance_id": 20001301, "box": [10, 20, 90, 120]}
