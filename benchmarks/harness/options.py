@@ -1,6 +1,7 @@
 """Define the options of commands; imports only the standard library, as `benchmarks.gpu` needs."""
 
 import argparse
+import sys
 from pathlib import Path
 
 
@@ -14,7 +15,9 @@ class _HelpFormatter(argparse.RawDescriptionHelpFormatter):
 
 
 def new_parser(docstring: str | None) -> argparse.ArgumentParser:
-    return argparse.ArgumentParser(description=docstring, formatter_class=_HelpFormatter)
+    spec = sys.modules["__main__"].__spec__  # None unless started with python -m
+    prog = None if spec is None else f"python -m {spec.name.removesuffix('.__main__')}"
+    return argparse.ArgumentParser(prog=prog, description=docstring, formatter_class=_HelpFormatter)
 
 
 def add_number(parser: argparse.ArgumentParser, name: str, default: int | float, help: str) -> None:

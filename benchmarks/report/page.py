@@ -136,7 +136,6 @@ def read_folder(folder: Path) -> list[Results]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = new_parser(__doc__)
-    parser.prog = "python -m benchmarks.report"
     add_path(parser, "--results", Path("benchmarks/results"), "folder of the results files")
     add_path(parser, "--output", Path("build/benchmarks/report"), "folder to write")
     options = parser.parse_args(argv)

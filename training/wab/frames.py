@@ -14,7 +14,6 @@ from PIL import ExifTags, Image
 from tqdm import tqdm
 
 from livematch.errors import LivematchError
-from livematch.files import replace_file
 from livematch.media.videos import read_frames
 from training.wab.dataset import AnnotatedImage, read_part
 
@@ -116,10 +115,15 @@ def read_size(image: AnnotatedImage, *, decode: bool = True) -> tuple[int, int]:
 
 
 def write_jpeg(path: Path, rgb: np.ndarray) -> None:
-    """Write uint8 [H, W, 3] RGB atomically, as several processes may share a cache."""
+    """Write uint8 [H, W, 3] RGB; `path` is a complete image or missing, as several processes may share a cache.
+
+    Without `replace_file`, which lists the folder and waits for the disk: a cache has many files, and can be remade.
+    """
     _, data = cv2.imencode(".jpg", cv2.cvtColor(rgb, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, 95])
-    with replace_file(path) as temporary:
-        temporary.write_bytes(data.tobytes())
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(f".{os.getpid()}.part.jpg")
+    partial.write_bytes(data.tobytes())
+    partial.replace(path)
 
 
 def _extract(video: Path, targets: dict[int, Path]) -> dict[Path, str]:

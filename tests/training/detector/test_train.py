@@ -212,7 +212,9 @@ def test_odd_boxes_are_counted_and_unreadable_images_logged_up_to_the_limit(
     assert main([*arguments, "3"]) == 0
     log = read_log(tmp_path / "log.jsonl")
     for line, reason in zip(
-        log, ("5/0.json: cannot be read: Expecting", "1.mp4: has 3 frames, so there is no frame 40", "4/0.jpg: not a"), strict=False
+        log,
+        ("5/0.json: cannot be read: Expecting", "1.mp4: has 3 frames, so there is no frame 40", "4/0.jpg: not a"),
+        strict=False,
     ):
         assert reason in line["bad_image"] and reason in error
     assert log[3]["num_bad_images"] == 3
