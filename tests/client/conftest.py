@@ -63,6 +63,7 @@ class LoopbackServer(service_pb2_grpc.GRPCInferenceServiceServicer):
         self.identity: str | None = "loopback-1"
         self.is_ready = True
         self.delay_s = 0.0
+        self.region_delay_s = 0.0
         self.num_requests = {"recognize_image": 0, "recognize_frame": 0}
         self.max_num_parallel = 0
         self.regions: dict[str, mmap.mmap] = {}  # of shared memory
@@ -117,9 +118,11 @@ class LoopbackServer(service_pb2_grpc.GRPCInferenceServiceServicer):
     def SystemSharedMemoryRegister(self, request, context):
         with Path(f"/dev/shm{request.key}").open("rb") as file:
             self.regions[request.name] = mmap.mmap(file.fileno(), request.byte_size, prot=mmap.PROT_READ)
+        self._is_stopping.wait(self.region_delay_s)
         return service_pb2.SystemSharedMemoryRegisterResponse()
 
     def SystemSharedMemoryUnregister(self, request, context):
+        self._is_stopping.wait(self.region_delay_s)
         if request.name in self.regions_in_use:
             reason = f"Cannot unregister shared memory region '{request.name}', it is currently in use."
             context.abort(grpc.StatusCode.INTERNAL, reason)

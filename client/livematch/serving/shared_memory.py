@@ -21,6 +21,8 @@ _FOLDER = Path("/dev/shm")
 _PREFIX = "livematch-"
 _TIMEOUT_S = 30.0  # for the server to open or release a region
 _IN_USE = "currently in use"
+# After these statuses, nobody knows whether the server did what it was asked for: this side stopped waiting.
+_UNANSWERED = ("StatusCode.CANCELLED", "StatusCode.DEADLINE_EXCEEDED")
 _SIZE_STEP_BYTES = 1 << 20  # sizes are rounded up to a multiple, so that images of similar size can share a region
 
 
@@ -51,7 +53,8 @@ class SharedMemory:
         self._free: list[_Region] = []
         self._is_closed = False
         self._lock: threading.Lock = sibling._lock if sibling else threading.Lock()
-        # Regions that the server was still reading, or whose connection was closed; any sibling can release them.
+        # Regions that the server may still have because it was reading them or the connection was closed; any sibling
+        # can release them.
         self._unreleased_names: set[str] = sibling._unreleased_names if sibling else set()
 
     @contextmanager
@@ -137,6 +140,9 @@ class SharedMemory:
                 name, f"/{name}", size_bytes, headers=self._headers, client_timeout=_TIMEOUT_S
             )
             return _Region(name, mmap.mmap(descriptor, size_bytes))
+        except InferenceServerException as error:
+            self._keep_unless_gone(name, error)
+            raise
         finally:
             os.close(descriptor)
             path.unlink()
@@ -150,13 +156,17 @@ class SharedMemory:
             try:
                 self._connection.unregister_system_shared_memory(name, headers=self._headers, client_timeout=_TIMEOUT_S)
             except InferenceServerException as error:
-                if _IN_USE in (error.message() or ""):  # after any other error the region is gone
-                    with self._lock:
-                        self._unreleased_names.add(name)
+                self._keep_unless_gone(name, error)
             except ValueError:  # the connection is closed
                 with self._lock:
                     self._unreleased_names.update(names[index:])
                 return
+
+    def _keep_unless_gone(self, name: str, error: InferenceServerException) -> None:
+        """Remember a region that the server may still have after this error, to ask for its release again later."""
+        if _IN_USE in (error.message() or "") or error.status() in _UNANSWERED:
+            with self._lock:
+                self._unreleased_names.add(name)
 
 
 def _is_running(pid: int) -> bool:

@@ -86,15 +86,16 @@ def test_regions_of_killed_processes_are_freed(loopback_server):
         assert loopback_server.regions.keys() == others
 
 
-def test_images_that_are_not_waited_for_leave_no_region(loopback_server, image):
-    loopback_server.delay_s = 0.1
+@pytest.mark.parametrize("delays", [{"delay_s": 0.1}, {"region_delay_s": 0.1}], ids=lambda delays: next(iter(delays)))
+def test_images_that_are_not_waited_for_leave_no_region(loopback_server, image, delays):
     with quick_client(loopback_server) as client:
+        vars(loopback_server).update(delays)
         for _ in range(3):
             recognitions = client.recognize_images([image] * 40)
             next(recognitions)
             recognitions.close()
-        while loopback_server.regions_in_use:
-            time.sleep(0.01)
+        vars(loopback_server).update(delay_s=0.0, region_delay_s=0.0)
+        time.sleep(0.3)  # for the server to finish what nobody waits for
         assert len(client.recognize_image(image)) == 1
         assert len(loopback_server.regions) == 1
     assert loopback_server.regions == {}
