@@ -17,13 +17,17 @@ from collections.abc import Iterator, Sequence
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torchvision.ops import nms, roi_align
+from torchvision.ops import roi_align
 
+from export.graphs.nms import Nms
 from training.detector.backbone import VoVNet
 from training.detector.config import LEVELS, DetectorConfig
 
 LOWEST = -1e30
 """The logit of a masked box, far below any that a network computes."""
+
+INEXACT = -1
+"""The number of detections of an image whose result is not exact; `crop_and_embed` answers with an error then."""
 
 MAX_LOG_SCALE = math.log(1000 / 16)
 """detectron2's limit on predicted log width and height, so that exp cannot overflow."""
@@ -58,11 +62,11 @@ class DetectorGraph(nn.Module):
         Returns:
             boxes: float32 [B, D, 4] within image_size, zero past the count.
             scores: float32 [B, D] in descending order, zero past the count.
-            num_detections: int32 [B, 1].
+            num_detections: int32 [B, 1]; INEXACT for an image whose boxes the unrolled NMS could not settle.
         """
         levels = self.backbone(pixels)
-        proposals, is_proposal = self.proposal_generator(levels, image_size)
-        detections: tuple[Tensor, Tensor, Tensor] = self.roi_heads(levels[:-1], proposals, is_proposal, image_size)
+        proposals = self.proposal_generator(levels, image_size)
+        detections: tuple[Tensor, Tensor, Tensor] = self.roi_heads(levels[:-1], *proposals, image_size)
         return detections
 
 
@@ -118,7 +122,7 @@ class ProposalGenerator(nn.Module):
         self.rpn_head = RpnHead(config.fpn_channels, len(config.anchor_ratios))
         self.top_k = config.pre_nms_top_k
         self.num_proposals = config.post_nms_top_k
-        self.nms_iou = config.rpn_nms_iou
+        self.nms = Nms(config.rpn_nms_iou)
         self.anchor_offset = config.anchor_offset
         cells = torch.stack([cell_anchors(size, config.anchor_ratios) for size in config.anchor_sizes_px])
         self.register_buffer("cells", cells, persistent=False)
@@ -127,8 +131,8 @@ class ProposalGenerator(nn.Module):
         # The placeholder has an area, because some runtimes compute NaN for RoiAlign of an empty box.
         self.register_buffer("placeholder", torch.tensor([0.0, 0.0, 1.0, 1.0]), persistent=False)
 
-    def forward(self, levels: Sequence[Tensor], image_size: Tensor) -> tuple[Tensor, Tensor]:
-        """Return proposals [B, P, 4], best first, and a mask bool [B, P]; where it is False they are placeholders."""
+    def forward(self, levels: Sequence[Tensor], image_size: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return proposals [B, P, 4], best first, is_proposal [B, P], False for a placeholder, and is_exact [B]."""
         candidates = [self._best_of_level(index, features) for index, features in enumerate(levels)]
         logits, anchors, deltas = (torch.stack(parts, dim=1) for parts in zip(*candidates, strict=True))  # [B, L, K, …]
         boxes = clip(decode(deltas, anchors), image_size)
@@ -136,12 +140,14 @@ class ProposalGenerator(nn.Module):
         is_box = (logits > LOWEST) & (sides > 0).all(dim=-1)
 
         scores = torch.where(is_box, self.rank_scores, 0.0)
-        kept = nms_mask(boxes.flatten(0, 1), scores.flatten(0, 1), self.nms_iou).unflatten(0, (-1, len(LEVELS)))
+        kept, is_exact = self.nms(boxes.flatten(0, 1), scores.flatten(0, 1))
+        kept, is_exact = (part.unflatten(0, (-1, len(LEVELS))) for part in (kept, is_exact))
         logits = torch.where(kept > 0, logits, LOWEST).flatten(1)
         logits, order = logits.topk(self.num_proposals)
         is_proposal = logits > LOWEST
         proposals = take(boxes.flatten(1, 2), order)
-        return torch.where(is_proposal[..., None], proposals, self.placeholder), is_proposal
+        proposals = torch.where(is_proposal[..., None], proposals, self.placeholder)
+        return proposals, is_proposal, is_exact.all(dim=1)
 
     def _best_of_level(self, index: int, features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return the K highest logits [B, K], LOWEST where the level has fewer anchors, their anchors and deltas."""
@@ -188,6 +194,7 @@ class RoiHeads(nn.Module):
     def __init__(self, config: DetectorConfig) -> None:
         super().__init__()
         self.config = config
+        self.nms = Nms(config.nms_iou)
         self.box_head = BoxHead(config)
         self.box_predictor = BoxPredictor(config)
         pooled_levels = LEVELS[:-1]
@@ -199,9 +206,9 @@ class RoiHeads(nn.Module):
         self.register_buffer("box_weights", torch.tensor(config.box_weights), persistent=False)
 
     def forward(
-        self, levels: Sequence[Tensor], proposals: Tensor, is_proposal: Tensor, image_size: Tensor
+        self, levels: Sequence[Tensor], proposals: Tensor, is_proposal: Tensor, is_exact: Tensor, image_size: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Take P2..P5 and the output of `ProposalGenerator`; return the output of `DetectorGraph.forward`."""
+        """Take P2..P5 and the outputs of `ProposalGenerator`; return the outputs of `DetectorGraph.forward`."""
         config = self.config
         hidden = self.box_head(self._pool(levels, proposals))
         scores = self.box_predictor.cls_score(hidden).softmax(dim=1)[:, 0].unflatten(0, (-1, config.post_nms_top_k))
@@ -209,11 +216,13 @@ class RoiHeads(nn.Module):
         boxes = clip(decode(deltas / self.box_weights, proposals), image_size)
 
         scores = torch.where(is_proposal & (scores > config.score_threshold), scores, 0.0)
-        scores = scores * nms_mask(boxes, scores, config.nms_iou)
+        kept, is_last_exact = self.nms(boxes, scores)
+        scores = scores * kept
         scores, order = scores.topk(config.max_detections)
         is_detection = scores > 0
         boxes = take(boxes, order) * is_detection[..., None]
-        return boxes, scores, is_detection.sum(dim=1, keepdim=True).to(torch.int32)
+        num_detections = torch.where(is_exact & is_last_exact, is_detection.sum(dim=1), INEXACT)
+        return boxes, scores, num_detections[:, None].to(torch.int32)
 
     def _pool(self, levels: Sequence[Tensor], proposals: Tensor) -> Tensor:
         """Pool each proposal to [C, s, s] with one RoiAlign over all levels (see `feature_atlas`); returns [B·P, …]."""
@@ -288,28 +297,3 @@ def clip(boxes: Tensor, image_size: Tensor) -> Tensor:
 def take(rows: Tensor, order: Tensor) -> Tensor:
     """Return the rows [B, m, 4] of `rows` [B, n, 4] at the indices `order` int64 [B, m]."""
     return rows.gather(1, order[..., None].expand(-1, -1, rows.shape[2]))
-
-
-@torch.library.custom_op("livematch::nms_mask", mutates_args=())
-def nms_mask(boxes: Tensor, scores: Tensor, max_iou: float) -> Tensor:
-    """Apply greedy non-maximum suppression to each of G groups; return a mask, so that no shape depends on the data.
-
-    Args:
-        boxes: float32 [G, K, 4].
-        scores: float32 [G, K]; a box with score 0 is ignored. Of boxes with equal scores, the first is preferred.
-        max_iou: a box is dropped if its IoU with a kept, better box exceeds this.
-
-    Returns:
-        float32 [G, K]: 1 for the boxes that are kept, 0 for the others.
-    """
-    mask = torch.zeros_like(scores)
-    for group in range(scores.shape[0]):
-        present = scores[group].nonzero()[:, 0]
-        kept = nms(boxes[group, present], scores[group, present], max_iou)
-        mask[group, present[kept]] = 1.0
-    return mask
-
-
-@nms_mask.register_fake
-def _(boxes: Tensor, scores: Tensor, max_iou: float) -> Tensor:
-    return torch.empty_like(scores)

@@ -5,6 +5,8 @@ become float16. Everything else stays float32: pixel and anchor arithmetic, clip
 the predicting layers, softmax, the scores that top-k sorts, GeM, the embedding's projection and its norms. The
 `forward` of the modules on either side of such a boundary does the casts; in a float32 network they do nothing and the
 exporter drops them.
+
+Half precision is for GPUs, so it comes with the form of NMS that every TensorRT compiles (see `export.graphs.nms`).
 """
 
 import torch
@@ -16,6 +18,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from export.graphs.detector import DetectorGraph
 from export.graphs.embedder import EmbedderGraph
+from export.graphs.nms import Nms
 
 PRECISIONS = ("fp32", "fp16")
 
@@ -28,8 +31,11 @@ def set_precision(graph: DetectorGraph | EmbedderGraph, precision: str) -> None:
     if precision not in PRECISIONS:
         raise ValueError(f"precision is {precision!r}, not one of {PRECISIONS}")
     if precision == "fp16":
-        for module in graph.half_modules():
-            to_half(module)
+        for part in graph.half_modules():
+            to_half(part)
+        for module in graph.modules():
+            if isinstance(module, Nms):
+                module.is_unrolled = True
 
 
 def to_half(module: nn.Module) -> None:

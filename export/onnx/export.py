@@ -62,7 +62,7 @@ def export_detector(
         )
     assert program is not None  # it is None only without dynamo
     for node in program.model.graph:
-        if node.op_type == "ScatterND":
+        if node.op_type == "ScatterND":  # of _nms_mask_onnx
             del node.attributes["reduction"]  # TensorRT up to 10.7 rejects it, even with the default value "none"
     files.save(program.model_proto, output)
 

@@ -18,7 +18,6 @@ from export.graphs.detector import (
     decode,
     feature_atlas,
     grid_anchors,
-    nms_mask,
 )
 from training.detector.config import DEMO
 
@@ -56,20 +55,6 @@ def test_clip_uses_each_images_own_size() -> None:
     assert clipped.shape == (2, 3, 1, 4)
     assert clipped[0, 2, 0].tolist() == [0, 0, 200, 100]
     assert clipped[1, 0, 0].tolist() == [0, 0, 50, 300]
-
-
-def test_nms_mask() -> None:
-    boxes = torch.tensor([[0, 0, 10, 10], [0, 0, 10, 9], [20, 0, 30, 10], [0, 0, 10, 5], [20, 0, 30, 10]])
-    boxes = boxes.float().expand(3, 5, 4)
-    scores = torch.tensor([[0.9, 0.8, 0.7, 0.6, 0.7], [0.5, 0.8, 0.7, 0.6, 0.0], [0.0, 0.0, 0.0, 0.0, 0.0]])
-    expected = [[1, 0, 1, 1, 0], [0, 1, 1, 0, 0], [0, 0, 0, 0, 0]]  # an IoU of exactly 0.5 is no overlap
-    assert nms_mask(boxes, scores, 0.5).tolist() == expected
-
-
-def test_groups_of_nms_are_independent() -> None:
-    boxes = torch.tensor([0.0, 0.0, 10.0, 10.0]).expand(2, 2, 4)
-    scores = torch.tensor([[0.9, 0.8], [0.1, 0.2]])
-    assert nms_mask(boxes, scores, 0.5).tolist() == [[1, 0], [0, 1]]
 
 
 def test_level_depends_on_the_size_of_a_box() -> None:
