@@ -25,7 +25,7 @@ import timm
 import torch
 import torchvision
 
-from export.config import CONFIGS, PipelineConfig
+from export.config import CONFIGS, PipelineConfig, add_config_options
 from export.graphs.crop import build_crop
 from export.graphs.precision import PRECISIONS
 from export.graphs.prepare import build_prepare
@@ -190,7 +190,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m export.build", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--config", choices=sorted(CONFIGS), required=True)
+    add_config_options(parser, default=None)
     weights = parser.add_mutually_exclusive_group(required=True)
     weights.add_argument("--checkpoints", type=Path, metavar="DIR", help="with detector.pth, embedder_b5a.pth, …")
     weights.add_argument(
@@ -202,9 +202,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     return run_command("export.build", lambda: _run(**options))
 
 
-def _run(*, config: str, **options: Any) -> int:
+def _run(*, config: str, gpu_memory: int, **options: Any) -> int:
     try:
-        identity = build(CONFIGS[config](), **options)
+        identity = build(CONFIGS[config](gpu_memory), **options)
     except ParityError as error:
         print(f"export.build: {error}", file=sys.stderr)
         return EXIT_FAILURES

@@ -1,5 +1,6 @@
 """Define the settings that a model repository is built from; `production()` and `demo()` differ only in numbers."""
 
+import argparse
 from dataclasses import dataclass
 
 from training.detector import config as detector_config
@@ -11,6 +12,10 @@ from training.embedder.templates import ASPECT_RATIOS, TEMPLATES
 CUDA_OPTIONS = {"use_tf32": "0", "cudnn_conv_algo_search": "HEURISTIC"}
 """Options for ONNX Runtime on a GPU, which keep float32 exact (TF32 rounds to 10 bits) and the first run at a new shape
 fast (the default search times all kernels)."""
+
+
+DEFAULT_GPU_MEMORY_GB = 16
+"""The memory of a T4 or an RTX 4080; enough for batches of one image and eight crops."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,6 +50,7 @@ class PipelineConfig:
     """Everything that one model repository is built from, except the weights."""
 
     name: str
+    gpu_memory_gb: int  # of the GPU that serves, in 10⁹ bytes; `export.tensorrt` keeps the engines within it
     image: KindConfig
     frame: KindConfig
     max_side_px: int = 4000  # of the resized image; takes precedence over the short side
@@ -77,37 +83,46 @@ class PipelineConfig:
         return self.serving[model] if model in self.serving else self.serving[model.split("_")[0]]
 
 
-def production() -> PipelineConfig:
-    """Return the sizes and thresholds of the competition's seventh-place solution, served on one GPU."""
+def production(gpu_memory_gb: int = DEFAULT_GPU_MEMORY_GB) -> PipelineConfig:
+    """Return the sizes and thresholds of the competition's seventh-place solution, served on one GPU.
+
+    Batches grow with the GPU's memory; ValueError if that is less than for a batch of one image. For the GPU, an image
+    is much work (576 GFLOP), so that batches of images matter little for throughput; crops are 9 to 20 GFLOP each.
+    """
+    max_images = gpu_memory_gb // DEFAULT_GPU_MEMORY_GB
+    if max_images < 1:
+        raise ValueError(f"gpu_memory_gb is {gpu_memory_gb}, must be at least {DEFAULT_GPU_MEMORY_GB}")
     return PipelineConfig(
         name="production",
+        gpu_memory_gb=gpu_memory_gb,
         image=KindConfig(short_side_px=800, min_score=0.9),
         frame=KindConfig(short_side_px=608, min_score=0.95),
         template_set="SM",
         detector=detector_config.PRODUCTION,
         embedders=embedder_model.PRODUCTION,
         serving={
-            "recognize": ServingConfig(max_batch=8),
-            "prepare": ServingConfig(max_batch=8, num_instances=4, num_threads=2),
+            "recognize": ServingConfig(max_batch=max_images),
+            "prepare": ServingConfig(max_batch=max_images, num_instances=4, num_threads=2),
             "detector": ServingConfig(
-                max_batch=8,
+                max_batch=max_images,
                 num_instances=2,
                 is_on_gpu=True,
                 num_threads=0,
                 max_queue_size=256,
-                max_queue_delay_us=2000,
+                max_queue_delay_us=2000 if max_images > 1 else 0,
             ),
             "crop_and_embed": ServingConfig(max_batch=8, num_instances=4, max_queue_size=256, max_queue_delay_us=1000),
             "crop": ServingConfig(num_instances=4),
-            "embedder": ServingConfig(max_batch=32, is_on_gpu=True, num_threads=0),
+            "embedder": ServingConfig(max_batch=8 * max_images, is_on_gpu=True, num_threads=0),
         },
     )
 
 
-def demo() -> PipelineConfig:
-    """Return the same pipeline with small networks and images, sized for two CPU cores."""
+def demo(gpu_memory_gb: int = DEFAULT_GPU_MEMORY_GB) -> PipelineConfig:
+    """Return the same pipeline with small networks and images, sized for two CPU cores; any GPU holds its batches."""
     return PipelineConfig(
         name="demo",
+        gpu_memory_gb=gpu_memory_gb,
         image=KindConfig(short_side_px=320, min_score=0.9),
         frame=KindConfig(short_side_px=256, min_score=0.95),
         template_set="XS",
@@ -125,3 +140,16 @@ def demo() -> PipelineConfig:
 
 
 CONFIGS = {"production": production, "demo": demo}
+
+
+def add_config_options(parser: argparse.ArgumentParser, default: str | None = "production") -> None:
+    """Add the options --config and --gpu-memory, the arguments for `CONFIGS[config](gpu_memory)`."""
+    text = None if default is None else f"default: {default}"
+    parser.add_argument("--config", choices=sorted(CONFIGS), default=default, required=default is None, help=text)
+    parser.add_argument(
+        "--gpu-memory",
+        type=int,
+        default=DEFAULT_GPU_MEMORY_GB,
+        metavar="GB",
+        help="of the GPU that serves; decides the largest batches; default: %(default)s",
+    )

@@ -26,6 +26,17 @@ def demo_repository() -> Path:
 
 
 @pytest.fixture(scope="session")
+def half_repository() -> Path:
+    """The same as `demo_repository` in half precision, for a GPU."""
+    from export.build import build
+    from export.config import demo
+
+    output = ROOT / "build" / "tests" / "half_repository"
+    build(demo(), output, checkpoints=ROOT / "training" / "demo" / "checkpoints", precision="fp16")
+    return output
+
+
+@pytest.fixture(scope="session")
 def triton_server(demo_repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalServer]:
     with LocalServer(demo_repository, log_path=tmp_path_factory.mktemp("triton") / "server.log") as server:
         yield server

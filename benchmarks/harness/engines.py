@@ -18,7 +18,7 @@ from export.config import PipelineConfig
 from export.parity.compare import Arrays
 from export.parity.runners import Runner, open_runner
 from export.signature import EMBEDDERS, MODELS
-from export.tensorrt.build import EngineError
+from export.tensorrt.library import EngineError
 from export.triton.model_config import REPOSITORY
 from livematch.errors import LivematchError
 from livematch.types import Pixels

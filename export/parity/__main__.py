@@ -16,7 +16,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from export.config import CONFIGS, PipelineConfig
+from export.config import CONFIGS, PipelineConfig, add_config_options
 from export.parity.check import check_crop, check_detector, check_embedder, check_prepare
 from export.parity.compare import ParityError, Report
 from export.parity.engines import check_engines
@@ -47,13 +47,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     command.add_argument("--repository", type=Path, required=True, metavar="DIR", help="with the networks to check")
     command.add_argument("--reference", type=Path, required=True, metavar="DIR", help="built with --precision fp32")
     for command in commands.choices.values():
-        command.add_argument("--config", choices=sorted(CONFIGS), default="production", help="default: %(default)s")
+        add_config_options(command)
     arguments = parser.parse_args(argv)
     return run_command("export.parity", lambda: _run(arguments))
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    config = CONFIGS[arguments.config]()
+    config = CONFIGS[arguments.config](arguments.gpu_memory)
     if arguments.model == "engines":
         report = check_engines(arguments.engine, arguments.repository, arguments.reference, config)
         print(json.dumps(report))

@@ -17,7 +17,7 @@ from export.parity.compare import Arrays, Report
 from export.parity.inputs import garment_photos, smooth_noise
 from export.parity.reference import prepare
 from export.parity.runners import Runner, open_runner
-from export.tensorrt.build import EngineError
+from export.tensorrt.library import EngineError
 from export.tensorrt.profiles import ENGINES
 
 _LIMITS = compare.DETECTOR_LIMITS["fp16"]
@@ -49,15 +49,18 @@ def check_engines(engine: str, repository: Path, reference: Path, config: Pipeli
 
 
 def detector_feeds(config: PipelineConfig) -> Iterator[Arrays]:
-    """Yield inputs of the detector with two images each: for each size, photos and then noise."""
+    """Yield inputs of the detector with two images each, or one if it admits no more: photos and noise of each size."""
     photos = garment_photos()
+    max_batch = config.serving_of("detector").max_batch
     for index, (kind, height, width) in enumerate(_SIZES):
         first = 2 * (index % 2)
         for images in (photos[first : first + 2], smooth_noise(index).expand(2, -1, -1, -1)):
             resized = functional.interpolate(images, (height, width), mode="bilinear", antialias=True)
             rgb = resized.flip(1).clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).contiguous()
             prepared = prepare(rgb.numpy(), config, kind)
-            yield {"pixels": prepared["pixels"], "image_size": prepared["image_size"].repeat(2, axis=0)}
+            sizes = prepared["image_size"].repeat(2, axis=0)
+            for chunk in (slice(0, 2),) if max_batch > 1 else (slice(0, 1), slice(1, 2)):
+                yield {"pixels": prepared["pixels"][chunk], "image_size": sizes[chunk]}
 
 
 def embedder_feeds(config: PipelineConfig) -> Iterator[Arrays]:

@@ -13,7 +13,8 @@ import torch
 from export.config import CUDA_OPTIONS, PipelineConfig
 from export.parity.compare import Arrays
 from export.signature import MODELS
-from export.tensorrt.build import EngineError, identity, is_current, load_tensorrt
+from export.tensorrt.build import identity, is_current
+from export.tensorrt.library import EngineError, load_tensorrt
 from export.tensorrt.profiles import profiles
 
 Runner = Callable[[Arrays], Arrays]

@@ -1,49 +1,44 @@
 """Build TensorRT engines, `1/model.plan`, from the ONNX files of a model repository.
 
-python -m export.tensorrt --repository DIR [--models detector …] [--workspace-gb 8] [--timing-cache FILE] [--dry-run]
+python -m export.tensorrt --repository DIR [--models detector …] [--gpu-memory 16] [--timing-cache FILE] [--dry-run]
 
 Networks are strongly typed: an engine has the precision of its ONNX file. `model.plan.json` beside an engine records
 from which ONNX file, for which profiles and with which TensorRT and GPU it was built; if any of them has changed, the
-engine is rebuilt.
+engine is rebuilt. At the end, a table shows the GPU memory that Triton will need; an engine that does not fit beside
+the others is not written.
 """
 
 import argparse
 import dataclasses
 import hashlib
-import importlib
 import json
+import re
+import sys
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from google.protobuf import text_format
 from tqdm import tqdm
+from tritonclient.grpc import model_config_pb2
 
-from export.config import CONFIGS
+from export.config import CONFIGS, add_config_options
+from export.tensorrt.library import is_for_rtx, load_tensorrt, message_log
+from export.tensorrt.memory import ModelMemory, require_fit, table
 from export.tensorrt.profiles import ENGINES, Profile, profiles
 from livematch.cli.commands import run_command
-from livematch.errors import LivematchError
 from livematch.files import replace_file
 
-
-class EngineError(LivematchError):
-    """The GPU or the library that runs an engine is missing, or the engine fails to run; the message is one line."""
+DEFAULT_WORKSPACE_GB = 8.0
+RTX_TARGET = "SM89"
+"""The GPUs that TensorRT for RTX compiles for: L4 and RTX 40, the middle of those it supports."""
 
 
 class BuildError(ValueError):
     """TensorRT cannot build an engine from a file; the message lists its errors with the names of the nodes."""
-
-
-def load_tensorrt(hint: str = "") -> Any:
-    """Return the module tensorrt; if it or a GPU is missing, raise EngineError with a message that ends with `hint`."""
-    try:
-        trt = importlib.import_module("tensorrt")
-    except ImportError as error:
-        raise EngineError(f"TensorRT cannot be imported ({error}){hint}") from error
-    if not torch.cuda.is_available():
-        raise EngineError(f"PyTorch sees no GPU{hint}")
-    return trt
 
 
 def trtexec(onnx_path: Path, plan_path: Path, engine_profiles: list[Profile], workspace_gb: float) -> str:
@@ -68,31 +63,39 @@ def identity(onnx_path: Path, engine_profiles: list[Profile], trt: Any = None) -
 
 def is_current(plan_path: Path, wanted: dict[str, Any]) -> bool:
     """Return whether there is an engine whose JSON has all values of `wanted`, an `identity`."""
-    sidecar = plan_path.with_name("model.plan.json")
-    if not plan_path.exists() or not sidecar.exists():
+    report_path = _report_path(plan_path)
+    if not plan_path.exists() or not report_path.exists():
         return False
-    present = json.loads(sidecar.read_text(encoding="utf-8"))
+    present = json.loads(report_path.read_text(encoding="utf-8"))
     return all(present.get(key) == value for key, value in wanted.items())
 
 
-def _progress_monitor(trt: Any) -> Any:
-    class ProgressBars(trt.IProgressMonitor):  # type: ignore[misc]  # TensorRT is imported at run time
+def _progress_monitor(trt: Any, name: str) -> Any:
+    """Return a monitor that shows one bar, with the phase that TensorRT is in, while stderr is a terminal."""
+
+    class ProgressBar(trt.IProgressMonitor):  # type: ignore[misc]  # TensorRT is imported at run time
         def __init__(self) -> None:
             super().__init__()
-            self.bars: dict[str, tqdm] = {}
+            self.bar = tqdm(desc=name, disable=None)
+            self.phases: list[str] = []  # one within the other
 
         def phase_start(self, phase_name: str, parent_phase: str | None, num_steps: int) -> None:
-            self.bars[phase_name] = tqdm(total=num_steps, desc=phase_name, leave=parent_phase is None)
+            self.phases.append(phase_name)
+            if parent_phase is None:
+                self.bar.reset(total=num_steps)
+            self.bar.set_postfix_str(phase_name)
 
         def step_complete(self, phase_name: str, step: int) -> bool:
-            bar = self.bars[phase_name]
-            bar.update(step + 1 - bar.n)
+            if phase_name == self.phases[0]:
+                self.bar.update(step + 1 - self.bar.n)
             return True  # False would cancel the build
 
         def phase_finish(self, phase_name: str) -> None:
-            self.bars.pop(phase_name).close()
+            self.phases.remove(phase_name)
+            if not self.phases:
+                self.bar.close()
 
-    return ProgressBars()
+    return ProgressBar()
 
 
 def _use_timing_cache(config: Any, content: bytes) -> Any:
@@ -104,14 +107,37 @@ def _use_timing_cache(config: Any, content: bytes) -> Any:
     return cache
 
 
+@dataclass(frozen=True)
+class Engine:
+    """What a build returns."""
+
+    plan: bytes
+    scratch_bytes: list[int]  # of GPU memory, for each profile: what an execution context needs
+    weights_bytes: int  # of GPU memory
+    timing_cache: bytes | None  # with the measurements of this build added
+    messages: list[str]  # TensorRT's warnings and errors
+
+
 def build_engine(
-    trt: Any, onnx_path: Path, engine_profiles: list[Profile], *, workspace_gb: float, timing_cache: bytes
-) -> tuple[bytes, bytes]:
-    """Return the engine, and the timing cache with the measurements of this build added.
+    trt: Any,
+    onnx_path: Path,
+    engine_profiles: Sequence[Profile],
+    *,
+    workspace_gb: float = DEFAULT_WORKSPACE_GB,
+    timing_cache: bytes | None = None,
+) -> Engine:
+    """Compile an ONNX file.
+
+    Args:
+        trt: the module tensorrt, or TensorRT for RTX, which compiles for RTX_TARGET.
+        engine_profiles: none for a file whose inputs have fixed shapes.
+        workspace_gb: the GPU memory that one layer may use, in GiB.
+        timing_cache: the measurements of earlier builds, possibly b""; None for no cache.
 
     Raises BuildError, with all errors of the parser, if TensorRT refuses the file.
     """
-    logger = trt.Logger(trt.Logger.WARNING)
+    logger = message_log(trt)
+    logger.lines.clear()
     trt.init_libnvinfer_plugins(logger, "")
     builder = trt.Builder(logger)
     # TensorRT 10 needs this flag; 11 has only strongly typed networks, but still accepts it.
@@ -123,58 +149,125 @@ def build_engine(
     config = builder.create_builder_config()
     config.clear_flag(trt.BuilderFlag.TF32)  # the default rounds float32 to 10 bits
     config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, int(workspace_gb * 2**30))
+    if is_for_rtx(trt):
+        config.num_compute_capabilities = 1
+        config.set_compute_capability(getattr(trt.ComputeCapability, RTX_TARGET), 0)
     for item in engine_profiles:
         profile = builder.create_optimization_profile()
         for name, shape in item.inputs.items():
             profile.set_shape(name, shape.minimum, shape.optimum, shape.maximum)
         if config.add_optimization_profile(profile) < 0:
-            raise BuildError(f"{onnx_path}: TensorRT refuses the profile {item.name}")
-    cache = _use_timing_cache(config, timing_cache)
-    monitor = _progress_monitor(trt)  # kept alive until the build ends
+            raise BuildError(f"{onnx_path}: TensorRT refuses the profile {item.name}: {_errors(logger)}")
+    cache = None if timing_cache is None else _use_timing_cache(config, timing_cache)
+    monitor = _progress_monitor(trt, onnx_path.name)  # kept alive until the build ends
     config.progress_monitor = monitor
     plan = builder.build_serialized_network(network, config)
     if plan is None:
-        raise BuildError(f"{onnx_path}: TensorRT built no engine; see its log above")
-    return bytes(plan), bytes(cache.serialize())
+        raise BuildError(f"{onnx_path}: TensorRT built no engine: {_errors(logger)}")
+    return Engine(
+        plan=bytes(plan),
+        scratch_bytes=_scratch_bytes(trt, logger, plan, max(1, len(engine_profiles))),
+        weights_bytes=sum(_figures(logger, "Total Weights Memory")),
+        timing_cache=None if cache is None else bytes(cache.serialize()),
+        messages=[f"{severity.lower()}: {text}" for severity, text in logger.lines if severity != "INFO"],
+    )
+
+
+def _errors(logger: Any) -> str:
+    return "; ".join(text for severity, text in logger.lines if severity.endswith("ERROR")) or "no reason is given"
+
+
+def _figures(logger: Any, name: str) -> list[int]:
+    matches = (re.match(rf"{name}: (\d+) bytes", text) for _, text in logger.lines)
+    return [int(match[1]) for match in matches if match]
+
+
+def _scratch_bytes(trt: Any, logger: Any, plan: Any, num_profiles: int) -> list[int]:
+    """Return the memory of a context for each profile: from the builder's log or, where that has less, the engine."""
+    found = _figures(logger, "Total Activation Memory")
+    if len(found) == num_profiles:
+        return found
+    engine = trt.Runtime(logger).deserialize_cuda_engine(plan)
+    return [int(engine.get_device_memory_size_for_profile_v2(index)) for index in range(num_profiles)]
 
 
 def _run(arguments: argparse.Namespace) -> int:
     trt = None if arguments.dry_run else load_tensorrt("; try --dry-run")
+    config = CONFIGS[arguments.config](arguments.gpu_memory)
+    memories: list[ModelMemory] = []
     for model in arguments.models:
         onnx_path = arguments.repository / model / "1" / "model.onnx"
         plan_path = onnx_path.with_name("model.plan")
-        engine_profiles = profiles(model, CONFIGS[arguments.config]())
+        engine_profiles = profiles(model, config)
         wanted = identity(onnx_path, engine_profiles, trt)
         if trt is None:
             print(f"{model}: {onnx_path} -> {plan_path}, {len(engine_profiles)} profiles")
             print(trtexec(onnx_path, plan_path, engine_profiles, arguments.workspace_gb))
-        elif is_current(plan_path, wanted):
+            continue
+        _check_served_profiles(arguments.repository / model / "config.pbtxt", engine_profiles)
+        engine = None
+        if is_current(plan_path, wanted):
             print(f"{model}: up to date")
+            report = json.loads(_report_path(plan_path).read_text(encoding="utf-8"))
         else:
-            for outdated in (plan_path, plan_path.with_name("model.plan.json")):
+            for outdated in (plan_path, _report_path(plan_path)):
                 outdated.unlink(missing_ok=True)  # so that Triton does not serve it if the build fails
-            _write_engine(trt, onnx_path, engine_profiles, wanted, arguments)
+            engine, report = _build(trt, onnx_path, engine_profiles, wanted, arguments)
+        instances = config.serving_of(model).num_instances
+        memories.append(
+            ModelMemory(model, engine_profiles, report["scratch_bytes"], report["weights_bytes"], instances)
+        )
+        require_fit(memories, config)
+        if engine is not None:
+            _write(plan_path, engine, report)
+    if memories:
+        print(table(memories, config))
     return 0
 
 
-def _write_engine(
+def _check_served_profiles(config_path: Path, engine_profiles: Sequence[Profile]) -> None:
+    """Raise ValueError unless a config.pbtxt serves the largest batch and all profiles of an engine."""
+    served = text_format.Parse(config_path.read_text(encoding="utf-8"), model_config_pb2.ModelConfig())
+    max_batch = next(iter(engine_profiles[0].inputs.values())).maximum[0]
+    found = served.max_batch_size, list(served.instance_group[0].profile)
+    expected = max_batch, [str(index) for index in range(len(engine_profiles))]
+    if found != expected:
+        raise ValueError(
+            f"{config_path} serves batches of {found[0]} with profiles {' '.join(found[1])}, the engine would have "
+            f"batches of {max_batch} with profiles {' '.join(expected[1])}; "
+            "give --config and --gpu-memory as for export.build"
+        )
+
+
+def _report_path(plan_path: Path) -> Path:
+    return plan_path.with_name("model.plan.json")
+
+
+def _build(
     trt: Any, onnx_path: Path, engine_profiles: list[Profile], wanted: dict[str, Any], arguments: argparse.Namespace
-) -> None:
-    """Build one engine; write it, its JSON and the timing cache."""
+) -> tuple[Engine, dict[str, Any]]:
+    """Build one engine, print TensorRT's messages, keep its timings; return the engine and its JSON."""
     cache_path: Path | None = arguments.timing_cache
-    cache = cache_path.read_bytes() if cache_path is not None and cache_path.exists() else b""
-    start_s = time.perf_counter()
-    plan, cache = build_engine(trt, onnx_path, engine_profiles, workspace_gb=arguments.workspace_gb, timing_cache=cache)
-    report = {**wanted, "build_s": time.perf_counter() - start_s}
-    contents = {
-        onnx_path.with_name("model.plan"): plan,
-        onnx_path.with_name("model.plan.json"): (json.dumps(report, indent=2) + "\n").encode(),
-    }
+    cache = None
     if cache_path is not None:
-        contents[cache_path] = cache
-    for path, content in contents.items():
-        with replace_file(path) as temporary:
-            temporary.write_bytes(content)
+        cache = cache_path.read_bytes() if cache_path.exists() else b""
+    start_s = time.perf_counter()
+    engine = build_engine(trt, onnx_path, engine_profiles, workspace_gb=arguments.workspace_gb, timing_cache=cache)
+    build_s = time.perf_counter() - start_s
+    for message in engine.messages:
+        print(message, file=sys.stderr)
+    if cache_path is not None and engine.timing_cache is not None:
+        with replace_file(cache_path) as temporary:
+            temporary.write_bytes(engine.timing_cache)
+    memory = {"scratch_bytes": engine.scratch_bytes, "weights_bytes": engine.weights_bytes}
+    return engine, {**wanted, **memory, "build_s": build_s}
+
+
+def _write(plan_path: Path, engine: Engine, report: dict[str, Any]) -> None:
+    with replace_file(plan_path) as temporary:
+        temporary.write_bytes(engine.plan)
+    with replace_file(_report_path(plan_path)) as temporary:
+        temporary.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -185,8 +278,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--models", nargs="+", choices=ENGINES, default=ENGINES, help="default: the detector and all embedders"
     )
-    parser.add_argument("--config", choices=sorted(CONFIGS), default="production", help="default: %(default)s")
-    parser.add_argument("--workspace-gb", type=float, default=8.0, help="in GiB; default: %(default)s")
+    add_config_options(parser)
+    parser.add_argument("--workspace-gb", type=float, default=DEFAULT_WORKSPACE_GB, help="in GiB; default: %(default)s")
     parser.add_argument(
         "--timing-cache", type=Path, metavar="FILE", help="kernel timings, read and updated; speeds up the next build"
     )

@@ -1,15 +1,17 @@
 """Derive TensorRT's optimization profiles from the signature and a pipeline config.
 
-TensorRT chooses kernels at a profile's optimum and reserves memory for its maximum. Triton creates an execution context
-for every profile, and each reserves that memory.
+TensorRT chooses kernels at a profile's optimum and reserves memory for its maximum, and Triton creates an execution
+context for every profile of every instance. A profile of one fixed height and width needs little memory: one profile
+for all crop sizes would need as much as 25 fixed ones.
 
-The detector has one profile for each kind of image and orientation, because a single one would reserve memory for a
-square of the longest side. The profiles do not overlap: where several fit, Triton's backend chooses the one with the
-nearest optimum, by a distance that treats the batch size as a side, and often chooses wrongly.
+An embedder has a fixed profile for each crop size, and gets no other size. The detector has fixed ones for the usual
+sizes, and two dynamic ones for the rest, landscape and portrait, because a single one would reserve memory for a square
+of the longest side. All admit the same batches: Triton's batcher knows nothing of profiles, so a batch that only some
+of them admit would end in errors.
 
-The embedders have one profile for all templates. The areas of the templates differ by a factor of 2.1 only, batch sizes
-by 32, so kernels chosen for the square template at a usual batch size suit all. With a profile for each template, every
-embedder would keep twelve contexts for its largest batch, and Triton would try to capture every CUDA graph in each.
+Where several profiles fit, Triton's backend chooses the one with the nearest optimum, by a distance that compares each
+side with the previous dimension of the request (tensorrt_backend, `EvaluateTensorRTContext`). The optima of the dynamic
+profiles are chosen so that a fixed one always wins.
 """
 
 from dataclasses import dataclass
@@ -18,7 +20,8 @@ from export.config import PipelineConfig
 from export.signature import EMBEDDERS, KINDS, MODELS, PADDING_MULTIPLE, padded
 
 ENGINES = ("detector", *EMBEDDERS)
-_USUAL_ASPECT = {"frame": 16 / 9, "image": 1.0}  # long side / short side of most images
+USUAL_SIZES = {"image": ((800, 800),), "frame": ((960, 540), (540, 960))}
+"""Height and width of most product photos and video frames, in pixels."""
 
 Shape = tuple[int, ...]
 
@@ -42,36 +45,40 @@ def profiles(model: str, config: PipelineConfig) -> list[Profile]:
     """Return the profiles of the detector or an embedder, in the engine's order; ValueError for any other model."""
     if model not in ENGINES:
         raise ValueError(f"{model!r} has no engine, only {', '.join(ENGINES)} have")
-    return _detector(config) if model == "detector" else _embedder(model, config)
+    max_batch = config.serving_of(model).max_batch
+    fixed = [
+        _profile(model, f"{height}x{width}", ((height, width),) * 3, max_batch)
+        for height, width in usual_sizes(model, config)
+    ]
+    return fixed + (_dynamic(config, max_batch) if model == "detector" else [])
 
 
-def _profile(model: str, name: str, sizes: tuple[tuple[int, int], ...], max_batch: int, usual_batch: int) -> Profile:
+def usual_sizes(model: str, config: PipelineConfig) -> list[tuple[int, int]]:
+    """Return the usual heights and widths of the images, padded images or crops that a model receives."""
+    if model in EMBEDDERS:
+        return config.crop_sizes
+    if model != "detector":
+        return list(USUAL_SIZES[model.removeprefix("prepare_")])
+    return [
+        tuple(padded(side * config.kind(kind).short_side_px / min(size)) for side in size)  # type: ignore[misc]
+        for kind, sizes in USUAL_SIZES.items()
+        for size in sizes
+    ]
+
+
+def _dynamic(config: PipelineConfig, max_batch: int) -> list[Profile]:
+    """Return the detector's profiles for all sizes that the prepare models return."""
+    short = max(padded(config.kind(kind).short_side_px) for kind in KINDS)
+    landscape = ((PADDING_MULTIPLE, PADDING_MULTIPLE), (short, 2 * short), (short, padded(config.max_side_px)))
+    portrait = tuple((width, height) for height, width in landscape)
+    return [
+        _profile("detector", "landscape", landscape, max_batch),
+        _profile("detector", "portrait", portrait, max_batch),
+    ]
+
+
+def _profile(model: str, name: str, sizes: tuple[tuple[int, int], ...], max_batch: int) -> Profile:
     """Return a profile for the given (height, width) at its minimum, optimum and maximum."""
-    points = list(zip(sizes, (1, usual_batch, max_batch), strict=True))
+    points = list(zip(sizes, (1, -(-max_batch // 2), max_batch), strict=True))
     inputs = MODELS[model].inputs
     return Profile(name, {tensor.name: Range(*(tensor.shape_at(*size, n) for size, n in points)) for tensor in inputs})
-
-
-def _detector(config: PipelineConfig) -> list[Profile]:
-    max_batch = config.serving_of("detector").max_batch
-    longest = padded(config.max_side_px)
-    result = []
-    smallest = PADDING_MULTIPLE  # images shrunk to max_side_px may have any short side
-    for kind in sorted(KINDS, key=lambda kind: config.kind(kind).short_side_px):
-        short = padded(config.kind(kind).short_side_px)
-        usual = padded(config.kind(kind).short_side_px * _USUAL_ASPECT[kind])
-        higher = short + PADDING_MULTIPLE  # a square counts as landscape
-        landscape = ((smallest, short), (short, usual), (short, longest))
-        portrait = ((higher, smallest), (max(usual, higher), short), (longest, short))
-        result.append(_profile("detector", f"{kind}_landscape", landscape, max_batch, max_batch // 2))
-        result.append(_profile("detector", f"{kind}_portrait", portrait, max_batch, max_batch // 2))
-        smallest = higher  # shorter sides belong to the previous kind
-    return result
-
-
-def _embedder(model: str, config: PipelineConfig) -> list[Profile]:
-    max_batch = config.serving_of(model).max_batch
-    heights, widths = zip(*config.crop_sizes, strict=True)
-    square = min(config.crop_sizes, key=lambda size: abs(size[0] - size[1]))
-    sizes = ((min(heights), min(widths)), square, (max(heights), max(widths)))
-    return [_profile(model, "templates", sizes, max_batch, max_batch // 4)]
