@@ -93,6 +93,7 @@ def _progress_monitor(trt: Any, name: str) -> Any:
         def phase_finish(self, phase_name: str) -> None:
             self.phases.remove(phase_name)
             if not self.phases:
+                self.bar.update((self.bar.total or 0) - self.bar.n)  # TensorRT does not report the last step
                 self.bar.close()
 
     return ProgressBar()
@@ -145,7 +146,11 @@ def build_engine(
     parser = trt.OnnxParser(network, logger)
     if not parser.parse_from_file(str(onnx_path)):
         errors = [parser.get_error(index) for index in range(parser.num_errors)]
-        raise BuildError("\n".join(f"{onnx_path}: node {error.node_name()}: {error.desc()}" for error in errors))
+        lines = [
+            f"{onnx_path}: node {error.node_name()} ({error.node_operator()}): {error.code().name}: {error.desc()}"
+            for error in errors
+        ]
+        raise BuildError("\n".join(" ".join(line.split()) for line in lines))
     config = builder.create_builder_config()
     config.clear_flag(trt.BuilderFlag.TF32)  # the default rounds float32 to 10 bits
     config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, int(workspace_gb * 2**30))
@@ -187,7 +192,8 @@ def _scratch_bytes(trt: Any, logger: Any, plan: Any, num_profiles: int) -> list[
     found = _figures(logger, "Total Activation Memory")
     if len(found) == num_profiles:
         return found
-    engine = trt.Runtime(logger).deserialize_cuda_engine(plan)
+    runtime = trt.Runtime(logger)
+    engine = runtime.deserialize_cuda_engine(plan)
     return [int(engine.get_device_memory_size_for_profile_v2(index)) for index in range(num_profiles)]
 
 

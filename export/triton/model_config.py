@@ -133,9 +133,8 @@ def _tensorrt(name: str, config: PipelineConfig) -> proto.ModelConfig:
     message.instance_group[0].profile.extend(str(index) for index in range(len(profiles(name, config))))
     # From Triton 25.05 on, each context then reserves what its own profile needs, not what the largest one needs.
     message.parameters["execution_context_allocation_strategy"].string_value = "ON_PROFILE_CHANGE"
-    # Without a list of sizes, Triton captures a CUDA graph at each profile's size for several batch sizes. Not for the
-    # detector: each of its runs keeps the GPU busy for long enough without one.
-    message.optimization.cuda.graphs = name in EMBEDDERS
+    if name in EMBEDDERS:  # a run of the detector keeps the GPU busy for long enough without CUDA graphs
+        message.optimization.cuda.graphs = True  # for each profile's size, at several batch sizes
     _add_warmup(message, config)
     return message
 

@@ -7,6 +7,9 @@ from collections.abc import Iterator
 
 import numpy as np
 
+INEXACT = -1
+"""The number of detections with which the detector reports that its result is not exact (`export.graphs.nms`)."""
+
 
 def select(
     boxes: np.ndarray, scores: np.ndarray, num_detections: int, scale: np.ndarray, min_score: float, image: np.ndarray
@@ -31,6 +34,8 @@ def select(
     height, width = image.shape[:2]
     if height == 0 or width == 0:
         raise ValueError(f"image has no pixels: {list(image.shape)}")
+    if num_detections == INEXACT:
+        raise ValueError("the detector's non-maximum suppression did not settle; a float32 detector settles it always")
     if not 0 <= num_detections <= len(boxes):
         raise ValueError(f"num_detections is {num_detections}, not 0 to {len(boxes)}")
     if not (np.isfinite(scale).all() and (scale > 0).all()):

@@ -1,17 +1,23 @@
-"""Building engines, as far as that runs without TensorRT."""
+"""Building engines: with TensorRT for RTX, which needs no GPU, and as far as that runs without any TensorRT."""
 
 import ast
 import importlib.util
 import inspect
 import json
+import shutil
 import sys
+import types
 from pathlib import Path
+from typing import Any
 
 import pytest
+from tqdm import tqdm
 
-from export.config import production
+from export.config import demo, production
 from export.parity import runners
 from export.tensorrt import build as tensorrt
+from export.tensorrt.build import BuildError
+from export.tensorrt.library import message_log
 from export.tensorrt.profiles import profiles
 
 needs_no_tensorrt = pytest.mark.skipif(importlib.util.find_spec("tensorrt") is not None, reason="TensorRT is installed")
@@ -36,7 +42,7 @@ def test_without_tensorrt_one_line_and_exit_code_2(repository: Path, capsys: pyt
 def test_without_a_gpu_one_line_and_exit_code_2(
     repository: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(sys.modules, "tensorrt", AnyTensorRT())
+    monkeypatch.setitem(sys.modules, "tensorrt", types.ModuleType("tensorrt"))
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     assert tensorrt.main(["--repository", str(repository), "--models", "embedder_b6"]) == 2
     assert capsys.readouterr().err.splitlines() == ["export.tensorrt: PyTorch sees no GPU; try --dry-run"]
@@ -46,10 +52,10 @@ def test_dry_run_prints_the_command_of_each_engine(repository: Path, capsys: pyt
     arguments = ["--repository", str(repository), "--models", "embedder_b6", "--workspace-gb", "2", "--dry-run"]
     assert tensorrt.main(arguments) == 0
     head, command = capsys.readouterr().out.splitlines()
-    assert head.endswith("1 profiles")
+    assert head.endswith("12 profiles")
     assert command.startswith("trtexec --onnx=") and "--stronglyTyped --noTF32 --memPoolSize=workspace:2048M" in command
-    assert command.count("--profile=") == 1
-    assert "--minShapes=crops:1x200x100x3 --optShapes=crops:8x290x290x3 --maxShapes=crops:32x400x400x3" in command
+    assert command.count("--profile=") == 12
+    assert "--minShapes=crops:1x290x290x3 --optShapes=crops:4x290x290x3 --maxShapes=crops:8x290x290x3" in command
     assert not (repository / "embedder_b6" / "1" / "model.plan").exists()
 
 
@@ -74,106 +80,124 @@ def test_an_engine_of_another_graph_profile_or_version_is_not_current(repository
     assert not tensorrt.is_current(plan_path, tensorrt.identity(onnx_path, found))
 
 
-class AnyTensorRT:
-    """Has every attribute, and every call returns another such object."""
-
-    def __getattr__(self, name: str) -> "AnyTensorRT":
-        return AnyTensorRT()
-
-    def __call__(self, *arguments: object) -> "AnyTensorRT":
-        return AnyTensorRT()
-
-    def __int__(self) -> int:
-        return 1
+def build_b6(trt: Any, half_repository: Path, **options: Any) -> tensorrt.Engine:
+    path = half_repository / "embedder_b6" / "1" / "model.onnx"
+    return tensorrt.build_engine(trt, path, profiles("embedder_b6", demo())[:1], **options)
 
 
-class Cache:
-    def __init__(self, content: bytes) -> None:
-        self.content = content
-
-    def serialize(self) -> bytes:
-        return self.content
-
-
-class BuilderConfig(AnyTensorRT):
-    """IBuilderConfig's methods for the timing cache, as documented."""
-
-    def __init__(self) -> None:
-        self.cache: Cache | None = None
-
-    def add_optimization_profile(self, profile: object) -> int:
-        return 0
-
-    def create_timing_cache(self, content: bytes) -> Cache | None:
-        return None if content == b"cut off" else Cache(content)
-
-    def set_timing_cache(self, cache: Cache, ignore_mismatch: bool) -> bool:
-        if not ignore_mismatch and cache.content == b"of another GPU":
-            return False
-        self.cache = cache
-        return True
-
-    def get_timing_cache(self) -> Cache | None:
-        return self.cache
+def test_an_engine_is_built(rtx: Any, half_repository: Path) -> None:
+    engine = build_b6(rtx, half_repository)
+    assert len(engine.plan) > engine.weights_bytes > 0.9e6
+    (scratch_bytes,) = engine.scratch_bytes
+    assert 5e6 < scratch_bytes < 50e6
+    assert engine.timing_cache is None and engine.messages == []
 
 
-class TensorRT(AnyTensorRT):
-    """Builds the engine `b"an engine"`."""
-
-    __version__ = "10.9.0"
-    IProgressMonitor = object
-
-    def Builder(self, logger: object) -> AnyTensorRT:
-        return Builder()
+def test_too_little_workspace_is_named(rtx: Any, half_repository: Path) -> None:
+    with pytest.raises(BuildError, match=r"TensorRT built no engine: .*workspace limit"):
+        build_b6(rtx, half_repository, workspace_gb=2**-10)
 
 
-class Builder(AnyTensorRT):
-    def create_builder_config(self) -> BuilderConfig:
-        return BuilderConfig()
-
-    def build_serialized_network(self, network: object, config: BuilderConfig) -> bytes:
-        config.cache.content += b" and more"
-        return b"an engine"
+@pytest.mark.parametrize("content", [b"", b"no cache"])
+def test_a_timing_cache_may_be_empty_or_damaged(rtx: Any, half_repository: Path, content: bytes) -> None:
+    with pytest.warns(DeprecationWarning, match="Timing cache"):  # TensorRT for RTX does not use it
+        engine = build_b6(rtx, half_repository, timing_cache=content)
+    assert engine.timing_cache and engine.timing_cache != content
 
 
-@pytest.mark.parametrize(
-    ("content", "written"),
-    [
-        *((None, b" and more"), (b"ours", b"ours and more")),
-        *((b"of another GPU", b" and more"), (b"cut off", b" and more")),
-    ],
-)
-def test_timing_cache_is_extended_or_replaced(
-    content: bytes | None, written: bytes, repository: Path, monkeypatch: pytest.MonkeyPatch
+def test_the_progress_bar_follows_the_builder(
+    rtx: Any, half_repository: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setitem(sys.modules, "tensorrt", TensorRT())
+    monkeypatch.setattr(tensorrt, "tqdm", lambda **options: tqdm(**options | {"disable": False, "mininterval": 0}))
+    build_b6(rtx, half_repository)
+    shown = capsys.readouterr().err.splitlines()[-1]
+    assert shown.startswith("model.onnx: 100%") and "refit" in shown
+
+
+@pytest.fixture
+def as_tensorrt(rtx: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the command take TensorRT for RTX for TensorRT on a GPU."""
+    monkeypatch.setitem(sys.modules, "tensorrt", rtx)
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     monkeypatch.setattr("torch.cuda.get_device_name", lambda: "a GPU")
-    path = repository / "folder" / "timing.cache"
-    if content is not None:
-        path.parent.mkdir()
-        path.write_bytes(content)
-    arguments = ["--repository", str(repository), "--models", "embedder_b6", "--timing-cache", str(path)]
-    assert tensorrt.main(arguments) == 0
-    assert path.read_bytes() == written
-    plan_path = repository / "embedder_b6" / "1" / "model.plan"
-    assert plan_path.read_bytes() == b"an engine"
-    path.write_bytes(b"not read")
-    assert tensorrt.main(arguments) == 0  # up to date
-    assert path.read_bytes() == b"not read"
+
+
+@pytest.fixture
+def served(half_repository: Path, tmp_path: Path) -> Path:
+    for model in ("embedder_b6", "embedder_b7"):
+        shutil.copytree(half_repository / model, tmp_path / model)
+    return tmp_path
+
+
+def arguments(repository: Path, *more: str) -> list[str]:
+    return ["--repository", str(repository), "--config", "demo", "--models", "embedder_b6", "embedder_b7", *more]
+
+
+@pytest.mark.usefixtures("as_tensorrt")
+def test_command_builds_engines_once_and_prints_their_memory(served: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    plan = served / "embedder_b7" / "1" / "model.plan"
+    assert tensorrt.main(arguments(served)) == 0
+    built = plan.read_bytes()
+    first = capsys.readouterr().out
+    assert first.splitlines()[-1].endswith(" of 12.0 GB")
+    report = json.loads(plan.with_name("model.plan.json").read_text())
+    assert len(report["scratch_bytes"]) == 12 and report["gpu"] == "a GPU"
+    plan.write_bytes(b"not built again")
+    assert tensorrt.main(arguments(served)) == 0
+    assert plan.read_bytes() == b"not built again" != built
+    assert capsys.readouterr().out == f"embedder_b6: up to date\nembedder_b7: up to date\n{first}"
+
+
+@pytest.mark.usefixtures("as_tensorrt")
+def test_engines_that_do_not_fit_are_not_written(
+    served: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("export.tensorrt.memory.MAX_FRACTION", 0.02)  # 0.32 GB: one fits, both do not
+    assert tensorrt.main(arguments(served)) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "the engines need 0.5 GB, more than 0.3 GB (2% of 16 GB); the largest is embedder_b7 with 0.3 GB" in line
+    plans = [served / model / "1" / "model.plan" for model in ("embedder_b6", "embedder_b7")]
+    assert [plan.exists() for plan in plans] == [True, False]
+
+
+@pytest.mark.usefixtures("as_tensorrt")
+def test_a_config_that_serves_other_batches_is_named(served: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = served / "embedder_b6" / "config.pbtxt"
+    path.write_text(path.read_text().replace("max_batch_size: 32", "max_batch_size: 40"))
+    assert tensorrt.main(arguments(served)) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "serves batches of 40 with profiles 0 1 2 3 4 5 6 7 8 9 10 11, the engine would have batches of 32" in line
+
+
+@pytest.mark.usefixtures("as_tensorrt")
+@pytest.mark.filterwarnings("ignore:.*Timing cache:DeprecationWarning")
+def test_timings_are_kept_even_of_an_engine_that_does_not_fit(served: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("export.tensorrt.memory.MAX_FRACTION", 0.0)
+    cache = served / "folder" / "timing.cache"
+    assert tensorrt.main(arguments(served, "--timing-cache", str(cache))) == 2
+    assert cache.stat().st_size > 0
+    cache.write_bytes(b"damaged")
+    assert tensorrt.main(arguments(served, "--timing-cache", str(cache))) == 2
+    assert cache.read_bytes() != b"damaged"
 
 
 CLASSES = (  # whose methods build.py and runners.py call; the same in the documentation of TensorRT 10 and 11
     *("Builder", "IBuilderConfig", "IOptimizationProfile", "ITimingCache", "OnnxParser", "ParserError"),
     *("Runtime", "ICudaEngine", "IExecutionContext", "IProgressMonitor"),
 )
-OBJECTS = {"builder", "config", "cache", "profile", "parser", "error", "_runtime", "_engine", "_context"}
+OBJECTS = {
+    *("builder", "config", "cache", "profile", "parser", "error", "runtime", "engine"),
+    *("_runtime", "_engine", "_context"),
+}
 
 
 def attributes() -> tuple[set[str], set[str]]:
     """Return what build.py and runners.py use: dotted names of the module, and member names of its objects."""
     dotted, members = set(), set()
-    parts = (tensorrt.build_engine, tensorrt._use_timing_cache, tensorrt._progress_monitor, runners.TensorRTRunner)
+    parts = (
+        *(tensorrt.build_engine, tensorrt._use_timing_cache, tensorrt._progress_monitor, tensorrt._scratch_bytes),
+        *(message_log, runners.TensorRTRunner),
+    )
     for part in parts:
         for node in ast.walk(ast.parse(inspect.getsource(part))):
             if isinstance(node, ast.Attribute):
@@ -194,8 +218,9 @@ def test_nothing_is_used_that_tensorrt_11_removed() -> None:
 
 
 @pytest.mark.tensorrt
-def test_everything_used_exists() -> None:
-    trt = pytest.importorskip("tensorrt", reason="TensorRT is not installed")
+@pytest.mark.parametrize("library", ["tensorrt", "tensorrt_rtx_bindings"])
+def test_everything_used_exists(library: str) -> None:
+    trt = pytest.importorskip(library, reason=f"{library} is not installed")
     dotted, members = attributes()
     for name in dotted:
         value = trt

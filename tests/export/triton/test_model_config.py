@@ -90,9 +90,9 @@ def test_models_are_warmed_up_at_the_usual_sizes() -> None:
         return [list(warmup.inputs[tensor].dims) for warmup in parse(files[path]).model_warmup]
 
     assert sizes("prepare_image/config.pbtxt", "image") == [[800, 800, 3]]
-    assert sizes("prepare_frame/config.pbtxt", "image") == [[960, 540, 3]]
+    assert sizes("prepare_frame/config.pbtxt", "image") == [[960, 540, 3], [540, 960, 3]]
     # 540 × 960 at short side 608 is 608 × 1081, padded to multiples of 32
-    assert sizes("detector/configs/onnx.pbtxt", "pixels") == [[3, 800, 800], [3, 1088, 608]]
+    assert sizes("detector/configs/onnx.pbtxt", "pixels") == [[3, 800, 800], [3, 1088, 608], [3, 608, 1088]]
     crops = sizes("embedder_b7/configs/onnx.pbtxt", "crops")
     assert len(crops) == 12 and crops[0] == [400, 100, 3]
 
