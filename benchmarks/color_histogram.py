@@ -23,8 +23,8 @@ from benchmarks.harness.options import new_parser
 from livematch import Features, evaluate, match, read_frames, read_ground_truth, read_image
 from livematch.cli.commands import run_command
 from livematch.errors import InputError
-from livematch.evaluation.ground_truth import Garment
 from livematch.evaluation.results import to_result
+from livematch.media.annotations import Annotation
 from livematch.media.sources import list_images
 from livematch.types import IntBox, Pixels
 
@@ -97,7 +97,7 @@ def score_colour(directory: Path) -> dict[str, float]:
     }
 
 
-def _rows(source: str, name: str, frame_index: int, garments: Sequence[Garment], pixels: Pixels) -> list[Row]:
+def _rows(source: str, name: str, frame_index: int, garments: Sequence[Annotation], pixels: Pixels) -> list[Row]:
     height, width = pixels.shape[:2]
     rows = []
     for box in dict.fromkeys(garment.box for garment in garments):

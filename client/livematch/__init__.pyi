@@ -23,8 +23,8 @@ from .local.local_server import LocalServer as LocalServer
 from .matching.vote import MatchOptions as MatchOptions
 from .matching.vote import match as match
 from .media.images import read_image as read_image
-from .media.streams import read_stream as read_stream
 from .media.videos import read_frames as read_frames
+from .media.videos import read_stream as read_stream
 from .pipeline.embed import EmbedOptions as EmbedOptions
 from .pipeline.embed import EmbedSummary as EmbedSummary
 from .pipeline.embed import embed_images as embed_images

@@ -86,7 +86,7 @@ class Failure:
 
 @dataclass(frozen=True)
 class Pair:
-    """Locates one garment in an image of the item and in a frame of the clip; boxes are x0 y0 x1 y1 in float pixels."""
+    """Locates one garment in an image of the item and in a frame of the clip; boxes are x0 y0 x1 y1 in pixels."""
 
     img_name: str
     item_box: Box

@@ -5,6 +5,7 @@ import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -12,55 +13,51 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="livematch", description="Find which product a live-shopping clip shows.")
     commands = parser.add_subparsers(required=True, dest="command", metavar="COMMAND")
 
-    serve = _command(commands, "serve", "run a Triton server on this machine until interrupted")
+    def add_command(name: str, description: str) -> argparse.ArgumentParser:
+        return commands.add_parser(name, help=description, description=description)
+
+    serve = add_command("serve", "run a Triton server on this machine until interrupted")
     serve.add_argument("--repository", type=Path, required=True, help="model repository to serve")
-    serve.add_argument(
-        "--config-name", default="onnx", metavar="NAME",
-        help="serve each model with its configs/NAME.pbtxt, if it has one (default: %(default)s)",
-    )  # fmt: skip
-    serve.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
+    about_config = "serve each model with its configs/NAME.pbtxt, if it has one"
+    _add_setting(serve, "--config-name", "onnx", about_config, metavar="NAME")
+    _add_setting(serve, "--host", "127.0.0.1", "address to listen on")
     for service, port in (("grpc", 8001), ("http", 8000), ("metrics", 8002)):
-        help_text = "port to listen on, or 0 to choose a free one (default: %(default)s)"
-        serve.add_argument(f"--{service}-port", type=int, default=port, metavar="PORT", help=help_text)
+        about_port = "port to listen on, or 0 to choose a free one"
+        _add_setting(serve, f"--{service}-port", port, about_port, type=int, metavar="PORT")
     serve.add_argument("--log", type=Path, help="write the server's log to this file")
-    serve.add_argument(
-        "--exit-timeout", type=_seconds, default=10.0, metavar="S",
-        help="seconds to let requests in flight finish when the server is stopped (default: %(default)g)",
-    )  # fmt: skip
+    about_exit = "seconds to let requests in flight finish when the server is stopped"
+    _add_setting(serve, "--exit-timeout", "10", about_exit, type=_seconds, metavar="S")
     _add_key_option(serve, "access key required on every endpoint except health")
     serve.add_argument("triton_options", nargs="*", metavar="-- OPTION", help="further options for tritonserver")
 
-    embed = _command(commands, "embed", "detect and embed the garments of images or of videos")
+    embed = add_command("embed", "detect and embed the garments of images or of videos")
     kind = embed.add_mutually_exclusive_group(required=True)
     kind.add_argument("--images", type=Path, metavar="DIR", help="folder of <item_id>/<k>.jpg")
     kind.add_argument("--videos", type=Path, metavar="DIR", help="folder of <video_id>.mp4")
     embed.add_argument("-o", "--output", type=_output, required=True, help="features file to write (Parquet)")
     embed.add_argument("--failures", type=_output, help="also write the sources that failed to this Parquet file")
-    embed.add_argument(
-        "--shard", type=_shard, default=(0, 1), metavar="I/N",
-        help="embed only part I of N, where I starts at 0; give each part its own output file",
-    )  # fmt: skip
+    about_shard = "embed only part I of N, where I starts at 0; give each part its own output file"
+    embed.add_argument("--shard", type=_shard, default=(0, 1), metavar="I/N", help=about_shard)
     _add_embedding_options(embed)
 
-    match = _command(commands, "match", "find which item each clip shows")
+    match = add_command("match", "find which item each clip shows")
     match.add_argument("--queries", type=Path, nargs="+", required=True, metavar="FILE", help="features of the images")
-    match.add_argument(
-        "--gallery", nargs="+", required=True, metavar="FILE",
-        help="features of the videos, or a Milvus gallery: milvus:FILE.db or milvus:URI",
-    )  # fmt: skip
+    about_gallery = "features of the videos, or a Milvus gallery: milvus:FILE.db or milvus:URI"
+    match.add_argument("--gallery", nargs="+", required=True, metavar="FILE", help=about_gallery)
     match.add_argument("-o", "--output", type=_output, required=True, help="result.json to write")
     match.add_argument("--matches", type=_output, help="also write matches with distances to this JSON file")
     _add_matching_options(match)
 
-    load = _command(commands, "load", "add features of videos to a Milvus gallery, replacing those of the same clips")
-    _add_gallery_option(load)
+    load = add_command("load", "add features of videos to a Milvus gallery, replacing those of the same clips")
+    about_milvus = "milvus:FILE.db, or milvus:URI of a cluster"
+    load.add_argument("--gallery", required=True, help=about_milvus)
     load.add_argument("--features", type=Path, nargs="+", required=True, metavar="FILE", help="features of the videos")
 
-    delete = _command(commands, "delete", "remove clips from a Milvus gallery")
-    _add_gallery_option(delete)
+    delete = add_command("delete", "remove clips from a Milvus gallery")
+    delete.add_argument("--gallery", required=True, help=about_milvus)
     delete.add_argument("--sources", nargs="+", required=True, metavar="ID", help="ids of the clips to remove")
 
-    run = _command(commands, "run", "embed, match and report in one command, and evaluate if --truth is given")
+    run = add_command("run", "embed, match and report in one command, and evaluate if --truth is given")
     run.add_argument("--images", type=Path, metavar="DIR", required=True, help="folder of <item_id>/<k>.jpg")
     run.add_argument("--videos", type=Path, metavar="DIR", required=True, help="folder of <video_id>.mp4")
     run.add_argument("--truth", type=Path, metavar="DIR", help="annotations as for `evaluate`, to score the result")
@@ -68,77 +65,53 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     _add_embedding_options(run)
     _add_matching_options(run)
 
-    watch = _command(commands, "watch", "print which product a stream shows, one line of JSON per frame")
+    watch = add_command("watch", "print which product a stream shows, one line of JSON per frame")
     watch.add_argument("--video", required=True, metavar="FILE_OR_URL", help="file or URL that ffmpeg can open")
     watch.add_argument("--gallery", type=Path, required=True, metavar="FILE", help="features of the products' images")
-    watch.add_argument(
-        "--every", type=_positive, default=20, metavar="N", help="recognize every N-th frame (default: %(default)s)"
-    )
-    watch.add_argument(
-        "--window", type=_positive, default=16, metavar="N",
-        help="decide from the last N recognized frames (default: %(default)s)",
-    )  # fmt: skip
-    watch.add_argument(
-        "--limit", type=float, default=1.12, help="ignore boxes at this distance or more (default: %(default)s)"
-    )
+    _add_setting(watch, "--every", 20, "recognize every N-th frame", type=_positive, metavar="N")
+    _add_setting(watch, "--window", 16, "decide from the last N recognized frames", type=_positive, metavar="N")
+    _add_setting(watch, "--limit", 1.12, "ignore boxes at this distance or more", type=float)
     _add_connection_options(watch)
 
-    evaluate = _command(commands, "evaluate", "score a result against annotations")
+    evaluate = add_command("evaluate", "score a result against annotations")
     evaluate.add_argument("--result", type=Path, required=True, help="result.json to score")
-    evaluate.add_argument(
-        "--truth", type=Path, metavar="DIR", required=True, help="folder of image_annotation/ and video_annotation/"
-    )
+    about_truth = "folder of image_annotation/ and video_annotation/"
+    evaluate.add_argument("--truth", type=Path, metavar="DIR", required=True, help=about_truth)
     evaluate.add_argument("-o", "--output", type=_output, help="also write the score to this JSON file")
 
-    report = _command(commands, "report", "write an HTML page that shows each matched clip beside its product")
+    report = add_command("report", "write an HTML page that shows each matched clip beside its product")
     report.add_argument("--result", type=Path, required=True, help="result.json to show")
     report.add_argument("--images", type=Path, metavar="DIR", required=True, help="folder of <item_id>/<k>.jpg")
     report.add_argument("--videos", type=Path, metavar="DIR", required=True, help="folder of <video_id>.mp4")
     report.add_argument("--matches", type=Path, help="matches.json, to show distances")
     report.add_argument("--truth", type=Path, metavar="DIR", help="annotations as for `evaluate`, to show scores")
     report.add_argument("--failures", type=Path, help="failures.parquet, to list the sources that failed")
-    report.add_argument(
-        "--pictures", type=int, default=2000, metavar="N",
-        help="show images for the N nearest matches; those after the first 200 are files beside the page "
-        "(default: %(default)s)",
-    )  # fmt: skip
-    report.add_argument(
-        "--limit", type=_limit, default=1.12,
-        help="limit to mark in the histogram, as for `match` (default: %(default)s)",
-    )  # fmt: skip
+    about_pictures = "show images for the N nearest matches; those after the first 200 are files beside the page"
+    _add_setting(report, "--pictures", 2000, about_pictures, type=int, metavar="N")
+    _add_setting(report, "--limit", 1.12, "limit to mark in the histogram, as for `match`", type=_limit)
     report.add_argument("-o", "--output", type=_output, required=True, help="report.html to write")
     return parser.parse_args(argv)
 
 
-def _command(
-    commands: "argparse._SubParsersAction[argparse.ArgumentParser]", name: str, description: str
-) -> argparse.ArgumentParser:
-    return commands.add_parser(name, help=description, description=description)
+def _add_setting(parser: argparse.ArgumentParser, name: str, default: object, about: str, **options: Any) -> None:
+    """Add an option whose default is part of its help."""
+    parser.add_argument(name, default=default, help=f"{about} (default: %(default)s)", **options)
 
 
 def _add_connection_options(parser: argparse.ArgumentParser) -> None:
     from livematch.serving.settings import DEFAULT_URL  # here, so that importing this module does not import numpy
 
     server = parser.add_mutually_exclusive_group()
-    server.add_argument(
-        "--server", nargs="+", default=[DEFAULT_URL], metavar="HOST:PORT",
-        help=f"gRPC addresses of one or more servers that serve the same models (default: {DEFAULT_URL})",
-    )  # fmt: skip
-    server.add_argument(
-        "--repository", type=Path, help="start a server on this model repository, and stop it at the end"
-    )
-    parser.add_argument(
-        "--max-tries", type=_positive, default=10, metavar="N",
-        help="tries per request and server while all servers are down or overloaded (default: %(default)s)",
-    )  # fmt: skip
-    parser.add_argument(
-        "--crop-scale", type=float, default=1.0, metavar="F",
-        help="scale the crops by F, 1 to 2; use the same for images and videos (default: %(default)g)",
-    )  # fmt: skip
-    parser.add_argument(
-        "--shared-memory", action="store_true",
-        help="send images through shared memory, to servers on this machine; always on with --repository",
-    )  # fmt: skip
+    about_server = f"gRPC addresses of one or more servers that serve the same models (default: {DEFAULT_URL})"
+    server.add_argument("--server", nargs="+", default=[DEFAULT_URL], metavar="HOST:PORT", help=about_server)
+    about_repository = "start a server on this model repository, and stop it at the end"
+    server.add_argument("--repository", type=Path, help=about_repository)
+    about_tries = "tries per request and server while all servers are down or overloaded"
+    _add_setting(parser, "--max-tries", 10, about_tries, type=_positive, metavar="N")
+    about_scale = "scale the crops by F, 1 to 2; use the same for images and videos"
+    _add_setting(parser, "--crop-scale", "1", about_scale, type=float, metavar="F")
+    about_memory = "send images through shared memory, to servers on this machine; always on with --repository"
+    parser.add_argument("--shared-memory", action="store_true", help=about_memory)
     _add_key_option(parser, "access key, for servers that require one")
     parser.add_argument("--tls-ca", type=Path, metavar="PEM", help="TLS: certificate authority to trust")
     parser.add_argument("--tls-cert", type=Path, metavar="PEM", help="TLS: certificate to present to the server")
@@ -150,42 +123,24 @@ def _add_key_option(parser: argparse.ArgumentParser, description: str) -> None:
     parser.add_argument("--key", default=default, help=f"{description} (default: $LIVEMATCH_KEY)")
 
 
-def _add_gallery_option(parser: argparse.ArgumentParser) -> None:
-    help_text = "milvus:FILE.db, or milvus:URI of a cluster"
-    parser.add_argument("--gallery", required=True, metavar="GALLERY", help=help_text)
-
-
 def _add_embedding_options(parser: argparse.ArgumentParser) -> None:
     _add_connection_options(parser)
-    parser.add_argument(
-        "--frames", type=_frame_range, default="80:400:20", metavar="START:STOP:STEP",
-        help="frames of each video to embed, STOP excluded (default: %(default)s)",
-    )  # fmt: skip
-    parser.add_argument(
-        "--concurrency", type=_positive, metavar="N",
-        help="number of files to work on at once (default: twice the number of CPUs, at least 4)",
-    )  # fmt: skip
+    about_frames = "frames of each video to embed, STOP excluded"
+    _add_setting(parser, "--frames", "80:400:20", about_frames, type=_frame_range, metavar="START:STOP:STEP")
+    about_concurrency = "number of files to work on at once (default: twice the number of CPUs, at least 4)"
+    parser.add_argument("--concurrency", type=_positive, metavar="N", help=about_concurrency)
     parser.add_argument("--strict", action="store_true", help="stop at the first file that fails")
 
 
 def _add_matching_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--quantile", type=float, default=0.28, help="fraction of an item's boxes that vote (default: %(default)s)"
+    _add_setting(parser, "--quantile", 0.28, "fraction of an item's boxes that vote", type=float)
+    _add_setting(parser, "--vote-share", 0.5, "fraction of the votes that a clip needs", type=float)
+    _add_setting(parser, "--limit", 1.12, "drop matches at this distance or more", type=float)
+    _add_setting(
+        parser, "--pairs", 1, "list up to N pairs of boxes per clip in the result", type=_positive, metavar="N"
     )
-    parser.add_argument(
-        "--vote-share", type=float, default=0.5, help="fraction of the votes that a clip needs (default: %(default)s)"
-    )
-    parser.add_argument(
-        "--limit", type=float, default=1.12, help="drop matches at this distance or more (default: %(default)s)"
-    )
-    parser.add_argument(
-        "--pairs", type=_positive, default=1, metavar="N",
-        help="list up to N pairs of boxes per clip in the result (default: %(default)s)",
-    )  # fmt: skip
-    parser.add_argument(
-        "--memory", type=_num_bytes, default="2G", metavar="SIZE",
-        help="memory limit of the process while it matches, such as 800M or 16G (default: %(default)s)",
-    )  # fmt: skip
+    about_memory = "memory limit of the process while it matches, such as 800M or 16G"
+    _add_setting(parser, "--memory", "2G", about_memory, type=_num_bytes, metavar="SIZE")
 
 
 def _output(text: str) -> Path:

@@ -15,19 +15,17 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import Any, NoReturn
 
 from tqdm import tqdm
 
+import livematch
 from livematch.cli.arguments import parse_arguments
 from livematch.cli.commands import EXIT_FAILURES, run_command
 from livematch.errors import LivematchError, LocalServerError, UnavailableError
 
-# Each command imports what it needs when it runs, so that `livematch --help` answers at once.
-if TYPE_CHECKING:
-    from livematch.matching.vote import MatchOptions
-    from livematch.pipeline.embed import EmbedOptions
-    from livematch.serving.client import Client
+# `livematch.NAME` is imported on first use, and each command imports other names when it runs, so that
+# `livematch --help` answers at once.
 
 _MIN_UPTIME_S = 10.0  # a restarted server that ends sooner is not restarted again
 
@@ -48,10 +46,8 @@ def _run_and_print_summary(options: argparse.Namespace) -> int:
 
 
 def _serve(options: argparse.Namespace) -> NoReturn:
-    from livematch.local.local_server import LocalServer
-
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    server = LocalServer(
+    server = livematch.LocalServer(
         options.repository,
         config_name=options.config_name,
         host=options.host,
@@ -84,113 +80,96 @@ def _serve(options: argparse.Namespace) -> NoReturn:
 
 
 def _embed(options: argparse.Namespace) -> dict[str, Any]:
-    from livematch.pipeline.embed import embed_images, embed_videos
     from livematch.pipeline.failures import write_failures
 
     embed_options = _embed_options(options, shard=options.shard)
     with _connect(options) as client:
         if options.images:
-            summary = embed_images(client, options.images, options.output, embed_options)
+            summary = livematch.embed_images(client, options.images, options.output, embed_options)
         else:
-            summary = embed_videos(client, options.videos, options.output, embed_options, frames=options.frames)
+            frames = options.frames
+            summary = livematch.embed_videos(client, options.videos, options.output, embed_options, frames=frames)
     if options.failures:
         write_failures(summary.failures, options.failures)
     return summary.to_json()
 
 
 def _match(options: argparse.Namespace) -> dict[str, Any]:
-    from livematch.evaluation.results import write_matches, write_result
-    from livematch.features.milvus import PREFIX, MilvusGallery
-    from livematch.features.table import open_features
+    from livematch.evaluation.results import write_matches
+    from livematch.features.milvus import PREFIX
     from livematch.matching.nearest import memory_left
-    from livematch.matching.vote import match
 
     match_options = _match_options(options)
-    queries = open_features(options.queries)
+    queries = livematch.open_features(options.queries)
     if len(options.gallery) == 1 and options.gallery[0].startswith(PREFIX):
-        with MilvusGallery(options.gallery[0], must_exist=True) as gallery:
-            matches = match(queries, gallery, match_options)
+        with livematch.MilvusGallery(options.gallery[0], must_exist=True) as gallery:
+            matches = livematch.match(queries, gallery, match_options)
     else:
-        features = open_features(options.gallery)
-        matches = match(queries, features, match_options, memory_bytes=memory_left(options.memory))
-    write_result(matches, options.output)
+        features = livematch.open_features(options.gallery)
+        matches = livematch.match(queries, features, match_options, memory_bytes=memory_left(options.memory))
+    livematch.write_result(matches, options.output)
     if options.matches:
         write_matches(matches, options.matches)
     return {"num_matches": len(matches)}
 
 
 def _load(options: argparse.Namespace) -> dict[str, Any]:
-    from livematch.features.milvus import MilvusGallery
-    from livematch.features.table import open_features
-
-    features = open_features(options.features)
-    with MilvusGallery(options.gallery) as gallery:
+    features = livematch.open_features(options.features)
+    with livematch.MilvusGallery(options.gallery) as gallery:
         gallery.load(features)
     return {"num_rows": len(features)}
 
 
 def _delete(options: argparse.Namespace) -> dict[str, Any]:
-    from livematch.features.milvus import MilvusGallery
-
-    with MilvusGallery(options.gallery, must_exist=True) as gallery:
+    with livematch.MilvusGallery(options.gallery, must_exist=True) as gallery:
         gallery.delete(options.sources)
     return {"num_sources": len(options.sources)}
 
 
 def _run(options: argparse.Namespace) -> dict[str, Any]:
-    from livematch.evaluation.ground_truth import read_ground_truth
-    from livematch.pipeline.run import run
-
     # Built before connecting, so that a mistake in the options is reported at once.
     settings: dict[str, Any] = {
-        "truth": read_ground_truth(options.truth) if options.truth else None,
+        "truth": livematch.read_ground_truth(options.truth) if options.truth else None,
         "embed_options": _embed_options(options),
         "match_options": _match_options(options),
         "memory_bytes": options.memory,
         "frames": options.frames,
     }
     with _connect(options) as client:
-        return run(client, options.images, options.videos, options.output, **settings).to_json()
+        return livematch.run(client, options.images, options.videos, options.output, **settings).to_json()
 
 
 def _watch(options: argparse.Namespace) -> dict[str, Any]:
-    from livematch.features.table import read_features
-    from livematch.pipeline.watch import watch
-
-    products = read_features(options.gallery)
+    products = livematch.read_features(options.gallery)
     settings = {"every": options.every, "num_frames": options.window, "limit": options.limit}
     num_decisions = 0
     with _connect(options) as client:
-        for decision in watch(client, options.video, products, **settings):
+        for decision in livematch.watch(client, options.video, products, **settings):
             print(json.dumps(asdict(decision), ensure_ascii=False), flush=True)
             num_decisions += 1
     return {"num_decisions": num_decisions}
 
 
 def _evaluate(options: argparse.Namespace) -> dict[str, Any]:
-    from livematch.evaluation.ground_truth import read_ground_truth
-    from livematch.evaluation.results import read_result, write_json
-    from livematch.evaluation.scores import evaluate
+    from livematch.evaluation.results import write_json
 
-    score = evaluate(read_result(options.result), read_ground_truth(options.truth))
+    score = livematch.evaluate(livematch.read_result(options.result), livematch.read_ground_truth(options.truth))
     if options.output:
         write_json(score.to_json(), options.output)
     return score.summary()
 
 
 def _report(options: argparse.Namespace) -> dict[str, Any]:
-    from livematch.evaluation.ground_truth import read_ground_truth
-    from livematch.evaluation.results import read_distances, read_result
+    from livematch.evaluation.results import read_distances
     from livematch.pipeline.failures import read_failures
-    from livematch.report.report import write_report
 
-    write_report(
+    livematch.write_report(
         options.output,
-        read_result(options.result),
+        livematch.read_result(options.result),
         images=options.images,
         videos=options.videos,
         distances=read_distances(options.matches) if options.matches else {},
-        truth=read_ground_truth(options.truth) if options.truth else None,
+        truth=livematch.read_ground_truth(options.truth) if options.truth else None,
         failures=read_failures(options.failures) if options.failures else [],
         limit=options.limit,
         num_pictured=options.pictures,
@@ -199,24 +178,22 @@ def _report(options: argparse.Namespace) -> dict[str, Any]:
 
 
 @contextmanager
-def _connect(options: argparse.Namespace) -> Iterator["Client"]:
+def _connect(options: argparse.Namespace) -> Iterator["livematch.Client"]:
     """Context manager: yield a client of the servers at `--server`, or of one that is started on `--repository`."""
-    from livematch.local.local_server import LocalServer
-    from livematch.serving.client import Client
-    from livematch.serving.settings import Tls
-
     settings: dict[str, Any] = {
         "max_tries": options.max_tries,
         "crop_scale": options.crop_scale,
         "priority": "live" if options.command == "watch" else "batch",
     }
     if options.repository is None:
-        tls = Tls(root_certificates=options.tls_ca, certificate_chain=options.tls_cert, private_key=options.tls_key)
-        settings |= {"access_key": options.key, "tls": None if tls == Tls() else tls}
-        with Client(options.server, **settings, shared_memory=options.shared_memory) as client:
+        files = {"root_certificates": options.tls_ca, "certificate_chain": options.tls_cert}
+        tls = livematch.Tls(**files, private_key=options.tls_key)
+        settings |= {"access_key": options.key, "tls": None if tls == livematch.Tls() else tls}
+        with livematch.Client(options.server, **settings, shared_memory=options.shared_memory) as client:
             yield client
         return
-    with LocalServer(options.repository) as server, Client(server.url, **settings, shared_memory=True) as client:
+    local_server = livematch.LocalServer(options.repository)
+    with local_server as server, livematch.Client(server.url, **settings, shared_memory=True) as client:
         server.on_exit(client.close)  # otherwise the client would wait for the server to come back
         try:
             yield client
@@ -228,17 +205,13 @@ def _connect(options: argparse.Namespace) -> Iterator["Client"]:
             raise
 
 
-def _embed_options(options: argparse.Namespace, shard: tuple[int, int] = (0, 1)) -> "EmbedOptions":
-    from livematch.pipeline.embed import DEFAULT_CONCURRENCY, EmbedOptions
-
-    concurrency = options.concurrency or DEFAULT_CONCURRENCY
-    return EmbedOptions(concurrency=concurrency, shard=shard, strict=options.strict)
+def _embed_options(options: argparse.Namespace, shard: tuple[int, int] = (0, 1)) -> "livematch.EmbedOptions":
+    concurrency = options.concurrency or livematch.EmbedOptions.concurrency
+    return livematch.EmbedOptions(concurrency=concurrency, shard=shard, strict=options.strict)
 
 
-def _match_options(options: argparse.Namespace) -> "MatchOptions":
-    from livematch.matching.vote import MatchOptions
-
-    return MatchOptions(
+def _match_options(options: argparse.Namespace) -> "livematch.MatchOptions":
+    return livematch.MatchOptions(
         quantile=options.quantile, vote_share=options.vote_share, limit=options.limit, num_pairs=options.pairs
     )
 

@@ -1,12 +1,9 @@
-"""Read the annotations that scoring needs from one part of the Watch and Buy dataset.
-
-    image_annotation/<item_id>/<k>.json   {"annotations": [{"instance_id", "box", ...}]}
-    video_annotation/<video_id>.json      {"frames": [{"frame_index", "annotations": [...]}]}
+"""Read the annotations of one part of the Watch and Buy dataset, in the files of `livematch.media.annotations`.
 
 A video shows the item with the same id. Annotations with the same nonzero instance_id are the same garment.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,18 +14,6 @@ from livematch.types import IntBox
 
 
 @dataclass(frozen=True)
-class Garment:
-    """Holds one annotated garment.
-
-    instance_id: identifies the garment; 0 if it has no counterpart in the item's images or the video's frames.
-    box: x0 y0 x1 y1 in pixels, x1 and y1 exclusive.
-    """
-
-    instance_id: int
-    box: IntBox
-
-
-@dataclass(frozen=True)
 class GroundTruth:
     """Holds the annotated garments of one part of the dataset.
 
@@ -36,8 +21,8 @@ class GroundTruth:
     frames: garments by video id and frame index.
     """
 
-    images: dict[str, dict[str, tuple[Garment, ...]]]
-    frames: dict[str, dict[int, tuple[Garment, ...]]]
+    images: dict[str, dict[str, tuple[Annotation, ...]]]
+    frames: dict[str, dict[int, tuple[Annotation, ...]]]
 
     def positive_frame_boxes(self, video_id: str, frame_index: int) -> list[IntBox]:
         """Return the boxes in an annotated frame whose garment also occurs in an image of the video's item."""
@@ -62,8 +47,6 @@ class GroundTruth:
 def read_ground_truth(directory: str | Path) -> GroundTruth:
     """Read the annotations of a part: `directory` contains image_annotation/ and video_annotation/.
 
-    >>> score = evaluate(read_result("result.json"), read_ground_truth("wab/part1"))
-
     Raises:
         InputError: one of the two folders is missing.
         FileFormatError: an annotation file cannot be read; the message names it.
@@ -72,19 +55,12 @@ def read_ground_truth(directory: str | Path) -> GroundTruth:
     for name in ("image_annotation", "video_annotation"):
         if not (directory / name).is_dir():
             raise InputError(f"{directory} is not an annotated part: it has no folder {name}")
-    images: dict[str, dict[str, tuple[Garment, ...]]] = {}
+    images: dict[str, dict[str, tuple[Annotation, ...]]] = {}
     for path in sorted((directory / "image_annotation").glob("*/*.json")):
-        images.setdefault(path.parent.name, {})[path.stem] = _garments(read_image_annotations(path))
-    frames = {
-        path.stem: {index: _garments(annotations) for index, annotations in read_video_annotations(path)}
-        for path in sorted((directory / "video_annotation").glob("*.json"))
-    }
-    return GroundTruth(images, frames)
+        images.setdefault(path.parent.name, {})[path.stem] = read_image_annotations(path)
+    videos = sorted((directory / "video_annotation").glob("*.json"))
+    return GroundTruth(images, {path.stem: dict(read_video_annotations(path)) for path in videos})
 
 
-def _garments(annotations: Sequence[Annotation]) -> tuple[Garment, ...]:
-    return tuple(Garment(annotation.instance_id, annotation.box) for annotation in annotations)
-
-
-def _instances(garments_of: Mapping[Any, tuple[Garment, ...]]) -> set[int]:
+def _instances(garments_of: Mapping[Any, tuple[Annotation, ...]]) -> set[int]:
     return {g.instance_id for garments in garments_of.values() for g in garments if g.instance_id}

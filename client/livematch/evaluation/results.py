@@ -11,34 +11,25 @@ import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 from livematch.errors import FileFormatError
 from livematch.files import replace_file
-from livematch.types import Box, IntBox, Match
-
-
-@dataclass(frozen=True)
-class BoxPair:
-    """Locates one garment in an image of the item and in the answer's frame; boxes are x0 y0 x1 y1 in pixels."""
-
-    img_name: str
-    item_box: IntBox
-    frame_box: IntBox
+from livematch.media.annotations import read_json
+from livematch.types import Box, IntBox, Match, Pair
 
 
 @dataclass(frozen=True)
 class Answer:
-    """Holds the entry of result.json for one video: the item it shows, and where to see it."""
+    """Holds the entry of result.json for one video: the item it shows, and where to see it, in whole pixels."""
 
     item_id: str
     frame_index: int
-    pairs: tuple[BoxPair, ...]
+    pairs: tuple[Pair, ...]
 
 
 def truncate_box(box: Box) -> IntBox:
     """Round a box toward zero, as the server does to cut its crop; a box thinner than a pixel becomes a pixel wide."""
-    x0, y0, x1, y1 = map(int, box)
+    x0, y0, x1, y1 = to_int_box(box)
     return x0, y0, max(x1, x0 + 1), max(y1, y0 + 1)
 
 
@@ -48,17 +39,14 @@ def to_result(matches: Sequence[Match]) -> dict[str, Answer]:
         m.video_id: Answer(
             m.item_id,
             m.frame_index,
-            tuple(BoxPair(p.img_name, truncate_box(p.item_box), truncate_box(p.frame_box)) for p in m.pairs),
+            tuple(Pair(p.img_name, truncate_box(p.item_box), truncate_box(p.frame_box)) for p in m.pairs),
         )
         for m in sorted(matches, key=lambda m: m.video_id)
     }
 
 
 def write_result(matches: Sequence[Match], path: str | Path) -> None:
-    """Write result.json, replacing an existing one.
-
-    >>> write_result(match(read_features("images.parquet"), read_features("videos.parquet")), "result.json")
-    """
+    """Write result.json, replacing an existing one."""
     content = {
         video_id: {"item_id": a.item_id, "frame_index": a.frame_index, "result": [asdict(pair) for pair in a.pairs]}
         for video_id, a in to_result(matches).items()
@@ -79,7 +67,7 @@ def read_result(path: str | Path) -> dict[str, Answer]:
                 str(entry["item_id"]),
                 int(entry["frame_index"]),
                 tuple(
-                    BoxPair(str(pair["img_name"]), to_int_box(pair["item_box"]), to_int_box(pair["frame_box"]))
+                    Pair(str(pair["img_name"]), to_int_box(pair["item_box"]), to_int_box(pair["frame_box"]))
                     for pair in entry["result"]
                 ),
             )
@@ -95,11 +83,7 @@ def write_matches(matches: Sequence[Match], path: str | Path) -> None:
 
 
 def read_distances(path: str | Path) -> dict[str, float]:
-    """Read the distance of each video's match from a matches.json.
-
-    Raises:
-        FileFormatError: the file does not exist, is not JSON, or has another format.
-    """
+    """Read the distance of each video's match from a matches.json; errors are those of `read_result`."""
     try:
         distances = {str(entry["video_id"]): float(entry["distance"]) for entry in read_json(path)}
     except (KeyError, OverflowError, TypeError, ValueError) as error:
@@ -108,14 +92,6 @@ def read_distances(path: str | Path) -> dict[str, float]:
         if not math.isfinite(distance):
             raise FileFormatError(f"{path}: the distance of {video_id} is {distance}")
     return distances
-
-
-def read_json(path: str | Path) -> Any:
-    """Parse a JSON file; raise FileFormatError if that is not possible."""
-    try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, RecursionError, ValueError) as error:
-        raise FileFormatError(f"{path}: cannot be read: {error}") from error
 
 
 def write_json(content: object, path: str | Path) -> None:

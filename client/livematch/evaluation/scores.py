@@ -68,9 +68,6 @@ def evaluate(result: Mapping[str, Answer], truth: GroundTruth) -> Score:
 
     >>> score = evaluate(read_result("result.json"), read_ground_truth("wab/part1"))
     >>> print(score.final, score.s1.f1)
-
-    Args:
-        result: answers by video id, as from `read_result`.
     """
     positive_videos = set(truth.positive_videos())
     levels = {
@@ -110,11 +107,12 @@ def _reached_level(video_id: str, answer: Answer, truth: GroundTruth) -> int:
     judged_frame = truth.judged_frame(video_id, answer.frame_index)
     if not truth.positive_frame_boxes(video_id, judged_frame):
         return 1
-    for pair in answer.pairs:
-        positive_boxes = truth.positive_image_boxes(answer.item_id, pair.img_name)
-        if any(iou(pair.item_box, box) > MIN_IOU for box in positive_boxes):
-            return 3
-    return 2
+    ious = (
+        iou(pair.item_box, box)
+        for pair in answer.pairs
+        for box in truth.positive_image_boxes(answer.item_id, pair.img_name)
+    )
+    return 3 if any(value > MIN_IOU for value in ious) else 2
 
 
 def _frame_box_iou(video_id: str, answer: Answer, truth: GroundTruth) -> float:

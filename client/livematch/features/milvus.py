@@ -80,8 +80,7 @@ class MilvusGallery:
                 self._check_comparable(features)
             else:
                 self._create(features.embedding_size)
-        self.delete(list(dict.fromkeys(features.sources)))
-        with self._translated():
+            self.delete(list(dict.fromkeys(features.sources)))
             offset = self._end()
             for block in features.blocks(_INSERTED_ROWS):
                 rows = range(block.start, block.start + len(block.lengths))
@@ -189,11 +188,11 @@ class MilvusGallery:
                 low = middle + 1
         return low
 
-    def _read(self, row_numbers: Sequence[int]) -> Features:
+    def _read(self, row_numbers: list[int]) -> Features:
         """Return rows with their embeddings, in the order given."""
         found: dict[int, dict[str, Any]] = {}
         for start in range(0, len(row_numbers), _READ_ROWS):
-            ids = list(row_numbers[start : start + _READ_ROWS])
+            ids = row_numbers[start : start + _READ_ROWS]
             for row in self._client.query(COLLECTION, ids=ids, output_fields=_COLUMNS):
                 row["embedding"] = np.array(row["embedding"], np.float32)  # Python's floats take eight times as much
                 found[row["row"]] = row

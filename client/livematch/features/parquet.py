@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import cycle
 from pathlib import Path
@@ -43,18 +44,18 @@ def read_identity(schema: pa.Schema) -> str | None:
     return None if identity is None else identity.decode()
 
 
-def unreadable(path: Path, error: Exception) -> FeaturesError:
-    """Return the error for a file that Arrow cannot read."""
-    return FeaturesError(f"{path}: not a readable Parquet file: {describe_error(error)}")
+@contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """Context manager: turn an error of Arrow into a FeaturesError that names the file."""
+    try:
+        yield
+    except (pa.ArrowException, OSError) as error:
+        raise FeaturesError(f"{path}: not a readable Parquet file: {describe_error(error)}") from error
 
 
 @dataclass(frozen=True)
 class EmbeddingFiles:
-    """Reads the embeddings of one or more features files, which stay on disk.
-
-    paths: the files, whose rows count as one sequence.
-    size: dimension of the embeddings.
-    """
+    """Reads embeddings of dimension `size` from one or more features files, whose rows count as one sequence."""
 
     paths: Sequence[Path]
     size: int
@@ -80,8 +81,7 @@ class EmbeddingFiles:
                     num_filled += len(part)
                     if num_filled == num_rows:
                         yield buffer
-                        buffer = next(buffers)
-                        num_filled = 0
+                        buffer, num_filled = next(buffers), 0
         if num_filled:
             yield buffer[:num_filled]
 
@@ -90,21 +90,16 @@ class EmbeddingFiles:
         return next(self.chunks(num_rows), np.empty((0, self.size), np.float32))
 
 
-def open_file(path: Path) -> tuple[dict[str, Any], EmbeddingFiles]:
-    """Read all columns of a features file except the embeddings.
-
-    Returns:
-        The columns as keyword arguments of `Features`, and the embeddings.
+def open_file(path: Path) -> dict[str, Any]:
+    """Return the keyword arguments of `Features` for a file, with all columns in memory except the embeddings.
 
     Raises:
         FeaturesError: the file does not exist or is not Parquet; a column is missing or has an unsuitable type.
     """
     if not path.is_file():
         raise FeaturesError(f"{path}: no such features file")
-    try:
+    with reading(path):
         schema = pq.read_schema(path)
-    except (pa.ArrowException, OSError) as error:
-        raise unreadable(path, error) from error
     missing = [column for column in COLUMNS if column not in schema.names]
     if missing:
         raise FeaturesError(f"{path}: has no column {', '.join(missing)}; found {', '.join(schema.names)}")
@@ -117,16 +112,16 @@ def open_file(path: Path) -> tuple[dict[str, Any], EmbeddingFiles]:
         frame_indices.append(_cast(batch["frame_index"], pa.int32(), path).to_numpy())
         boxes.append(_vectors(batch["box"], 4, path))
         scores.append(_cast(batch["score"], pa.float32(), path).to_numpy())
-    columns = {
+    return {
         "sources": sources,
         "names": names,
         "frame_indices": np.concatenate(frame_indices),
         "boxes": np.concatenate(boxes),
         "scores": np.concatenate(scores),
+        "embeddings": EmbeddingFiles([path], _embedding_size(schema, path)),
         "model_identity": read_identity(schema),
         "origin": str(path),
     }
-    return columns, EmbeddingFiles([path], _embedding_size(schema, path))
 
 
 def _embedding_size(schema: pa.Schema, path: Path) -> int:
@@ -139,11 +134,8 @@ def _embedding_size(schema: pa.Schema, path: Path) -> int:
 
 
 def _batches(path: Path, columns: Sequence[str], num_rows: int = _READ_ROWS) -> Iterator[pa.RecordBatch]:
-    try:
-        with pq.ParquetFile(path, **BOUNDED_READING) as file:
-            yield from file.iter_batches(num_rows, columns=list(columns))
-    except (pa.ArrowException, OSError) as error:
-        raise unreadable(path, error) from error
+    with reading(path), pq.ParquetFile(path, **BOUNDED_READING) as file:
+        yield from file.iter_batches(num_rows, columns=list(columns))
 
 
 def _cast(column: pa.Array, dtype: pa.DataType, path: Path, null: str | None = None) -> pa.Array:

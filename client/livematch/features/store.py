@@ -9,6 +9,7 @@ one step.
 import fcntl
 import json
 import os
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Self
@@ -19,7 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from livematch.errors import FeaturesError
-from livematch.features.parquet import BOUNDED_READING, IDENTITY_KEY, features_schema, read_identity, unreadable
+from livematch.features.parquet import BOUNDED_READING, IDENTITY_KEY, features_schema, read_identity, reading
 from livematch.files import replace_file
 from livematch.types import EMBEDDING_SIZE, Recognition
 
@@ -102,9 +103,8 @@ class FeaturesStore:
         self._end_stream()
         if self._num_rows_of.keys() != self._final_keys or not self.path.exists():
             without_boxes = sorted(key for key, num_rows in self._num_rows_of.items() if num_rows == 0)
-            schema = self._schema.with_metadata(
-                self._schema.metadata | {WITHOUT_BOXES_KEY: json.dumps(without_boxes).encode()}
-            )
+            metadata = {WITHOUT_BOXES_KEY: json.dumps(without_boxes).encode()}
+            schema = self._schema.with_metadata(self._schema.metadata | metadata)
             with (
                 replace_file(self.path) as temporary,
                 pq.ParquetWriter(temporary, schema, use_dictionary=["source", "name"]) as writer,
@@ -129,17 +129,12 @@ class FeaturesStore:
         """Return the number of boxes of each source in the finished file."""
         if not self.path.exists():
             return {}
-        try:
-            with pq.ParquetFile(self.path) as file:
-                schema = file.schema_arrow
-                self._check_schema(schema, self.path)
-                keys = file.read(columns=["source", "name"]).to_pydict()
-        except (pa.ArrowException, OSError) as error:
-            raise unreadable(self.path, error) from error
-        num_rows_of: dict[Key, int] = {tuple(key): 0 for key in json.loads(schema.metadata[WITHOUT_BOXES_KEY])}
-        for key in zip(keys["source"], keys["name"], strict=True):
-            num_rows_of[key] = num_rows_of.get(key, 0) + 1
-        return num_rows_of
+        with reading(self.path), pq.ParquetFile(self.path) as file:
+            schema = file.schema_arrow
+            self._check_schema(schema, self.path)
+            keys = file.read(columns=["source", "name"]).to_pydict()
+        without_boxes = dict.fromkeys(map(tuple, json.loads(schema.metadata[WITHOUT_BOXES_KEY])), 0)
+        return without_boxes | Counter(zip(keys["source"], keys["name"], strict=True))
 
     def _end_stream(self) -> None:
         if not self._has_ended:
@@ -162,11 +157,9 @@ class FeaturesStore:
         for key, batch, offset in self._partial_batches():
             self._num_rows_of.setdefault(key, batch.num_rows)
             end = offset
-        with self.partial_path.open("r+b") as file:
-            file.truncate(end)
-            if end:
-                file.seek(end)
-                file.write(_END_OF_STREAM)
+        self._file.truncate(end)
+        if end:
+            self._file.write(_END_OF_STREAM)
 
     def _partial_batches(self) -> Iterator[tuple[Key, pa.RecordBatch, int]]:
         """Yield each complete batch with its key and the offset of its end; each run has appended one stream."""
@@ -174,18 +167,12 @@ class FeaturesStore:
             while file.tell() < file.size():
                 try:
                     reader = pa.ipc.open_stream(file)
+                    self._check_schema(reader.schema, self.partial_path)
+                    for batch, metadata in reader.iter_batches_with_custom_metadata():
+                        source, name = json.loads(metadata["key"])
+                        yield (source, name), batch, file.tell()
                 except (pa.ArrowException, OSError):
-                    return  # a run was killed while it wrote the stream's header
-                self._check_schema(reader.schema, self.partial_path)
-                while True:
-                    try:
-                        batch, metadata = reader.read_next_batch_with_custom_metadata()
-                    except StopIteration:
-                        break
-                    except (pa.ArrowException, OSError):
-                        return  # a run was killed while it wrote this batch
-                    source, name = json.loads(metadata["key"])
-                    yield (source, name), batch, file.tell()
+                    return  # a run was killed while it wrote the stream's header or a batch
 
     def _check_schema(self, schema: pa.Schema, path: Path) -> None:
         selection = (schema.metadata or {}).get(SELECTION_KEY, b"something else").decode()
@@ -204,8 +191,6 @@ class FeaturesStore:
         waiting: list[pa.RecordBatch] = []
         num_rows = 0
         for batch in self._all_batches():
-            if batch.num_rows == 0:
-                continue  # so that there are never more batches waiting than rows
             waiting.append(batch)
             num_rows += batch.num_rows
             if num_rows >= ROW_GROUP_ROWS:
@@ -220,7 +205,8 @@ class FeaturesStore:
                 for batch in file.iter_batches(batch_size=ROW_GROUP_ROWS):
                     yield pa.RecordBatch.from_arrays(batch.columns, schema=self._schema)
         for key, batch, _ in self._partial_batches():
-            if key not in self._final_keys:  # a run killed before it removed the partial file leaves both
+            # A run killed before it removed the partial file leaves both files.
+            if batch.num_rows and key not in self._final_keys:
                 yield pa.RecordBatch.from_arrays(batch.columns, schema=self._schema)
 
 

@@ -32,11 +32,6 @@ class Block:
     embeddings: npt.NDArray[np.float32]
     lengths: npt.NDArray[np.float64]
 
-    @property
-    def rows(self) -> slice:
-        """Slice of the table that the block covers."""
-        return slice(self.start, self.start + len(self.lengths))
-
 
 class Features:
     """A table with one row for each of n boxes; where matching has to break a tie, the first row wins.
@@ -180,10 +175,7 @@ def open_features(paths: str | Path | Sequence[str | Path]) -> Features:
     paths = [paths] if isinstance(paths, str | Path) else paths
     if not paths:
         raise InputError("no features file given")
-    tables = []
-    for path in paths:
-        columns, embeddings = open_file(Path(path))
-        tables.append(Features(**columns, embeddings=embeddings))
+    tables = [Features(**open_file(Path(path))) for path in paths]
     first = tables[0]
     for table in tables[1:]:
         check_comparable(first, table.origin, table.model_identity, table.embedding_size)
@@ -207,28 +199,21 @@ def read_features(path: str | Path) -> Features:
     Raises:
         FeaturesError: as `open_features`, or an embedding is not finite, zero or of another size than the first.
     """
-    columns, files = open_file(Path(path))
-    return Features(**columns, embeddings=files.read(len(columns["sources"])))
+    columns = open_file(Path(path))
+    columns["embeddings"] = columns["embeddings"].read(len(columns["sources"]))
+    return Features(**columns)
 
 
 def check_comparable(features: Features, origin: str, model_identity: str | None, embedding_size: int) -> None:
-    """Check that the embeddings of `features` can be compared with others; an unknown model is accepted.
+    """Raise FeaturesError if the embeddings of `features` cannot be compared with others; accept an unknown model.
 
-    Args:
-        origin: name of the others in the error message, such as their file.
-        model_identity, embedding_size: those of the others.
-
-    Raises:
-        FeaturesError: models or sizes differ; the message names both sides.
+    The message names both sides; `origin` is the name of the others, such as their file.
     """
-    sides = (
-        (features.origin, features.model_identity, features.embedding_size),
-        (origin, model_identity, embedding_size),
-    )
     identities = {features.model_identity, model_identity} - {None}
     if len(identities) > 1 or features.embedding_size != embedding_size:
-        texts = [f"{name} by {identity or 'an unnamed model'} ({size}-d)" for name, identity, size in sides]
-        raise FeaturesError(f"features of different models cannot be compared: {texts[0]}, {texts[1]}")
+        first = f"{features.origin} by {features.model_identity or 'an unnamed model'} ({features.embedding_size}-d)"
+        second = f"{origin} by {model_identity or 'an unnamed model'} ({embedding_size}-d)"
+        raise FeaturesError(f"features of different models cannot be compared: {first}, {second}")
 
 
 def factorize(ids: Sequence[str]) -> npt.NDArray[np.intp]:

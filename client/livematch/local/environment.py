@@ -5,6 +5,7 @@ import os
 import shutil
 import sys
 import sysconfig
+import venv
 from pathlib import Path
 
 from livematch.errors import LocalServerError
@@ -13,11 +14,7 @@ _PYTHON = f"{sys.version_info.major}.{sys.version_info.minor}"
 
 
 def find_package(name: str) -> Path:
-    """Return the folder of an installed package without importing it.
-
-    Raises:
-        LocalServerError: the package is not installed.
-    """
+    """Return the folder of a package without importing it; raise LocalServerError if it is not installed."""
     spec = importlib.util.find_spec(name)
     if spec is None or not spec.submodule_search_locations:
         package = {"pytriton": "nvidia-pytriton"}.get(name, name)
@@ -49,12 +46,20 @@ def prepare_environment(folder: Path) -> dict[str, str]:
     libpython = _find_libpython()
     (libraries / libpython.name).symlink_to(libpython)
 
+    # The stub ignores PYTHONPATH and PYTHONHOME; it uses the environment of the first `python3` on the PATH. This one
+    # only refers to installed packages.
+    packages = dict.fromkeys(str(find_package(name).parent) for name in ("numpy", "onnxruntime"))
+    python = folder / "python"
+    venv.create(python, symlinks=True)
+    site_packages = python / "lib" / f"python{_PYTHON}" / "site-packages"
+    (site_packages / "livematch.pth").write_text("\n".join(packages) + "\n")
+
     library_path = [libraries, triton.parent / "nvidia_pytriton.libs", os.environ.get("LD_LIBRARY_PATH")]
     return {
         "OPENBLAS_NUM_THREADS": "1",  # each stub process imports numpy, and none multiplies large matrices
         **os.environ,
         "LD_LIBRARY_PATH": os.pathsep.join(str(entry) for entry in library_path if entry),
-        "PATH": f"{_make_virtual_environment(folder / 'python')}{os.pathsep}{os.environ.get('PATH', os.defpath)}",
+        "PATH": f"{python / 'bin'}{os.pathsep}{os.environ.get('PATH', os.defpath)}",
     }
 
 
@@ -66,19 +71,3 @@ def _find_libpython() -> Path:
         if folder and (Path(folder) / name).exists():
             return Path(folder) / name
     raise LocalServerError(f"the local server needs the shared library {name}, which this Python does not include")
-
-
-def _make_virtual_environment(folder: Path) -> Path:
-    """Create a virtual environment that only refers to installed packages; return its bin folder.
-
-    The stub ignores PYTHONPATH and PYTHONHOME; it uses the environment of the first `python3` on the PATH.
-    """
-    packages = dict.fromkeys(str(find_package(name).parent) for name in ("numpy", "onnxruntime"))
-    site_packages = folder / "lib" / f"python{_PYTHON}" / "site-packages"
-    site_packages.mkdir(parents=True)
-    (site_packages / "livematch.pth").write_text("\n".join(packages) + "\n")
-    home = Path(sys.base_prefix) / "bin"
-    (folder / "pyvenv.cfg").write_text(f"home = {home}\ninclude-system-site-packages = false\n")
-    (folder / "bin").mkdir()
-    (folder / "bin" / "python3").symlink_to(sys.executable)
-    return folder / "bin"

@@ -9,7 +9,6 @@ import contextlib
 import http.client
 import ipaddress
 import math
-import os
 import secrets
 import socket
 import tempfile
@@ -103,11 +102,7 @@ class LocalServer:
         return self._running().pid
 
     def start(self) -> None:
-        """Start the server and wait until every model is ready.
-
-        Raises:
-            LocalServerError: the server did not start; no process is left running.
-        """
+        """Start the server and wait until every model is ready; after a LocalServerError, no process is left."""
         if self._process is not None:
             raise LocalServerError(f"the server for {self.repository} is already running (pid {self._process.pid})")
         if not self.repository.is_dir():
@@ -163,9 +158,8 @@ class LocalServer:
             if self._current_log != self.log_path:  # after a restart, the log is continued
                 self.log_path.write_bytes(b"")
             return self.log_path
-        descriptor, name = tempfile.mkstemp(prefix="livematch-server-", suffix=".log")
-        os.close(descriptor)
-        return Path(name)
+        with tempfile.NamedTemporaryFile(prefix="livematch-server-", suffix=".log", delete=False) as log:
+            return Path(log.name)
 
     def _command(self, backends: Path) -> list[str]:
         return [
@@ -174,12 +168,8 @@ class LocalServer:
             f"--model-config-name={self.config_name}",
             f"--backend-directory={backends}",
             "--disable-auto-complete-config",
-            f"--http-address={self.host}",
-            f"--grpc-address={self.host}",
-            f"--metrics-address={self.host}",
-            f"--http-port={self._ports['HTTP']}",
-            f"--grpc-port={self._ports['gRPC']}",
-            f"--metrics-port={self._ports['metrics']}",
+            *(f"--{service.lower()}-address={self.host}" for service in self._ports),
+            *(f"--{service.lower()}-port={port}" for service, port in self._ports.items()),
             f"--exit-timeout-secs={math.ceil(self.exit_timeout_s)}",
             f"--backend-config=python,shm-default-byte-size={_SHARED_MEMORY_BYTES}",
             f"--backend-config=python,shm-growth-byte-size={_SHARED_MEMORY_BYTES}",
@@ -229,11 +219,7 @@ class LocalServer:
 
 
 def _reserve_ports(host: str, requested: dict[str, int]) -> dict[str, int]:
-    """Return the requested ports, with each 0 replaced by a free port.
-
-    Raises:
-        LocalServerError: a port is in use, or is not from 0 to 65535.
-    """
+    """Return the ports, each 0 replaced by a free one; raise LocalServerError if one is in use or out of range."""
     ports = {}
     with contextlib.ExitStack() as sockets:
         for service, port in requested.items():
@@ -250,10 +236,7 @@ def _reserve_ports(host: str, requested: dict[str, int]) -> dict[str, int]:
 
 def _is_ready(host: str, port: int) -> bool:
     connection = http.client.HTTPConnection(host, port, timeout=5.0)
-    try:
+    with contextlib.suppress(OSError), contextlib.closing(connection):
         connection.request("GET", "/v2/health/ready")
         return connection.getresponse().status == 200
-    except OSError:
-        return False
-    finally:
-        connection.close()
+    return False

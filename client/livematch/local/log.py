@@ -14,9 +14,8 @@ def has_failed(log_path: Path) -> bool:
 def summarize_errors(log_path: Path) -> str:
     """Return the first errors of the log as one line, without time stamps and source positions."""
     lines = re.sub(r"\x1b\[[0-9;]*m", "", log_path.read_text(errors="replace")).splitlines()  # without colours
-    lines = [
-        line for line in lines if "CudaDriverHelper" not in line
-    ]  # logged as an error on every machine without a GPU
+    # The excluded line is logged as an error on every machine without a GPU.
+    lines = [line for line in lines if "CudaDriverHelper" not in line]
     # Errors other than "failed to load" are often consequences: whatever depends on a failed model fails too.
     errors = [line for line in lines if re.match(r"E\d{4} ", line) and "failed to load" in line]
     errors = errors or [

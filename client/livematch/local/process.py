@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable
+from concurrent.futures import Future
 from pathlib import Path
 
 import psutil
@@ -32,40 +33,30 @@ class Process:
     After `watch_children()`, the process is killed as soon as one of its children ends: tritonserver itself would keep
     running, and reject every request that needs this child.
 
-    Args:
-        command: the program and its arguments.
-        environment: the environment variables.
-        log_path: stdout and stderr are appended to this file.
-        on_exit: called in another thread when the process ends without `stop()`.
-
-    Raises:
-        LocalServerError: the command cannot be run.
+    Its stdout and stderr are appended to `log_path`. `on_exit` is called in another thread when it ends without
+    `stop()`. LocalServerError is raised if it cannot be run.
     """
 
     def __init__(
         self, command: list[str], environment: dict[str, str], log_path: Path, on_exit: Callable[[], None]
     ) -> None:
-        self._command = command
-        self._environment = environment
-        self._log_path = log_path
         self._on_exit = on_exit
         self._children: list[psutil.Process] = []
         self._has_lost_child = False
         self._is_stopping = False
-        self._popen: subprocess.Popen[bytes] | None = None
-        self._start_error: OSError | None = None
-        has_started = threading.Event()
+        started: Future[None] = Future()
         # The kernel sends the parent-death signal when the *thread* that forked ends, so the caller's must not fork.
-        threading.Thread(target=self._run, args=(has_started,), name="tritonserver", daemon=True).start()
-        has_started.wait()
-        if self._popen is None:
-            raise LocalServerError(f"cannot run {command[0]}: {self._start_error}") from self._start_error
+        arguments = (command, environment, log_path, started)
+        threading.Thread(target=self._run, args=arguments, name="tritonserver", daemon=True).start()
+        try:
+            started.result()
+        except Exception as error:
+            raise LocalServerError(f"cannot run {command[0]}: {error}") from error
         self.pid: int = self._popen.pid
 
     @property
     def exit_reason(self) -> str | None:
         """How the process ended, such as "was killed by signal 9"; None while it runs."""
-        assert self._popen is not None
         return_code = self._popen.poll()
         if return_code is None:
             return None
@@ -80,7 +71,6 @@ class Process:
 
     def stop(self, timeout_s: float) -> None:
         """Send SIGTERM, then SIGKILL after `timeout_s`; kill whatever is left of the process group."""
-        assert self._popen is not None
         self._is_stopping = True
         self._popen.terminate()
         try:
@@ -91,24 +81,22 @@ class Process:
         with contextlib.suppress(ProcessLookupError):  # nothing is left after a clean stop
             os.killpg(self.pid, signal.SIGKILL)
 
-    def _run(self, has_started: threading.Event) -> None:
-        launcher = [sys.executable, "-I", "-S", "-c", _LAUNCHER, str(os.getpid()), *self._command]
+    def _run(self, command: list[str], environment: dict[str, str], log_path: Path, started: Future[None]) -> None:
+        launcher = [sys.executable, "-I", "-S", "-c", _LAUNCHER, str(os.getpid()), *command]
         try:
-            with self._log_path.open("ab") as log:
-                popen = subprocess.Popen(
+            with log_path.open("ab") as log:
+                self._popen = popen = subprocess.Popen(
                     launcher,
-                    env=self._environment,
+                    env=environment,
                     stdin=subprocess.DEVNULL,
                     stdout=log,
                     stderr=subprocess.STDOUT,
                     start_new_session=True,
                 )
-            self._popen = popen
-        except OSError as error:
-            self._start_error = error
+        except Exception as error:
+            started.set_exception(error)
             return
-        finally:
-            has_started.set()
+        started.set_result(None)
         while True:
             try:
                 popen.wait(_CHECK_INTERVAL_S)

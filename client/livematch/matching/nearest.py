@@ -28,12 +28,13 @@ _NUM_WORK_BLOCKS = 8  # memory for reading, scaling and comparing a block of the
 _RESERVED_BYTES = 48 << 20  # for Arrow's reader and its memory pool, whatever the size of the tiles
 _REFINED_PAIRS = 512  # per float64 step, 16 MB for 2048-d embeddings
 
-_Indices = npt.NDArray[np.intp]
+Indices = npt.NDArray[np.intp]
+Distances = npt.NDArray[np.float64]
 
 
 def nearest(
     queries: Features, gallery: Features, *, memory_bytes: int = DEFAULT_MEMORY_BYTES
-) -> tuple[_Indices, npt.NDArray[np.float64]]:
+) -> tuple[Indices, Distances]:
     """Return the nearest gallery row of each query, and the squared distance 2 - 2·cos to it.
 
     As many queries as fit into memory are held at once; for each such group, the whole gallery is read block by block.
@@ -61,7 +62,8 @@ def nearest(
                 part = slice(start, start + _TILE_QUERIES)
                 tile = Block(held.start + start, held.embeddings[part], held.lengths[part])
                 pairs = _candidates(tile, directions, largest[part])
-                _keep_nearest(tile, block, *pairs, hits[tile.rows], distances[tile.rows])
+                rows = slice(tile.start, tile.start + len(tile.lengths))
+                _keep_nearest(tile, block, *pairs, hits[rows], distances[rows])
     return hits, distances
 
 
@@ -81,7 +83,7 @@ def _read_ahead(blocks: Iterator[Block]) -> Iterator[Block]:
 
 def _candidates(
     queries: Block, directions: npt.NDArray[np.float32], largest: npt.NDArray[np.float32]
-) -> tuple[_Indices, _Indices]:
+) -> tuple[Indices, Indices]:
     """Return the pairs of a query and a gallery row that may be nearer than all rows before.
 
     Args:
@@ -106,10 +108,10 @@ def _candidates(
 def _keep_nearest(
     queries: Block,
     gallery: Block,
-    query_indices: _Indices,
-    gallery_indices: _Indices,
-    hits: _Indices,
-    distances: npt.NDArray[np.float64],
+    query_indices: Indices,
+    gallery_indices: Indices,
+    hits: Indices,
+    distances: Distances,
 ) -> None:
     """Update `hits` and `distances` of the queries that have a pair nearer than all rows before.
 
@@ -126,9 +128,7 @@ def _keep_nearest(
     distances[candidates[is_nearer]] = exact[best[is_nearer]]
 
 
-def _exact_distances(
-    queries: Block, gallery: Block, query_indices: _Indices, gallery_indices: _Indices
-) -> npt.NDArray[np.float64]:
+def _exact_distances(queries: Block, gallery: Block, query_indices: Indices, gallery_indices: Indices) -> Distances:
     """Return the squared distance 2 - 2·cos of each pair, computed in float64 and rounded to DECIMALS."""
     products = np.empty(len(query_indices))
     for start in range(0, len(query_indices), _REFINED_PAIRS):

@@ -9,12 +9,11 @@ from dataclasses import dataclass
 from numbers import Integral, Real
 
 import numpy as np
-import numpy.typing as npt
 
 from livematch.errors import InputError
 from livematch.features.milvus import MilvusGallery
 from livematch.features.table import Features, check_comparable, factorize
-from livematch.matching.nearest import DECIMALS, DEFAULT_MEMORY_BYTES, nearest
+from livematch.matching.nearest import DECIMALS, DEFAULT_MEMORY_BYTES, Distances, Indices, nearest
 from livematch.types import Match, Pair
 
 _log = logging.getLogger(__name__)
@@ -84,7 +83,6 @@ def match(
     Args:
         queries: boxes of the items' images; `sources` are item ids.
         gallery: boxes of the clips' frames; `sources` are video ids.
-        options: None for the defaults.
         memory_bytes: see `nearest`.
 
     Returns:
@@ -110,15 +108,11 @@ def match(
 
 
 def _vote(
-    queries: Features,
-    gallery: Features,
-    hits: npt.NDArray[np.intp],
-    distances: npt.NDArray[np.float64],
-    options: MatchOptions,
+    queries: Features, gallery: Features, hits: Indices, distances: Distances, options: MatchOptions
 ) -> list[Match]:
     """Return the matches, given each query's nearest gallery row and the distance to it."""
     clips, items = factorize(gallery.sources)[hits], factorize(queries.sources)
-    nearest_item: dict[int, tuple[float, npt.NDArray[np.intp]]] = {}  # clip: distance and queries of its nearest item
+    nearest_item: dict[int, tuple[float, Indices]] = {}  # clip: distance and queries of its nearest item
     for rows in np.split(np.argsort(items, kind="stable"), np.cumsum(np.bincount(items))[:-1]):
         contenders = [rows[voters] for voters in contending_queries(clips[rows], distances[rows], options)]
         if not contenders:
@@ -136,9 +130,7 @@ def _vote(
     ]
 
 
-def contending_queries(
-    clips: npt.NDArray[np.intp], distances: npt.NDArray[np.float64], options: MatchOptions
-) -> list[npt.NDArray[np.intp]]:
+def contending_queries(clips: Indices, distances: Distances, options: MatchOptions) -> list[Indices]:
     """Apply steps (a) to (c) of `match` to the queries of one item.
 
     Args:
@@ -157,12 +149,7 @@ def contending_queries(
 
 
 def _to_match(
-    queries: Features,
-    gallery: Features,
-    voters: npt.NDArray[np.intp],
-    hits: npt.NDArray[np.intp],
-    distance: float,
-    num_pairs: int,
+    queries: Features, gallery: Features, voters: Indices, hits: Indices, distance: float, num_pairs: int
 ) -> Match:
     """Apply steps (e) and (f). argmax takes the first of equals, and voters and rows are both in table order."""
     best = int(voters[queries.scores[voters].argmax()])

@@ -33,20 +33,16 @@ def read_image_annotations(path: Path) -> tuple[Annotation, ...]:
     Raises:
         FileFormatError: the file cannot be read or has another format; the message names the file and the field.
     """
-    return _annotations(path, _load(path))
+    return _annotations(path, read_json(path))
 
 
 def read_video_annotations(path: Path) -> list[tuple[int, tuple[Annotation, ...]]]:
     """Read video_annotation/<video_id>.json: {"frames": [{"frame_index", "annotations": [...]}]}.
 
-    Returns:
-        (frame index, annotations) for each annotated frame.
-
-    Raises:
-        FileFormatError: as `read_image_annotations`.
+    The result is (frame index, annotations) of each annotated frame; errors are those of `read_image_annotations`.
     """
     frames = []
-    for frame in _list(path, _load(path), "frames"):
+    for frame in _list(path, read_json(path), "frames"):
         index = _field(path, frame, "frame_index")
         if not isinstance(index, int) or index < 0:
             raise FileFormatError(f"{path}: frame_index is {index!r}, not a whole number from 0 on")
@@ -69,9 +65,10 @@ def _annotations(path: Path, record: Any) -> tuple[Annotation, ...]:
     return tuple(annotations)
 
 
-def _load(path: Path) -> Any:
+def read_json(path: str | Path) -> Any:
+    """Parse a JSON file; raise FileFormatError if that is not possible."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(Path(path).read_text(encoding="utf-8"))
     except (OSError, RecursionError, ValueError) as error:
         raise FileFormatError(f"{path}: cannot be read: {error}") from error
 

@@ -45,23 +45,16 @@ def to_pixels(image: Image.Image) -> Pixels:
         InputError: floating-point or 32-bit pixels, whose range is unknown.
     """
     image.load()
-    return np.asarray(_to_rgb(ImageOps.exif_transpose(image)))
-
-
-def _to_rgb(image: Image.Image) -> Image.Image:
+    image = ImageOps.exif_transpose(image)
     if image.mode in _SIXTEEN_BIT_MODES:
-        return _from_sixteen_bits(image)
-    if image.mode == "F":
+        samples = np.asarray(image)
+        if samples.min() < 0 or samples.max() > 0xFFFF:
+            raise InputError(f"pixel values {samples.min()}..{samples.max()} are not 16-bit")
+        # Image.convert would clip at 255. Keeping the high byte is what Pillow itself does with 16-bit colour files.
+        image = Image.fromarray((samples >> 8).astype(np.uint8))
+    elif image.mode == "F":
         raise InputError("floating-point pixels have no defined range")
-    if image.has_transparency_data:
+    elif image.has_transparency_data:
         rgba = image.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
-    return image.convert("RGB")
-
-
-def _from_sixteen_bits(image: Image.Image) -> Image.Image:
-    samples = np.asarray(image)
-    if samples.min() < 0 or samples.max() > 0xFFFF:
-        raise InputError(f"pixel values {samples.min()}..{samples.max()} are not 16-bit")
-    # Image.convert would clip at 255. Keeping the high byte is what Pillow itself does with 16-bit colour files.
-    return Image.fromarray((samples >> 8).astype(np.uint8)).convert("RGB")
+        image = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba)
+    return np.asarray(image.convert("RGB"))

@@ -1,6 +1,6 @@
 """List and check the image and video files: `DIR/<item_id>/<k>.jpg` and `DIR/<video_id>.mp4`, in any format."""
 
-import contextlib
+import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +25,9 @@ class Source:
     def key(self) -> tuple[str, str]:
         return self.source, self.name
 
+    def fail(self, stage: Literal["list", "decode", "recognize"], reason: str) -> Failure:
+        return Failure(self.kind, self.source, self.name, stage, reason)
+
 
 def list_images(directory: str | Path) -> tuple[list[Source], list[Failure]]:
     """List the files in the item folders of `directory`, except hidden ones.
@@ -45,33 +48,24 @@ def list_images(directory: str | Path) -> tuple[list[Source], list[Failure]]:
         try:
             if not folder.is_dir():
                 continue
-            paths = [path for path in _list_visible(folder) if not _is_folder(path)]
+            paths = _list_files(folder)
+            reason = None if paths else "the item has no images"
+            if not _is_utf8(folder.name):
+                reason = _NOT_UTF8
         except OSError as error:
-            failures.append(Failure("image", folder.name, "", "list", f"{folder}: {error.strerror}"))
-            continue
-        if not _is_utf8(folder.name):
-            failures.append(Failure("image", folder.name, "", "list", f"{folder}: {_NOT_UTF8}"))
-            continue
-        if not paths:
-            failures.append(Failure("image", folder.name, "", "list", f"{folder}: the item has no images"))
-        for path, reason in _check_names(paths):
-            if reason:
-                failures.append(Failure("image", folder.name, path.stem, "list", f"{path}: {reason}"))
-            else:
-                sources.append(Source("image", folder.name, path.stem, path))
+            reason = error.strerror
+        if reason:
+            failures.append(Failure("image", folder.name, "", "list", f"{folder}: {reason}"))
+        else:
+            sources += _check_names((Source("image", folder.name, path.stem, path) for path in paths), failures)
     return sources, failures
 
 
 def list_videos(directory: str | Path) -> tuple[list[Source], list[Failure]]:
     """List the files in `directory` itself; see `list_images`."""
-    sources: list[Source] = []
     failures: list[Failure] = []
-    for path, reason in _check_names(path for path in _list_visible(Path(directory)) if not _is_folder(path)):
-        if reason:
-            failures.append(Failure("video", path.stem, "", "list", f"{path}: {reason}"))
-        else:
-            sources.append(Source("video", path.stem, "", path))
-    return sources, failures
+    videos = (Source("video", path.stem, "", path) for path in _list_files(Path(directory)))
+    return list(_check_names(videos, failures)), failures
 
 
 def take_shard(sources: list[Source], shard: tuple[int, int]) -> list[Source]:
@@ -102,15 +96,18 @@ def check_file(path: Path) -> None:
         raise DecodeError(f"{path}: {error.strerror}") from error
 
 
-def _check_names(paths: Iterable[Path]) -> Iterator[tuple[Path, str | None]]:
-    """Yield each path with the reason why its name cannot be used, or None."""
+def _check_names(sources: Iterable[Source], failures: list[Failure]) -> Iterator[Source]:
+    """Yield the sources whose file names can be used, and add the others to `failures`."""
     seen: set[str] = set()
-    for path in paths:
-        if not _is_utf8(path.stem):
-            yield path, _NOT_UTF8
+    for source in sources:
+        name = source.path.stem
+        if not _is_utf8(name):
+            failures.append(source.fail("list", f"{source.path}: {_NOT_UTF8}"))
+        elif name in seen:
+            failures.append(source.fail("list", f"{source.path}: another file has the same name"))
         else:
-            yield path, "another file has the same name" if path.stem in seen else None
-        seen.add(path.stem)
+            yield source
+        seen.add(name)
 
 
 def _is_utf8(name: str) -> bool:
@@ -118,11 +115,9 @@ def _is_utf8(name: str) -> bool:
     return not any("\ud800" <= letter <= "\udfff" for letter in name)
 
 
-def _is_folder(path: Path) -> bool:
-    """Return False also for a path that cannot be accessed: decoding it will fail with the reason."""
-    with contextlib.suppress(OSError):
-        return path.is_dir()
-    return False
+def _list_files(directory: Path) -> list[Path]:
+    """List all but folders. A path that cannot be accessed counts as a file: decoding it will fail with the reason."""
+    return [path for path in _list_visible(directory) if not os.path.isdir(path)]  # noqa: PTH112, Path.is_dir may raise
 
 
 def _list_visible(directory: Path) -> list[Path]:

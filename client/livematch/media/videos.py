@@ -1,6 +1,8 @@
-"""Decode single frames of video files to upright RGB pixels."""
+"""Decode single frames of video files, or a file or a live stream to its end, to upright RGB pixels."""
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import av
@@ -18,6 +20,17 @@ DEFAULT_FRAMES = range(80, 400, 20)
 MAX_REORDERED_FRAMES = 16
 """How many frames may precede a frame in decoding order but follow it in display order (H.264's
 max_num_reorder_frames)."""
+
+STREAM_TIMEOUT_S = 30.0
+
+
+@dataclass(frozen=True)
+class StreamFrame:
+    """Holds one frame of a video: its index from 0, its time on the stream's own clock, and RGB, uint8 [H,W,3]."""
+
+    frame_index: int
+    time_s: float
+    pixels: Pixels
 
 
 def read_frames(path: str | Path, frame_indices: Sequence[int] = DEFAULT_FRAMES) -> Iterator[tuple[int, Pixels]]:
@@ -49,10 +62,10 @@ def read_frames(path: str | Path, frame_indices: Sequence[int] = DEFAULT_FRAMES)
     try:
         display_order = _read_display_order(path, wanted[-1] + 1)
         for order in (display_order, None) if display_order else (None,):
-            with open_video(path) as container:
-                for index, frame in _decode(container, order, frozenset(wanted)):
+            with _open_video(path) as (container, stream):
+                for index, frame in _decode(container, stream, order, frozenset(wanted)):
                     if index == wanted[0]:
-                        yield wanted.pop(0), frame_to_pixels(frame)
+                        yield wanted.pop(0), _to_pixels(frame)
                     elif index > wanted[0] and order:
                         break  # the packet with this time gave no frame: decode again, and count frames instead
                     num_frames = index + 1
@@ -61,6 +74,30 @@ def read_frames(path: str | Path, frame_indices: Sequence[int] = DEFAULT_FRAMES)
     except (av.FFmpegError, ValueError) as error:
         raise DecodeError(f"{path}: not a readable video after {num_frames} frames: {describe_error(error)}") from error
     raise DecodeError(f"{path}: has {num_frames} frames, so there is no frame {wanted[0]}")
+
+
+def read_stream(video: str | Path, every: int = 1) -> Iterator[StreamFrame]:
+    """Decode a file or a stream to its end, and yield every `every`-th frame, starting with the first.
+
+    Args:
+        video: a path, or a URL that ffmpeg can open (rtmp://, http://, ...).
+
+    Raises:
+        DecodeError: the video cannot be opened, sends nothing for STREAM_TIMEOUT_S, or breaks off.
+        InputError: `every` is below 1.
+    """
+    if every < 1:
+        raise InputError(f"every must be at least 1, got {every}")
+    num_decoded = 0
+    try:
+        with _open_video(video, timeout_s=STREAM_TIMEOUT_S) as (container, stream):
+            for frame in container.decode(stream):
+                if num_decoded % every == 0:
+                    yield StreamFrame(num_decoded, round(frame.time or 0.0, 3), _to_pixels(frame))
+                num_decoded += 1
+    except (av.FFmpegError, OSError, ValueError) as error:
+        reason = describe_error(error)
+        raise DecodeError(f"{video}: not a readable video after {num_decoded} frames: {reason}") from error
 
 
 def _read_display_order(path: Path, num_frames: int) -> dict[int, int] | None:
@@ -72,8 +109,7 @@ def _read_display_order(path: Path, num_frames: int) -> dict[int, int] | None:
         frames that were cut off).
     """
     times: list[int] = []
-    with open_video(path) as container:
-        stream = video_stream(container, path)
+    with _open_video(path) as (container, stream):
         if stream.codec_context.name != "h264":
             return None
         for packet in container.demux(stream):
@@ -88,13 +124,12 @@ def _read_display_order(path: Path, num_frames: int) -> dict[int, int] | None:
 
 
 def _decode(
-    container: InputContainer, display_order: dict[int, int] | None, wanted: frozenset[int]
+    container: InputContainer, stream: VideoStream, display_order: dict[int, int] | None, wanted: frozenset[int]
 ) -> Iterator[tuple[int, av.VideoFrame]]:
     """Yield (frame_index, frame). If the display order is known, skip unwanted frames that no other frame refers to."""
     if display_order is None:
-        yield from enumerate(container.decode(video=0))
+        yield from enumerate(container.decode(stream))
         return
-    stream = container.streams.video[0]
     for packet in container.demux(stream):
         is_wanted = packet.pts is None or display_order.get(packet.pts) in wanted
         stream.codec_context.skip_frame = "DEFAULT" if is_wanted else "NONREF"
@@ -103,22 +138,22 @@ def _decode(
                 yield display_order[frame.pts], frame
 
 
-def open_video(video: str | Path, timeout_s: float | None = None) -> InputContainer:
-    """Open a file or a URL; bytes of its metadata that are not UTF-8, such as a title in GBK, are replaced."""
-    return av.open(str(video), timeout=timeout_s, metadata_errors="replace")
+@contextmanager
+def _open_video(video: str | Path, timeout_s: float | None = None) -> Iterator[tuple[InputContainer, VideoStream]]:
+    """Context manager: open a file or a URL and its first video stream; raise DecodeError if it has none.
+
+    Bytes of its metadata that are not UTF-8, such as a title in GBK, are replaced.
+    """
+    with av.open(str(video), timeout=timeout_s, metadata_errors="replace") as container:
+        if not container.streams.video:
+            raise DecodeError(f"{video}: has no video stream")
+        stream = container.streams.video[0]
+        if stream.codec_context is None:
+            raise DecodeError(f"{video}: not a readable video: ffmpeg has no decoder for its codec")
+        yield container, stream
 
 
-def video_stream(container: InputContainer, video: str | Path) -> VideoStream:
-    """Return the first video stream; raise DecodeError if there is none or ffmpeg has no decoder for it."""
-    if not container.streams.video:
-        raise DecodeError(f"{video}: has no video stream")
-    stream = container.streams.video[0]
-    if stream.codec_context is None:
-        raise DecodeError(f"{video}: not a readable video: ffmpeg has no decoder for its codec")
-    return stream
-
-
-def frame_to_pixels(frame: av.VideoFrame) -> Pixels:
+def _to_pixels(frame: av.VideoFrame) -> Pixels:
     """Convert a decoded frame to uint8 [H,W,3], RGB, rotated upright."""
     pixels = frame.to_ndarray(format="rgb24")
     num_quarter_turns = round(frame.rotation / 90) % 4

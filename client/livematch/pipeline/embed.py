@@ -9,7 +9,8 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
+from concurrent.futures import Future
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,6 +35,9 @@ _log = logging.getLogger(__name__)
 
 Recognitions = list[tuple[int, Recognition]]
 """(frame_index, recognition) for each embedded frame of a video; a single one with frame_index -1 for an image."""
+
+_Listing = tuple[list[Source], list[Failure]]
+_Recognize = Callable[[Client, Source], Recognitions]
 
 
 @dataclass(frozen=True)
@@ -130,9 +134,6 @@ def embed_videos(
 
     A video without one of the frames fails as a whole: none of its frames is stored.
 
-    >>> with livematch.Client("127.0.0.1:8001") as client:
-    ...     summary = embed_videos(client, "videos", "videos.parquet", frames=range(0, 400, 40))
-
     Raises:
         InputError: also if `frames` is empty or contains a negative index.
     """
@@ -141,21 +142,14 @@ def embed_videos(
         raise InputError(f"frames must be at least one index and none negative, got {selection}")
 
     def recognize(client: Client, source: Source) -> Recognitions:
-        return [
-            (frame_index, client.recognize_frame(pixels)) for frame_index, pixels in read_frames(source.path, frames)
-        ]
+        return [(index, client.recognize_frame(pixels)) for index, pixels in read_frames(source.path, frames)]
 
     listing = list_videos(directory)
     return _embed(client, listing, recognize, Path(output), f"frames {selection}", options or EmbedOptions())
 
 
 def _embed(
-    client: Client,
-    listing: tuple[list[Source], list[Failure]],
-    recognize: Callable[[Client, Source], Recognitions],
-    output: Path,
-    selection: str,
-    options: EmbedOptions,
+    client: Client, listing: _Listing, recognize: _Recognize, output: Path, selection: str, options: EmbedOptions
 ) -> EmbedSummary:
     if client.crop_scale != 1:
         selection += f", crops scaled by {client.crop_scale}"
@@ -170,15 +164,18 @@ def _embed(
         finished = store.finished
         waiting = [source for source in sources if source.key not in finished]
         num_resumed = len(sources) - len(waiting)
-        with tqdm(
+        num_ahead = _SUBMITTED_PER_THREAD * options.concurrency
+        futures = submit_in_order(client, recognize, waiting, num_threads=options.concurrency, num_ahead=num_ahead)
+        progress = tqdm(
             total=len(sources),
             initial=num_resumed,
             desc=f"{sources[0].kind}s" if sources else "sources",
             unit="file",
             dynamic_ncols=True,
             mininterval=0.1 if sys.stderr.isatty() else 10,  # seconds; fewer lines in a log file
-        ) as progress:
-            failures = [*failures, *_store(store, waiting, recognize, client, options, progress)]
+        )
+        with progress, closing(futures):
+            failures = [*failures, *_store(store, zip(waiting, futures, strict=True), options.strict, progress)]
         try:
             client.check_identity()
         except ContractError as error:  # no request noticed that the models were replaced between two requests
@@ -196,32 +193,24 @@ def _embed(
 
 
 def _store(
-    store: FeaturesStore,
-    sources: Sequence[Source],
-    recognize: Callable[[Client, Source], Recognitions],
-    client: Client,
-    options: EmbedOptions,
-    progress: tqdm,
+    store: FeaturesStore, recognized: Iterable[tuple[Source, Future[Recognitions]]], strict: bool, progress: tqdm
 ) -> list[Failure]:
-    """Recognize the sources and store them one by one; return those that failed."""
+    """Store the recognized sources one by one; return those that failed."""
     failures = []
-    num_ahead = _SUBMITTED_PER_THREAD * options.concurrency
-    futures = submit_in_order(client, recognize, sources, num_threads=options.concurrency, num_ahead=num_ahead)
-    with closing(futures):
-        for source, future in zip(sources, futures, strict=True):
-            try:
-                store.append(source.key, future.result())
-            except (DecodeError, RequestError) as error:
-                if isinstance(error, DecodeError):  # its message names the file already
-                    failure = Failure(source.kind, source.source, source.name, "decode", str(error))
-                else:
-                    failure = Failure(source.kind, source.source, source.name, "recognize", f"{source.path}: {error}")
-                if options.strict:
-                    raise type(error)(failure.reason) from error
-                _log.warning("%s", failure.reason)
-                failures.append(failure)
-            except UnavailableError as error:
-                progress_so_far = f"{len(store.finished)} sources are stored, the next run resumes there"
-                raise UnavailableError(f"{error}; {progress_so_far}") from error
-            progress.update()
+    for source, future in recognized:
+        try:
+            store.append(source.key, future.result())
+        except (DecodeError, RequestError) as error:
+            if isinstance(error, DecodeError):  # its message names the file already
+                failure = source.fail("decode", str(error))
+            else:
+                failure = source.fail("recognize", f"{source.path}: {error}")
+            if strict:
+                raise type(error)(failure.reason) from error
+            _log.warning("%s", failure.reason)
+            failures.append(failure)
+        except UnavailableError as error:
+            progress_so_far = f"{len(store.finished)} sources are stored, the next run resumes there"
+            raise UnavailableError(f"{error}; {progress_so_far}") from error
+        progress.update()
     return failures

@@ -30,11 +30,7 @@ def write_failures(failures: Sequence[Failure], path: str | Path) -> None:
 
 
 def read_failures(path: str | Path) -> list[Failure]:
-    """Read the table.
-
-    Raises:
-        FileFormatError: the file does not exist, is not Parquet, or has other columns.
-    """
+    """Read the table; raise FileFormatError if the file does not exist, is not Parquet, or has other columns."""
     try:
         return [Failure(**row) for row in pq.read_table(path).to_pylist()]
     except (pa.ArrowException, OSError, TypeError) as error:

@@ -73,7 +73,6 @@ def run(
         videos: folder of `<video_id>.mp4`.
         truth: annotations of the same items and videos, to score the matches.
         frames: frames of each video to embed.
-        embed_options, match_options: None for the defaults.
         memory_bytes: how much memory the whole process may use while it matches.
 
     Raises:

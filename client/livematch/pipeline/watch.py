@@ -15,7 +15,7 @@ import numpy as np
 from livematch.errors import InputError
 from livematch.features.table import Features, check_comparable
 from livematch.matching.vote import MatchOptions
-from livematch.media.streams import StreamFrame, read_stream
+from livematch.media.videos import StreamFrame, read_stream
 from livematch.serving.client import Client
 from livematch.types import EMBEDDING_SIZE, Box, Recognition
 
@@ -55,9 +55,6 @@ class Window:
 
     Each box votes for the product whose image is nearest, if its squared distance is below `limit`. The vote's weight
     is the detector's score times (`limit` - squared distance).
-
-    Raises:
-        InputError: `num_frames` is below 1, or `limit` is not a positive number.
     """
 
     def __init__(self, products: Features, *, num_frames: int, limit: float) -> None:

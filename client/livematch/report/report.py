@@ -8,9 +8,8 @@ the following matches are files in a folder beside it, which the browser loads w
 import base64
 import io
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -27,7 +26,7 @@ from livematch.matching.vote import MatchOptions
 from livematch.media.images import read_image
 from livematch.media.sources import Source, list_images, list_videos
 from livematch.media.videos import read_frames
-from livematch.types import Failure, IntBox, Pixels
+from livematch.types import Box, Failure, IntBox, Pixels
 
 NUM_EMBEDDED = 200  # matches whose images are in the page itself, about 10 MB
 NUM_PICTURED = 2000  # matches shown with images; each takes about 0.1 s and 50 kB
@@ -55,8 +54,6 @@ def write_report(
     >>> write_report("report.html", read_result("result.json"), images="image", videos="video")
 
     Args:
-        output: the HTML file.
-        result: answers by video id.
         images, videos: the folders that the result was computed from. The page shows the error in place of an image or
             frame that cannot be read.
         distances: distances by video id. They add the histogram and order the matches; without them, the order is that
@@ -82,14 +79,14 @@ def write_report(
 
     def match_data(index: int) -> dict[str, Any]:
         video_id = video_ids[index]
-        figures = _figures(video_id, result[video_id], clips, photos, truth) if index < num_pictured else []
+        figures = _figures(video_id, result[video_id], clips, photos, truth) if index < num_pictured else ()
         return {
             "video_id": video_id,
             "item_id": result[video_id].item_id,
             "distance": distances.get(video_id),
             "level": None if score is None else score.levels[video_id],
             "figures": [
-                figure.to_json(None if index < NUM_EMBEDDED else folder / f"{index}_{number}.jpg")
+                _to_json(*figure, None if index < NUM_EMBEDDED else folder / f"{index}_{number}.jpg")
                 for number, figure in enumerate(figures)
             ],
         }
@@ -113,33 +110,25 @@ def write_report(
         temporary.write_text(page, encoding="utf-8")
 
 
-@dataclass(frozen=True)
-class _Figure:
-    """Holds an image or frame in full size, or the reason why there is none.
-
-    boxes, truth: matched and annotated boxes in pixels of `pixels`.
-    """
-
-    caption: str
-    pixels: Pixels | None
-    error: str
-    boxes: Sequence[IntBox]
-    truth: Sequence[IntBox]
-
-    def to_json(self, path: Path | None) -> dict[str, Any]:
-        """Return what the page's script needs, with the image embedded, or written to `path`."""
-        if self.pixels is None:
-            return {"caption": self.caption, "width": 1, "height": 1, "error": self.error}
-        height, width = self.pixels.shape[:2]
-        jpeg = _scaled_jpeg(self.pixels)
-        if path is None:
-            src = f"data:image/jpeg;base64,{base64.b64encode(jpeg).decode()}"
-        else:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(jpeg)
-            src = quote(f"{path.parent.name}/{path.name}")
-        size = {"width": width, "height": height}
-        return {"caption": self.caption, **size, "src": src, "boxes": self.boxes, "truth": self.truth}
+def _to_json(
+    caption: str, pixels: Pixels | str, boxes: Sequence[Box], truth: Sequence[Box], path: Path | None
+) -> dict[str, Any]:
+    """Return what the page's script needs for one of `_figures`, with the image embedded, or written to `path`."""
+    if isinstance(pixels, str):
+        return {"caption": caption, "width": 1, "height": 1, "error": pixels}
+    height, width = pixels.shape[:2]
+    image = Image.fromarray(pixels)
+    image.thumbnail((IMAGE_WIDTH_PX, 3 * IMAGE_WIDTH_PX))
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG", quality=JPEG_QUALITY, optimize=True)
+    jpeg = buffer.getvalue()
+    if path is None:
+        src = f"data:image/jpeg;base64,{base64.b64encode(jpeg).decode()}"
+    else:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(jpeg)
+        src = quote(f"{path.parent.name}/{path.name}")
+    return {"caption": caption, "width": width, "height": height, "src": src, "boxes": boxes, "truth": truth}
 
 
 def _figures(
@@ -148,41 +137,31 @@ def _figures(
     clips: Mapping[str, Source],
     photos: Mapping[tuple[str, str], Source],
     truth: GroundTruth | None,
-) -> list[_Figure]:
-    """Return the clip's frame, then each image of the item that the answer names."""
+) -> Iterator[tuple[str, Pixels | str, Sequence[Box], Sequence[Box]]]:
+    """Yield the clip's frame, then each image of the item that the answer names.
+
+    Each has a caption, pixels in full size or the reason why there are none, and its matched and annotated boxes.
+    """
     frame_truth: list[IntBox] = []
     if truth is not None and truth.frames.get(video_id):
         frame_truth = truth.positive_frame_boxes(video_id, truth.judged_frame(video_id, answer.frame_index))
-    frame, error = _decode(clips.get(video_id), f"no video {video_id}", answer.frame_index)
-    caption = f"clip {video_id}, frame {answer.frame_index}"
-    figures = [_Figure(caption, frame, error, [pair.frame_box for pair in answer.pairs], frame_truth)]
+    frame = _decode(clips.get(video_id), f"no video {video_id}", answer.frame_index)
+    yield f"clip {video_id}, frame {answer.frame_index}", frame, [p.frame_box for p in answer.pairs], frame_truth
     for img_name in dict.fromkeys(pair.img_name for pair in answer.pairs):
-        photo, error = _decode(photos.get((answer.item_id, img_name)), f"no image {answer.item_id}/{img_name}")
+        photo = _decode(photos.get((answer.item_id, img_name)), f"no image {answer.item_id}/{img_name}")
         boxes = [pair.item_box for pair in answer.pairs if pair.img_name == img_name]
         photo_truth = truth.positive_image_boxes(answer.item_id, img_name) if truth is not None else []
-        figures.append(_Figure(f"item {answer.item_id}, image {img_name}", photo, error, boxes, photo_truth))
-    return figures
+        yield f"item {answer.item_id}, image {img_name}", photo, boxes, photo_truth
 
 
-def _decode(source: Source | None, missing: str, frame_index: int | None = None) -> tuple[Pixels | None, str]:
-    """Return the pixels of an image file or of a frame of a video, or None and the reason why there are none."""
+def _decode(source: Source | None, missing: str, frame_index: int | None = None) -> Pixels | str:
+    """Return the pixels of an image file or of a frame of a video, or the reason why there are none."""
     if source is None:
-        return None, missing
+        return missing
     try:
-        if frame_index is None:
-            return read_image(source.path), ""
-        ((_, pixels),) = read_frames(source.path, [frame_index])
+        return read_image(source.path) if frame_index is None else next(read_frames(source.path, [frame_index]))[1]
     except (DecodeError, InputError) as error:
-        return None, str(error)
-    return pixels, ""
-
-
-def _scaled_jpeg(pixels: Pixels) -> bytes:
-    image = Image.fromarray(pixels)
-    image.thumbnail((IMAGE_WIDTH_PX, 3 * IMAGE_WIDTH_PX))
-    buffer = io.BytesIO()
-    image.save(buffer, "JPEG", quality=JPEG_QUALITY, optimize=True)
-    return buffer.getvalue()
+        return str(error)
 
 
 def _tiles(

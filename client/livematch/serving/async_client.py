@@ -41,16 +41,7 @@ class AsyncClient:
         access_key: str | None = None,
         tls: Tls | None = None,
     ) -> None:
-        self._settings = Settings(
-            urls=urls,
-            max_tries=max_tries,
-            first_pause_s=first_pause_s,
-            timeout_s=timeout_s,
-            crop_scale=crop_scale,
-            priority=priority,
-            access_key=access_key,
-            tls=tls,
-        )
+        self._settings = Settings(urls, max_tries, first_pause_s, timeout_s, crop_scale, priority, access_key, tls)
         self._closed = asyncio.Event()
         self._connecting = asyncio.Lock()
         self._session: Session | None = None

@@ -4,9 +4,10 @@ import copy
 import threading
 import weakref
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
+from functools import partial
 from typing import Literal, Self, TypeVar
 
 from livematch.serving.connection import FRAME_MODEL, IMAGE_MODEL, Connection
@@ -62,16 +63,7 @@ class Client:
         access_key: str | None = None,
         tls: Tls | None = None,
     ) -> None:
-        settings = Settings(
-            urls=urls,
-            max_tries=max_tries,
-            first_pause_s=first_pause_s,
-            timeout_s=timeout_s,
-            crop_scale=crop_scale,
-            priority=priority,
-            access_key=access_key,
-            tls=tls,
-        )
+        settings = Settings(urls, max_tries, first_pause_s, timeout_s, crop_scale, priority, access_key, tls)
         self.crop_scale = crop_scale
         self._closed = threading.Event()
         self._copies: weakref.WeakSet[Client] = weakref.WeakSet()
@@ -101,11 +93,11 @@ class Client:
             UnavailableError: the server is down or overloaded after all tries, or this client was closed.
             ContractError: after an outage, the server serves different models.
         """
-        return self._recognize(IMAGE_MODEL, image)
+        return self._recognize(image, IMAGE_MODEL)
 
     def recognize_frame(self, frame: ImageInput) -> Recognition:
         """Detect and embed the garments of a video frame; see `recognize_image`."""
-        return self._recognize(FRAME_MODEL, frame)
+        return self._recognize(frame, FRAME_MODEL)
 
     def recognize_images(
         self, images: Iterable[ImageInput], *, concurrency: int = DEFAULT_CONCURRENCY
@@ -117,10 +109,6 @@ class Client:
 
         >>> for path, recognition in zip(paths, client.recognize_images(paths)):
         ...     print(path, recognition)
-
-        Args:
-            images: as for `recognize_image`.
-            concurrency: number of requests in flight.
         """
         return self._recognize_each(IMAGE_MODEL, images, concurrency)
 
@@ -165,7 +153,7 @@ class Client:
     def __exit__(self, *exception: object) -> None:
         self.close()
 
-    def _recognize(self, model: str, image: ImageInput) -> Recognition:
+    def _recognize(self, image: ImageInput, model: str) -> Recognition:
         return run_blocking(self._session.recognize(model, read_pixels(image)))
 
     def _recognize_each(
@@ -173,10 +161,7 @@ class Client:
     ) -> Generator[Recognition, None, None]:
         check_several(images)
         check_count("concurrency", concurrency)
-
-        def work(client: Client, image: ImageInput) -> Recognition:
-            return client._recognize(model, image)
-
+        work = partial(Client._recognize, model=model)
         return _results(submit_in_order(self, work, images, num_threads=concurrency, num_ahead=concurrency))
 
     async def _pause(self, seconds: float) -> None:
@@ -197,28 +182,20 @@ def submit_in_order(
     they use a copy of `client`, and closing that ends their requests, which could otherwise take minutes while a
     server is away.
 
-    Args:
-        work: called with that copy and an item.
-        num_ahead: number of futures to create before the first one is yielded, and to keep ahead of the caller.
+    `num_ahead` futures are created before the first one is yielded, and kept ahead of the caller.
     """
     connected = client.copy()
     executor = ThreadPoolExecutor(num_threads, thread_name_prefix="livematch")
     window: deque[Future[_Result]] = deque()
-
-    def submit_each() -> Iterator[Future[_Result]]:
+    try:
         try:
             for item in items:
-                yield executor.submit(work, connected, item)
+                window.append(executor.submit(work, connected, item))
+                if len(window) == num_ahead:
+                    yield window.popleft()
         except Exception as error:
-            failed: Future[_Result] = Future()
-            failed.set_exception(error)
-            yield failed
-
-    try:
-        for future in submit_each():
-            window.append(future)
-            if len(window) == num_ahead:
-                yield window.popleft()
+            window.append(Future())
+            window[-1].set_exception(error)
         while window:
             yield window.popleft()
     finally:

@@ -49,11 +49,7 @@ class Connection(Health):
     that `livematch.serving.session.run_blocking` can run them, in many threads at once; with `tritonclient.grpc.aio`
     they suspend like any other coroutine.
 
-    Args:
-        url: gRPC address, "host:port".
-        settings: timeout, access key and encryption.
-        library: `tritonclient.grpc` or `tritonclient.grpc.aio`.
-        shared_memory: send images through shared memory; only with `tritonclient.grpc`.
+    Shared memory can only be used with `tritonclient.grpc`.
 
     Raises:
         InferenceServerException: the server or gRPC rejected a request; raised by each method that sends one.

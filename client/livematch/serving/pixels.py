@@ -17,9 +17,7 @@ ImageInput = Pixels | Image.Image | str | Path
 def read_pixels(image: ImageInput) -> Pixels:
     """Return the upright RGB pixels, uint8 [H,W,3], of an array, a PIL image or an image file.
 
-    Raises:
-        InputError: `image` is none of these, or an array with another dtype or shape.
-        DecodeError: the file at the path `image` cannot be decoded.
+    InputError and DecodeError are raised as by `Client.recognize_image`.
     """
     if isinstance(image, str | Path):
         return read_image(Path(image))

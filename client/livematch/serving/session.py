@@ -7,6 +7,7 @@ and `run_blocking` runs them without an event loop.
 import logging
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from contextlib import suppress
+from functools import partial
 from typing import Any, TypeVar
 
 from tritonclient.utils import InferenceServerException
@@ -32,12 +33,7 @@ def run_blocking(coroutine: Coroutine[Any, Any, _T]) -> _T:
 
 
 class Session:
-    """Connections to all servers of one client.
-
-    Args:
-        connections: one to each server.
-        pause: waits for the given seconds, or until the client is closed.
-    """
+    """Connections to all servers of one client. `pause` waits for the given seconds, or until the client is closed."""
 
     model_identity: str | None = None
 
@@ -60,16 +56,14 @@ class Session:
             await connection.close()
 
     async def check_servers(self) -> None:
-        """Check that all servers serve the expected models, and the same ones; set `model_identity`.
-
-        Raises:
-            ContractError: they do not, or one of them cannot use shared memory of this machine.
-            UnavailableError: one of them does not answer.
-        """
+        """Check all servers, with the errors of `Client`; set `model_identity`."""
         identities = {}
         for connection in self._connections:
             for model in (IMAGE_MODEL, FRAME_MODEL):
-                await self._check_model(connection, model)
+                try:
+                    await self._call(partial(Connection.check_tensors, model=model), [connection])
+                except RequestError as error:
+                    raise ContractError(f"the server at {connection.url} does not serve {model}: {error}") from error
             try:
                 await self._call(Connection.check_memory, [connection])
             except (RequestError, OSError) as error:
@@ -104,12 +98,6 @@ class Session:
         )
         return Recognition(boxes, scores, embeddings)
 
-    async def _check_model(self, connection: Connection, model: str) -> None:
-        try:
-            await self._call(lambda connection: connection.check_tensors(model), [connection])
-        except RequestError as error:
-            raise ContractError(f"the server at {connection.url} does not serve {model}: {error}") from error
-
     async def _call(
         self, request: Callable[[Connection], Awaitable[_T]], connections: Sequence[Connection] | None = None
     ) -> _T:
@@ -123,14 +111,13 @@ class Session:
             with attempts.next_server() as connection:
                 try:
                     answer = await request(connection)
+                    self._has_warned = False
+                    return answer
                 except InferenceServerException as error:
                     failure = error
                     reason = describe_error(error.message() or error)
                     if not await connection.is_outage(error):
                         raise RequestError(reason) from error
-                else:
-                    self._has_warned = False
-                    return answer
             pause_s = attempts.fail(connection)
             if pause_s is None:
                 raise UnavailableError(

@@ -43,13 +43,9 @@ class Tls:
                 raise InputError(f"{path} is not a file: pass the path of a PEM file to Tls")
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Settings:
-    """Checks and holds the arguments of a client; see `Client` for their meaning.
-
-    Raises:
-        InputError: an argument has the wrong type or is out of its range.
-    """
+    """Checks and holds the arguments of a client; see `Client` for their meaning and for the InputError."""
 
     urls: str | Sequence[str]
     max_tries: int

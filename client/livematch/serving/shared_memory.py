@@ -7,7 +7,6 @@ import secrets
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -26,12 +25,6 @@ _UNANSWERED = ("StatusCode.CANCELLED", "StatusCode.DEADLINE_EXCEEDED")
 _SIZE_STEP_BYTES = 1 << 20  # sizes are rounded up to a multiple, so that images of similar size can share a region
 
 
-@dataclass(eq=False)
-class _Region:
-    name: str
-    memory: mmap.mmap
-
-
 class SharedMemory:
     """Manages memory regions that this process and one server have both mapped, one for each request in flight.
 
@@ -41,16 +34,13 @@ class SharedMemory:
     """
 
     def __init__(
-        self,
-        connection: triton.InferenceServerClient,
-        headers: dict[str, str],
-        sibling: "SharedMemory | None" = None,
+        self, connection: triton.InferenceServerClient, headers: dict[str, str], sibling: "SharedMemory | None" = None
     ) -> None:
         """Create the first one of a server, or one for another connection to the server of `sibling`."""
         self._connection = connection
         self._headers = headers
         self._machine = _name_machine()
-        self._free: list[_Region] = []
+        self._free: dict[str, mmap.mmap] = {}  # by name
         self._is_closed = False
         self._lock: threading.Lock = sibling._lock if sibling else threading.Lock()
         # Regions that the server may still have because it was reading them or the connection was closed; any sibling
@@ -69,39 +59,33 @@ class SharedMemory:
                 example, or does not allow shared memory.
         """
         try:
-            region = self._take(array.nbytes) or self._create(array.nbytes)
+            name, memory = self._take(array.nbytes) or self._create(array.nbytes)
         except OSError:  # /dev/shm is full
             tensor.set_data_from_numpy(array)
             yield
             return
         try:
-            np.frombuffer(region.memory, np.uint8, array.size)[:] = array.reshape(-1)
-            tensor.set_shared_memory(region.name, array.nbytes)
+            np.frombuffer(memory, np.uint8, array.size)[:] = array.reshape(-1)
+            tensor.set_shared_memory(name, array.nbytes)
             yield
         except BaseException as error:
-            self._unregister(region.name)
+            self._unregister(name)
             if isinstance(error, InferenceServerException) and self.is_lost(error):
                 self._release_free()  # the server has lost these too, and each would cost a try
             raise
         with self._lock:
-            is_closed = self._is_closed
-            if not is_closed:
-                self._free.append(region)
-        if is_closed:
-            self._unregister(region.name)
+            self._free[name] = memory
+        if self._is_closed:
+            self._release_free()
 
     def check(self) -> None:
-        """Check that the server can open a region; free those that killed processes left in the server.
-
-        Raises:
-            InferenceServerException, OSError: shared memory cannot be used.
-        """
+        """Raise InferenceServerException or OSError if no region can be used; free those of killed processes."""
         status = self._connection.get_system_shared_memory_status(headers=self._headers, client_timeout=_TIMEOUT_S)
         for name in status.regions:
             match = re.match(rf"{_PREFIX}(\d+)-{self._machine}-", name)
             if match and not _is_running(int(match[1])):
                 self._unregister(name)
-        self._unregister(self._create(1).name)
+        self._unregister(self._create(1)[0])
 
     def is_lost(self, error: InferenceServerException) -> bool:
         """Tell whether the server did not know a region, because it was restarted."""
@@ -115,20 +99,21 @@ class SharedMemory:
 
     def _release_free(self) -> None:
         with self._lock:
-            free, self._free = self._free, []
-        self._unregister(*(region.name for region in free))
+            free, self._free = self._free, {}
+        self._unregister(*free)
 
-    def _take(self, num_bytes: int) -> _Region | None:
+    def _take(self, num_bytes: int) -> tuple[str, mmap.mmap] | None:
         with self._lock:
-            for index, region in enumerate(self._free):
-                if len(region.memory) >= num_bytes:
-                    return self._free.pop(index)
-            outgrown = self._free.pop() if self._free else None
+            for name, memory in self._free.items():
+                if len(memory) >= num_bytes:
+                    del self._free[name]
+                    return name, memory
+            outgrown = self._free.popitem()[0] if self._free else None
         if outgrown is not None:
-            self._unregister(outgrown.name)
+            self._unregister(outgrown)
         return None
 
-    def _create(self, num_bytes: int) -> _Region:
+    def _create(self, num_bytes: int) -> tuple[str, mmap.mmap]:
         self._unregister()
         size_bytes = -(-num_bytes // _SIZE_STEP_BYTES) * _SIZE_STEP_BYTES
         name = f"{_PREFIX}{os.getpid()}-{self._machine}-{secrets.token_hex(8)}"
@@ -139,7 +124,7 @@ class SharedMemory:
             self._connection.register_system_shared_memory(
                 name, f"/{name}", size_bytes, headers=self._headers, client_timeout=_TIMEOUT_S
             )
-            return _Region(name, mmap.mmap(descriptor, size_bytes))
+            return name, mmap.mmap(descriptor, size_bytes)
         except InferenceServerException as error:
             self._keep_unless_gone(name, error)
             raise

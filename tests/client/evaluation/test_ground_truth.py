@@ -3,16 +3,16 @@ import json
 import pytest
 
 from livematch import FileFormatError, InputError, read_ground_truth
-from livematch.evaluation.ground_truth import Garment
+from livematch.media.annotations import Annotation
 
 
 def test_a_part_is_read(part):
     truth = read_ground_truth(part)
     assert list(truth.images) == ["000013", "000021", "000034"]
-    assert truth.images["000021"]["3"] == (Garment(200, (20, 10, 60, 70)),)
+    assert truth.images["000021"]["3"] == (Annotation("短裙", 0, 1, 200, (20, 10, 60, 70)),)
     assert list(truth.frames["000034"]) == [*range(0, 400, 40)]
     assert truth.frames["000034"][80] == ()
-    assert truth.frames["000034"][120] == (Garment(300, (10, 20, 40, 80)),)
+    assert truth.frames["000034"][120] == (Annotation("短裙", 0, 1, 300, (10, 20, 40, 80)),)
     assert truth.positive_videos() == ["000013", "000021", "000034"]
 
 

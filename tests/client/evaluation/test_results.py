@@ -3,15 +3,7 @@ import json
 import pytest
 
 from livematch import FileFormatError, Match, read_result, write_result
-from livematch.evaluation.results import (
-    Answer,
-    BoxPair,
-    read_distances,
-    to_result,
-    truncate_box,
-    write_json,
-    write_matches,
-)
+from livematch.evaluation.results import Answer, read_distances, to_result, truncate_box, write_json, write_matches
 from livematch.types import Pair
 
 MATCHES = [
@@ -53,7 +45,7 @@ def test_several_pairs_per_clip_are_read(tmp_path):
     pair = {"img_name": "5", "item_box": [1, 2, 3, 4], "frame_box": [5, 6, 7, 8]}
     content = {"7": {"item_id": "8", "frame_index": 240, "result": [pair, pair]}}
     (tmp_path / "r.json").write_text(json.dumps(content))
-    expected = BoxPair("5", (1, 2, 3, 4), (5, 6, 7, 8))
+    expected = Pair("5", (1, 2, 3, 4), (5, 6, 7, 8))
     assert read_result(tmp_path / "r.json") == {"7": Answer("8", 240, (expected, expected))}
 
 

@@ -1,23 +1,28 @@
 import pytest
 
 from livematch import GroundTruth, evaluate
-from livematch.evaluation.ground_truth import Garment
-from livematch.evaluation.results import Answer, BoxPair
+from livematch.evaluation.results import Answer
 from livematch.evaluation.scores import iou
+from livematch.media.annotations import Annotation
+from livematch.types import Pair
 
 BOX = (0, 0, 10, 10)
 FAR = (50, 50, 60, 60)
 
 
 def answer(item_id: str, frame_index: int, item_box=BOX, frame_box=BOX, img_name="0") -> Answer:
-    return Answer(item_id, frame_index, (BoxPair(img_name, item_box, frame_box),))
+    return Answer(item_id, frame_index, (Pair(img_name, item_box, frame_box),))
+
+
+def garment(instance_id: int) -> Annotation:
+    return Annotation(None, None, None, instance_id, BOX)
 
 
 def truth_of(*video_ids: str, **frames) -> GroundTruth:
     """Return a truth in which each video's image 0 and its frames 40 and 80, but not 0, show garment 1."""
-    shown = (Garment(1, BOX),)
+    shown = (garment(1),)
     return GroundTruth(
-        images={v: {"0": shown, "1": (Garment(0, BOX),)} for v in video_ids},
+        images={v: {"0": shown, "1": (garment(0),)} for v in video_ids},
         frames={v: frames.get("frames", {0: (), 40: shown, 80: shown}) for v in video_ids},
     )
 
@@ -62,10 +67,10 @@ def test_frames_off_the_grid_are_judged_by_the_nearest(frame_index, level):
 @pytest.mark.parametrize(
     ("pair", "level"),
     [
-        (BoxPair("0", (0, 0, 10, 5), BOX), 2),  # IoU exactly 0.5
-        (BoxPair("0", (0, 0, 10, 6), BOX), 3),
-        (BoxPair("1", BOX, BOX), 2),  # instance 0 has no counterpart
-        (BoxPair("9", BOX, BOX), 2),  # no such image
+        (Pair("0", (0, 0, 10, 5), BOX), 2),  # IoU exactly 0.5
+        (Pair("0", (0, 0, 10, 6), BOX), 3),
+        (Pair("1", BOX, BOX), 2),  # instance 0 has no counterpart
+        (Pair("9", BOX, BOX), 2),  # no such image
     ],
 )
 def test_item_box(pair, level):
@@ -73,7 +78,7 @@ def test_item_box(pair, level):
 
 
 def test_one_good_item_box_of_several_is_enough():
-    pairs = (BoxPair("0", FAR, FAR), BoxPair("0", BOX, BOX))
+    pairs = (Pair("0", FAR, FAR), Pair("0", BOX, BOX))
     score = evaluate({"a": Answer("a", 40, pairs)}, truth_of("a"))
     assert (score.levels, score.frame_box_iou) == ({"a": 3}, 1.0)
 
@@ -84,7 +89,7 @@ def test_an_answer_without_boxes_reaches_level_2():
 
 
 def test_a_garment_of_another_id_is_not_positive():
-    truth = truth_of("a", frames={0: (Garment(2, BOX),), 40: (Garment(0, BOX),)})
+    truth = truth_of("a", frames={0: (garment(2),), 40: (garment(0),)})
     assert truth.positive_videos() == []
 
 

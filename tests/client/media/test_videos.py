@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from livematch import DecodeError, InputError, read_frames
-from livematch.media.streams import read_stream
+from livematch.media.videos import read_stream
 
 # Four quadrants of different colours, to detect rotation and mirroring: red, green / blue, black.
 QUADRANTS = np.zeros((40, 60, 3), np.uint8)

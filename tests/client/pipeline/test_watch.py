@@ -17,7 +17,7 @@ from livematch import (
     read_features,
 )
 from livematch.cli import main
-from livematch.media.streams import StreamFrame, read_stream
+from livematch.media.videos import StreamFrame, read_stream
 from livematch.pipeline.embed import embed_images
 from livematch.pipeline.watch import Window, _newest, watch
 from livematch.serving.settings import PRIORITIES

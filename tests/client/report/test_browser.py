@@ -9,11 +9,12 @@ import subprocess
 import pytest
 
 from livematch import read_ground_truth
-from livematch.evaluation.results import Answer, BoxPair
+from livematch.evaluation.results import Answer
 from livematch.report.report import write_report
+from livematch.types import Pair
 
 CHROMIUM = shutil.which("chromium")
-PAIR = BoxPair("1", (20, 10, 60, 70), (10, 20, 40, 80))
+PAIR = Pair("1", (20, 10, 60, 70), (10, 20, 40, 80))
 RESULT = {
     "000013": Answer("000013", 200, (PAIR,)),
     "000021": Answer("000034", 40, (PAIR,)),

@@ -8,12 +8,12 @@ import pytest
 from PIL import Image
 
 from livematch import InputError, read_ground_truth, read_image
-from livematch.evaluation.results import Answer, BoxPair
+from livematch.evaluation.results import Answer
 from livematch.report import report as report_module
 from livematch.report.report import IMAGE_WIDTH_PX, write_report
-from livematch.types import Failure
+from livematch.types import Failure, Pair
 
-PAIR = BoxPair("1", (20, 10, 60, 70), (10, 20, 40, 80))
+PAIR = Pair("1", (20, 10, 60, 70), (10, 20, 40, 80))
 RESULT = {
     "000013": Answer("000013", 200, (PAIR,)),
     "000021": Answer("000034", 40, (PAIR,)),
