@@ -8,6 +8,8 @@ import numpy as np
 import torch
 from torchvision.ops import box_iou
 
+from export.graphs.detector import INEXACT
+
 Report = dict[str, Any]
 Arrays = dict[str, np.ndarray[Any, Any]]
 Detections = tuple[torch.Tensor, torch.Tensor]  # of one image: boxes float32 [n, 4], scores float32 [n]
@@ -44,8 +46,13 @@ class ParityError(ValueError):
 
 
 def detections_of(outputs: Arrays, image: int) -> Detections:
-    """Return the detections of one image of a batch from the outputs of the detector."""
+    """Return the detections of one image of a batch from the outputs of the detector.
+
+    Raises ParityError if the detector reports that they are not exact (see `export.graphs.nms`).
+    """
     count = int(outputs["num_detections"][image, 0])
+    if count == INEXACT:
+        raise ParityError(f"image {image} of the batch: non-maximum suppression did not settle")
     return torch.from_numpy(outputs["boxes"][image, :count]), torch.from_numpy(outputs["scores"][image, :count])
 
 
