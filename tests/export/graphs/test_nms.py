@@ -1,10 +1,19 @@
 """Both forms of NMS agree with hand-calculated cases, with torchvision's and, on 1,000 sets, with each other."""
 
+from itertools import chain
+from pathlib import Path
+
 import pytest
 import torch
 from torch import Tensor
 
+from export.config import demo
+from export.graphs.checkpoints import build_detector_graph
 from export.graphs.nms import MAX_ITERATIONS, Nms
+from export.parity.inputs import folder_batches
+from export.parity.reference import pad
+
+CHECKPOINT = Path(__file__).parents[3] / "training" / "demo" / "checkpoints" / "detector.pth"
 
 
 def make_nms(max_iou: float, form: str) -> Nms:
@@ -84,3 +93,20 @@ def test_a_chain_is_exact_or_says_that_it_is_not(num_boxes: int) -> None:
 def test_boxes_that_are_all_the_same_leave_the_first(nms: Nms) -> None:
     mask, is_exact = nms(torch.tensor([1.0, 2.0, 5.0, 9.0]).expand(1, 500, 4), torch.full((1, 500), 0.7))
     assert is_exact.all() and mask.nonzero().tolist() == [[0, 0]]
+
+
+def test_both_forms_find_the_same_in_photos(demo_world: Path) -> None:
+    graph = build_detector_graph(CHECKPOINT)
+    folders = sorted((demo_world / "image").iterdir())
+    num_detections = 0
+    for batch in chain.from_iterable(folder_batches(folder, demo()) for folder in folders):
+        found = []
+        for is_unrolled in (False, True):
+            for module in graph.modules():
+                if isinstance(module, Nms):
+                    module.is_unrolled = is_unrolled
+            with torch.inference_mode():
+                found.append(graph(*pad(list(batch.values()), graph.config)))
+        assert all(torch.equal(one, other) for one, other in zip(*found, strict=True))
+        num_detections += int(found[1][2].sum())
+    assert num_detections > 40

@@ -1,5 +1,6 @@
 """Every rule finds its planted violation, and TensorRT compiles the real networks and refuses planted faults."""
 
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -194,3 +195,14 @@ def test_files_that_are_no_network_are_one_line(tmp_path: Path, capsys: pytest.C
     assert "missing.onnx" in missing
     assert text.endswith("text.onnx: not an ONNX file")
     assert other.endswith("other.onnx: has inputs x: neither the detector's nor an embedder's")
+
+
+def test_without_any_tensorrt_one_line_and_exit_code_2(
+    demo_repository: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "tensorrt", None)
+    monkeypatch.setitem(sys.modules, "tensorrt_rtx_bindings", None)
+    assert main(["--config", "demo", str(demo_repository / "embedder_b6" / "1" / "model.onnx")]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("export.tensorrt.check: TensorRT cannot be imported (")
+    assert line.endswith("; install tensorrt-rtx-cu13-libs and tensorrt-rtx-cu13-bindings, which need no GPU")
