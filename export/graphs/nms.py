@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torchvision.ops import nms
 
 MAX_ITERATIONS = 32
-"""Of the unrolled form. The demo's networks need up to 9, five groups of 1000 dense random boxes up to 10."""
+"""Of the unrolled form. The demo's networks, and five groups of 1000 dense random boxes, need up to 10."""
 
 
 class Nms(nn.Module):
