@@ -19,7 +19,6 @@ embeddings.
 
 import argparse
 import os
-import statistics
 import tempfile
 import time
 from collections.abc import Sequence
@@ -33,10 +32,11 @@ from torchvision.ops import box_iou
 
 from benchmarks.harness.baseline_pipeline import Row, run_baseline
 from benchmarks.harness.eager import DETECTORS, EagerNetworks
+from benchmarks.harness.figures import median, rounded
 from benchmarks.harness.images import link_clips, list_clips, read_clips, spread_frames
 from benchmarks.harness.options import add_number, new_parser
 from benchmarks.harness.resources import read_usage
-from benchmarks.harness.results import Record, digest_models, rounded
+from benchmarks.harness.results import Record, digest_models
 from benchmarks.harness.workload import (
     add_server_arguments,
     checkpoints_of,
@@ -155,9 +155,9 @@ def run(options: argparse.Namespace, argv: Sequence[str] | None) -> int:
             rounds.append(comparison.run_round(Path(folder) / str(turn), turn))
             print(f"round {turn + 1}: pipeline {rounds[-1]['speedup']} times as fast", flush=True)
     figures = {
-        "headline_speedup": rounded(statistics.median(turn["speedup"] for turn in rounds)),
-        "cpu_ratio": rounded(statistics.median(turn["cpu_ratio"] for turn in rounds)),
-        "speedup_unread": rounded(statistics.median(turn["speedup_unread"] for turn in rounds)),
+        "headline_speedup": median(rounds, "speedup"),
+        "cpu_ratio": median(rounds, "cpu_ratio"),
+        "speedup_unread": median(rounds, "speedup_unread"),
         "num_clips": len(clips),
         "num_frames": len(frames),
         "threads": options.threads,

@@ -13,7 +13,6 @@ fraction of time in which the server is busy; with several it may exceed 1.
 """
 
 import argparse
-import statistics
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -22,10 +21,11 @@ from typing import Any
 
 import tritonclient.grpc as triton
 
+from benchmarks.harness.figures import median, rounded
 from benchmarks.harness.images import link_clips, list_clips, read_clips, seek_frame, spread_frames
 from benchmarks.harness.options import add_number, new_parser
 from benchmarks.harness.resources import describe_usage, read_usage
-from benchmarks.harness.results import Record, digest_models, rounded
+from benchmarks.harness.results import Record, digest_models
 from benchmarks.harness.stage_times import computing_ms, read_stages, subtract_stages
 from benchmarks.harness.workload import (
     add_server_arguments,
@@ -109,9 +109,9 @@ def run(options: argparse.Namespace, argv: Sequence[str] | None) -> int:
         "num_frames": len(frames),
         "concurrency": options.concurrency,
         **describe_networks(options),
-        "decoding_speedup": rounded(statistics.median(turn["decoding"]["speedup"] for turn in rounds)),
-        "speedup": rounded(statistics.median(turn["speedup"] for turn in rounds)),
-        "computing": rounded(statistics.median(turn["overlapped"]["computing"] for turn in rounds)),
+        "decoding_speedup": median(rounds, "decoding", "speedup"),
+        "speedup": median(rounds, "speedup"),
+        "computing": median(rounds, "overlapped", "computing"),
         "rounds": rounds,
     }
     record.write(figures, default_output(options), models=digest_models(repository))

@@ -22,8 +22,9 @@ import torch
 from torch.nn import functional
 
 from benchmarks.harness.eager import build_detectron2
+from benchmarks.harness.figures import rounded
 from benchmarks.harness.options import add_number, add_path, new_parser
-from benchmarks.harness.results import RESULTS, Record, rounded
+from benchmarks.harness.results import RESULTS, Record
 from export.detector import CONFIGS
 from export.graphs.checkpoints import build_detector_graph
 from export.graphs.precision import PRECISIONS

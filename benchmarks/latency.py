@@ -18,9 +18,9 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.harness.figures import rounded
 from benchmarks.harness.load import describe_latency, open_loop
 from benchmarks.harness.options import add_number, new_parser
-from benchmarks.harness.results import rounded
 from benchmarks.harness.server import ServerUnderTest, measure_closed_loop, run_on_server
 from benchmarks.harness.workload import add_server_address, add_workload_arguments
 from livematch.cli.commands import run_command

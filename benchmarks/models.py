@@ -30,9 +30,9 @@ import torch
 
 from benchmarks.harness.eager import EagerNetworks
 from benchmarks.harness.engines import Call, Engines
+from benchmarks.harness.figures import rounded
 from benchmarks.harness.images import Kind
 from benchmarks.harness.options import add_number, new_parser
-from benchmarks.harness.results import rounded
 from benchmarks.harness.roofline import Product, Rates, bound_s, count_products, measure_gpu_rates, measure_rates
 from benchmarks.harness.server import ServerUnderTest, measure_closed_loop, run_on_server
 from benchmarks.harness.workload import add_workload_arguments, checkpoints_of, repository_path

@@ -31,9 +31,10 @@ from typing import Any
 import numpy as np
 
 from benchmarks.harness.engines import Engines
+from benchmarks.harness.figures import rounded
 from benchmarks.harness.load import NUM_STABLE_WINDOWS
 from benchmarks.harness.options import add_number, add_path, new_parser
-from benchmarks.harness.results import RESULTS, rounded
+from benchmarks.harness.results import RESULTS
 from benchmarks.harness.server import ServerUnderTest, measure_closed_loop, run_on_server
 from benchmarks.harness.workload import add_workload_arguments, repository_path
 from export.config import CONFIGS

@@ -21,8 +21,9 @@ from typing import Any
 import numpy as np
 
 from benchmarks.harness.engines import Engines
+from benchmarks.harness.figures import rounded
 from benchmarks.harness.options import add_number, add_path, new_parser
-from benchmarks.harness.results import read_results, rounded
+from benchmarks.harness.results import read_results
 from benchmarks.harness.server import ServerUnderTest, run_on_server
 from benchmarks.harness.stage_times import read_stages, subtract_stages
 from benchmarks.harness.workload import add_workload_arguments, repository_path

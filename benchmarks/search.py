@@ -23,8 +23,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from benchmarks.harness.figures import rounded
 from benchmarks.harness.options import add_number, add_path, new_parser
-from benchmarks.harness.results import RESULTS, Record, rounded
+from benchmarks.harness.results import RESULTS, Record
 from livematch import open_features
 from livematch.cli.commands import run_command
 from livematch.features.parquet import features_schema

@@ -15,7 +15,7 @@ from typing import Any, Generic, Self, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from benchmarks.harness.results import rounded
+from benchmarks.harness.figures import rounded
 from livematch.errors import LivematchError
 
 NUM_STABLE_WINDOWS = 3

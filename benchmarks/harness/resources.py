@@ -10,8 +10,8 @@ from typing import Any, Self
 
 import psutil
 
+from benchmarks.harness.figures import rounded
 from benchmarks.harness.gpus import query_gpus
-from benchmarks.harness.results import rounded
 
 _ENERGY = Path("/sys/class/powercap/intel-rapl:0/energy_uj")
 _GPU_FIELDS = ("utilization.gpu", "power.draw", "memory.used")

@@ -123,11 +123,6 @@ def digest_models(repository: Path) -> dict[str, str]:
     }
 
 
-def rounded(value: float, digits: int = 4) -> float:
-    """Round to `digits` significant digits; measurements are not more precise than that."""
-    return float(f"{value:.{digits}g}")
-
-
 def _commit() -> str | None:
     """Return the checkout's commit, with "-changed" appended if files differ; None outside a git checkout."""
     command = ["git", "-C", str(_ROOT), "describe", "--always", "--abbrev=12", "--dirty=-changed", "--exclude=*"]

@@ -9,10 +9,11 @@ from typing import Any
 import numpy as np
 import tritonclient.grpc as triton
 
+from benchmarks.harness.figures import rounded
 from benchmarks.harness.images import Kind, describe_boxes, sample_images
 from benchmarks.harness.load import Indices, closed_loop, describe_latency
 from benchmarks.harness.resources import GpuSampler, Usage, describe_usage, read_usage
-from benchmarks.harness.results import Record, digest_models, rounded
+from benchmarks.harness.results import Record, digest_models
 from benchmarks.harness.stage_times import (
     Stages,
     crops_per_call,

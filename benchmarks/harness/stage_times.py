@@ -6,7 +6,7 @@ from typing import Any
 import tritonclient.grpc as triton
 from tritonclient.utils import InferenceServerException
 
-from benchmarks.harness.results import rounded
+from benchmarks.harness.figures import rounded
 from export.signature import EMBEDDERS
 from livematch.errors import UnavailableError
 

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import matplotlib
 import numpy as np
@@ -12,7 +11,7 @@ matplotlib.use("Agg")
 from matplotlib import pyplot
 from matplotlib.axes import Axes
 
-Figures = dict[str, Any]
+from benchmarks.harness.figures import Figures
 
 PARTS = {"queue": "#b8c4d6", "input": "#e0a458", "compute": "#2f6690", "output": "#81a88d"}
 

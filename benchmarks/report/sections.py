@@ -1,11 +1,10 @@
 """Make the paragraphs and tables of each benchmark's section on the page."""
 
 from collections.abc import Callable, Iterable
-from typing import Any
 
+from benchmarks.harness.figures import Figures
 from benchmarks.report.table import engine_speedups, is_stable_on_both_sides
 
-Figures = dict[str, Any]
 Table = list[dict[str, object]]
 """Rows, each from column name to value; all rows have the same columns."""
 

@@ -1,18 +1,14 @@
 """Make the Markdown table of benchmarks/README.md from results files, so that nobody copies figures by hand."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from functools import reduce
-from operator import getitem
-from typing import Any
 
-from benchmarks.harness.results import rounded
+from benchmarks.harness.figures import Figures, each, rounded
 
-Figures = dict[str, Any]
 Row = tuple[str, str, Sequence[float]]
 """What was measured, the figure as text, and its value in each round (empty if there were no rounds)."""
 
 
-def markdown_table(results: Iterable[dict[str, Any]]) -> str:
+def markdown_table(results: Iterable[Figures]) -> str:
     """Return one line per figure: its range over the rounds, their number, and the results file it comes from."""
     lines = ["| networks | what | figure | lowest to highest (rounds) | file |", "| --- | --- | --- | --- | --- |"]
     order = list(ROWS)
@@ -24,26 +20,21 @@ def markdown_table(results: Iterable[dict[str, Any]]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _each(figures: Figures, *path: str) -> list[float]:
-    """Return one value of each round: the one at this path of keys."""
-    return [reduce(getitem, path, turn) for turn in figures["rounds"]]
-
-
 def _baseline(figures: Figures) -> Iterator[Row]:
     device = figures["device"].upper()
     speedup, cpu_ratio, unread = (f"{figures[n]:.3g}×" for n in ("headline_speedup", "cpu_ratio", "speedup_unread"))
-    yield f"pipeline over the baseline, {device}", speedup, _each(figures, "speedup")
-    yield "the same in CPU seconds", cpu_ratio, _each(figures, "cpu_ratio")
-    yield "speed-up excluding the baseline's decoding", unread, _each(figures, "speedup_unread")
+    yield f"pipeline over the baseline, {device}", speedup, each(figures["rounds"], "speedup")
+    yield "the same in CPU seconds", cpu_ratio, each(figures["rounds"], "cpu_ratio")
+    yield "speed-up excluding the baseline's decoding", unread, each(figures["rounds"], "speedup_unread")
 
 
 def _concurrency(figures: Figures) -> Iterator[Row]:
-    decoding = f"{figures['decoding_speedup']:.3g}×"
-    yield "decoding a clip in one pass over seeking each frame", decoding, _each(figures, "decoding", "speedup")
+    rounds, decoding = figures["rounds"], f"{figures['decoding_speedup']:.3g}×"
+    yield "decoding a clip in one pass over seeking each frame", decoding, each(rounds, "decoding", "speedup")
     what = f"embedding, {figures['concurrency']} sources in flight over one"
-    yield what, f"{figures['speedup']:.2f}×", _each(figures, "speedup")
+    yield what, f"{figures['speedup']:.2f}×", each(rounds, "speedup")
     what = "average number of requests that the server computes at a time"
-    yield what, f"{figures['computing']:.2f}", _each(figures, "overlapped", "computing")
+    yield what, f"{figures['computing']:.2f}", each(rounds, "overlapped", "computing")
 
 
 def _throughput(figures: Figures) -> Iterator[Row]:
@@ -67,7 +58,7 @@ def _models(figures: Figures) -> Iterator[Row]:
     if "share_of_bound" in figures:
         is_stable = all(turn.get("ensemble_is_stable", True) for turn in figures["rounds"])
         what = f"throughput of the ensemble over that of its engines alone{_mark(is_stable)}"
-        yield what, f"{figures['share_of_bound']['median']:.2f}", _each(figures, "share_of_bound")
+        yield what, f"{figures['share_of_bound']['median']:.2f}", each(figures["rounds"], "share_of_bound")
     for model, row in figures["models"].items():
         if speedups := engine_speedups(figures, model):
             figure = f"{row['speedup']:.2f}×, and {row['share_of_bound']:.2f} of the bound that its arithmetic sets"
@@ -81,13 +72,13 @@ def engine_speedups(figures: Figures, model: str) -> list[float]:
 
 
 def _detector(figures: Figures) -> Iterator[Row]:
-    yield "engine of the detector over detectron2", f"{figures['speedup']:.2f}×", _each(figures, "speedup")
+    yield "engine of the detector over detectron2", f"{figures['speedup']:.2f}×", each(figures["rounds"], "speedup")
 
 
 def _perf_analyzer(figures: Figures) -> Iterator[Row]:
     is_stable = all(is_stable_on_both_sides(turn) for turn in figures["rounds"])
     what = f"throughput that perf_analyzer measures over ours{_mark(is_stable)}"
-    yield what, f"{figures['median_ratio']:.2f}", _each(figures, "ratio")
+    yield what, f"{figures['median_ratio']:.2f}", each(figures["rounds"], "ratio")
 
 
 def is_stable_on_both_sides(turn: Figures) -> bool:
@@ -104,7 +95,7 @@ def _mark(is_stable: bool) -> str:
     return "" if is_stable else ", not stable"
 
 
-def _latencies(latency: dict[str, Any]) -> str:
+def _latencies(latency: Figures) -> str:
     counts = f"{latency['num_answered']} requests"
     if latency["num_failures"]:
         counts += f", {latency['num_failures']} more failed"
