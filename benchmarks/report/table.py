@@ -20,7 +20,7 @@ def markdown_table(results: Iterable[Figures]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _baseline(figures: Figures) -> Iterator[Row]:
+def baseline(figures: Figures) -> Iterator[Row]:
     device = figures["device"].upper()
     speedup, cpu_ratio, unread = (f"{figures[n]:.3g}×" for n in ("headline_speedup", "cpu_ratio", "speedup_unread"))
     yield f"pipeline over the baseline, {device}", speedup, each(figures["rounds"], "speedup")
@@ -28,7 +28,7 @@ def _baseline(figures: Figures) -> Iterator[Row]:
     yield "speed-up excluding the baseline's decoding", unread, each(figures["rounds"], "speedup_unread")
 
 
-def _concurrency(figures: Figures) -> Iterator[Row]:
+def concurrency(figures: Figures) -> Iterator[Row]:
     rounds, decoding = figures["rounds"], f"{figures['decoding_speedup']:.3g}×"
     yield "decoding a clip in one pass over seeking each frame", decoding, each(rounds, "decoding", "speedup")
     what = f"embedding, {figures['concurrency']} sources in flight over one"
@@ -37,7 +37,7 @@ def _concurrency(figures: Figures) -> Iterator[Row]:
     yield what, f"{figures['computing']:.2f}", each(rounds, "overlapped", "computing")
 
 
-def _throughput(figures: Figures) -> Iterator[Row]:
+def throughput(figures: Figures) -> Iterator[Row]:
     best = max(figures["sweep"], key=lambda point: (point["is_stable"], point["pictures_per_s"]))
     images, crops = (rounded(best[rate], 3) for rate in ("pictures_per_s", "crops_per_s"))
     figure = f"{images:g} images/s, {crops:g} crops/s"
@@ -46,7 +46,7 @@ def _throughput(figures: Figures) -> Iterator[Row]:
     yield f"latency, {first['concurrency']} in flight", _latencies(first["latency"]), []
 
 
-def _latency(figures: Figures) -> Iterator[Row]:
+def latency(figures: Figures) -> Iterator[Row]:
     for load in figures["load"]:
         if load["is_stable"]:
             peak = f"the throughput with {figures['peak']['concurrency']} in flight"
@@ -54,7 +54,7 @@ def _latency(figures: Figures) -> Iterator[Row]:
             yield what, _latencies(load["latency"]), []
 
 
-def _models(figures: Figures) -> Iterator[Row]:
+def models(figures: Figures) -> Iterator[Row]:
     if "share_of_bound" in figures:
         is_stable = all(turn.get("ensemble_is_stable", True) for turn in figures["rounds"])
         what = f"throughput of the ensemble over that of its engines alone{_mark(is_stable)}"
@@ -71,11 +71,11 @@ def engine_speedups(figures: Figures, model: str) -> list[float]:
     return [turn["eager_ms"][model] / turn["engine_ms"][model] for turn in rounds if model in turn["eager_ms"]]
 
 
-def _detector(figures: Figures) -> Iterator[Row]:
+def detector(figures: Figures) -> Iterator[Row]:
     yield "engine of the detector over detectron2", f"{figures['speedup']:.2f}×", each(figures["rounds"], "speedup")
 
 
-def _perf_analyzer(figures: Figures) -> Iterator[Row]:
+def perf_analyzer(figures: Figures) -> Iterator[Row]:
     is_stable = all(is_stable_on_both_sides(turn) for turn in figures["rounds"])
     what = f"throughput that perf_analyzer measures over ours{_mark(is_stable)}"
     yield what, f"{figures['median_ratio']:.2f}", each(figures["rounds"], "ratio")
@@ -86,7 +86,7 @@ def is_stable_on_both_sides(turn: Figures) -> bool:
     return bool(turn["perf_analyzer"]["is_stable"] and turn.get("ours_is_stable", True))
 
 
-def _search(figures: Figures) -> Iterator[Row]:
+def search(figures: Figures) -> Iterator[Row]:
     sizes = f"{figures['num_queries']:,} × {figures['num_gallery']:,}"
     yield f"rate of matching {sizes} over that of a plain matrix product", f"{figures['ratio']:.2f}", figures["ratios"]
 
@@ -104,13 +104,5 @@ def _latencies(latency: Figures) -> str:
     return f"p50 {latency['p50_ms']:.0f} ms, p99 {latency['p99_ms']:.0f} ms ({counts})"
 
 
-ROWS: dict[str, Callable[[Figures], Iterator[Row]]] = {
-    "baseline": _baseline,
-    "concurrency": _concurrency,
-    "throughput": _throughput,
-    "latency": _latency,
-    "models": _models,
-    "detector": _detector,
-    "perf_analyzer": _perf_analyzer,
-    "search": _search,
-}
+_FUNCTIONS = (baseline, concurrency, throughput, latency, models, detector, perf_analyzer, search)
+ROWS: dict[str, Callable[[Figures], Iterator[Row]]] = {function.__name__: function for function in _FUNCTIONS}
