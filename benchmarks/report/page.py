@@ -6,6 +6,7 @@ Writes report.html, the plots as PNG files beside it, and table.md. Every figure
 code 2 if there are no results.
 """
 
+import argparse
 import inspect
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,10 +15,10 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from benchmarks.harness.options import add_path, new_parser
+from benchmarks.harness.results import run_benchmark
 from benchmarks.report.plots import write_plots
 from benchmarks.report.sections import SECTIONS
 from benchmarks.report.table import markdown_table
-from livematch.cli.commands import run_command
 from livematch.evaluation.results import read_json
 from livematch.files import replace_file
 
@@ -68,19 +69,18 @@ def read_folder(folder: Path) -> list[Results]:
     return results
 
 
+def run(options: argparse.Namespace) -> int:
+    results = read_folder(options.results)
+    if not results:
+        raise ValueError(f"no results in {options.results}")
+    write_report(results, options.output)
+    print((options.output / "table.md").read_text(encoding="utf-8"))
+    print(f"written to {options.output / 'report.html'}")
+    return 0
+
+
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = new_parser(__doc__)
+    parser = new_parser("report", __doc__)
     add_path(parser, "--results", Path("benchmarks/results"), "folder of the results files")
     add_path(parser, "--output", Path("build/benchmarks/report"), "folder to write")
-    options = parser.parse_args(argv)
-
-    def report() -> int:
-        results = read_folder(options.results)
-        if not results:
-            raise ValueError(f"no results in {options.results}")
-        write_report(results, options.output)
-        print((options.output / "table.md").read_text(encoding="utf-8"))
-        print(f"written to {options.output / 'report.html'}")
-        return 0
-
-    return run_command("benchmarks.report", report)
+    return run_benchmark(parser, argv, run)
