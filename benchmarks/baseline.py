@@ -18,55 +18,102 @@ embeddings.
 """
 
 import argparse
+import json
 import os
-import statistics
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import torch
 from torchvision.ops import box_iou
 
-from benchmarks.harness.baseline_pipeline import Row, run_baseline
 from benchmarks.harness.eager import DETECTORS, EagerNetworks
-from benchmarks.harness.images import link_clips, list_clips, read_clips, spread_frames
+from benchmarks.harness.figures import Figures, alternate, median, rounded
+from benchmarks.harness.images import link_clips, list_clips, read_clips, seek_frame, spread_frames
 from benchmarks.harness.options import add_number, new_parser
 from benchmarks.harness.resources import read_usage
-from benchmarks.harness.results import Record, digest_models, rounded
-from benchmarks.harness.workload import (
-    add_server_arguments,
-    checkpoints_of,
-    default_output,
-    describe_networks,
-    prepare_repository,
-    prepare_world,
-    repository_path,
-)
+from benchmarks.harness.server import serve
+from benchmarks.harness.workload import add_server_arguments, prepare_world, run_workload
+from export.config import PipelineConfig
 from export.signature import EMBEDDERS
 from livematch import Client, Features, LocalServer, read_features
-from livematch.cli.commands import run_command
 from livematch.errors import InputError
 from livematch.pipeline.embed import EmbedOptions, embed_videos
+from livematch.types import Pixels
+
+Row = dict[str, Any]
+"""One box, with the keys clip, frame, box and embedding."""
 
 MIN_IOU = 0.9
 """Boxes that overlap at least this much count as the same box. The two video decoders round differently."""
 
 
-def agreement(rows: Sequence[Row], features: Features) -> dict[str, Any]:
+def run_baseline(
+    networks: EagerNetworks, clips: Sequence[Path], frames: range, folder: Path
+) -> tuple[dict[str, float], list[Row]]:
+    """Detect and embed all boxes in these frames of all clips, with the JSON files in `folder`.
+
+    Returns the seconds of each step, with the total of reading frames as `reading_s`, and the boxes with embeddings.
+    """
+    times_s = {"reading_s": 0.0}
+
+    def read(clip: Path, index: int) -> Pixels:
+        start_s = time.perf_counter()
+        pixels = seek_frame(clip, index)
+        times_s["reading_s"] += time.perf_counter() - start_s
+        return pixels
+
+    start_s = time.perf_counter()
+    detected = []
+    for clip in clips:
+        for index in frames:
+            boxes, _ = networks.detect("frame", read(clip, index))
+            detected += [{"clip": str(clip), "frame": index, "box": box.tolist()} for box in boxes]
+    (folder / "detections.json").write_text(json.dumps(detected))
+    times_s["detect_s"] = time.perf_counter() - start_s
+    for model in EMBEDDERS:
+        start_s = time.perf_counter()
+        rows = json.loads((folder / "detections.json").read_text())
+        for row in rows:
+            crop = crop_to_template(read(Path(row["clip"]), row["frame"]), row["box"], networks.config)
+            row["embedding"] = networks.embed(model, crop[None])[0].tolist()
+        (folder / f"{model}.json").write_text(json.dumps(rows))
+        times_s[f"{model}_s"] = time.perf_counter() - start_s
+    start_s = time.perf_counter()
+    parts = [json.loads((folder / f"{model}.json").read_text()) for model in EMBEDDERS]
+    joined = []
+    for rows in zip(*parts, strict=True):
+        embedding = np.concatenate([row["embedding"] for row in rows])
+        joined.append({**rows[0], "embedding": (embedding / np.linalg.norm(embedding)).tolist()})
+    (folder / "features.json").write_text(json.dumps(joined))
+    times_s["join_s"] = time.perf_counter() - start_s
+    return times_s, joined
+
+
+def crop_to_template(image: Pixels, box: Sequence[float], config: PipelineConfig) -> Pixels:
+    """Cut out a box, truncated to pixels, and resize it to the template with the nearest aspect ratio."""
+    x0, y0, x1, y1 = map(int, box)
+    x1, y1 = max(x1, x0 + 1), max(y1, y0 + 1)
+    ratio = min(config.templates, key=lambda ratio: abs(ratio - (x1 - x0) / (y1 - y0)))
+    crop = cv2.resize(image[y0:y1, x0:x1], config.templates[ratio], interpolation=cv2.INTER_LINEAR)
+    return np.asarray(crop, np.uint8)
+
+
+def agreement(rows: Sequence[Row], features: Features) -> Figures:
     """Return JSON: how many of the baseline's boxes the pipeline found, and the lowest cosine of their embeddings."""
     cosines = []
     sources = np.array(features.sources)
     for row in rows:
-        candidates = np.flatnonzero((sources == Path(row["clip"]).stem) & (features.frame_indices == row["frame"]))
-        if not len(candidates):
-            continue
-        overlaps = box_iou(torch.tensor([row["box"]]), torch.from_numpy(features.boxes[candidates]))[0].numpy()
-        if overlaps.max() >= MIN_IOU:
-            cosines.append(float(np.dot(features.embeddings[candidates[overlaps.argmax()]], row["embedding"])))
+        overlaps = box_iou(torch.tensor([row["box"]]), torch.from_numpy(features.boxes))[0].numpy()
+        overlaps *= (sources == Path(row["clip"]).stem) & (features.frame_indices == row["frame"])
+        if overlaps.max(initial=0) >= MIN_IOU:
+            cosines.append(float(np.dot(features.embeddings[overlaps.argmax()], row["embedding"])))
     return {
         "num_baseline_boxes": len(rows),
         "num_pipeline_boxes": len(features.boxes),
@@ -77,103 +124,91 @@ def agreement(rows: Sequence[Row], features: Features) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Comparison:
-    """The baseline and the pipeline, which run on the same frames of the same clips."""
+    """The baseline and the pipeline, which run on the same frames of the same clips with the same weights."""
 
     networks: EagerNetworks
     client: Client
     server_pid: int
-    clips: list[Path]
-    frames: range
-    concurrency: int
+    concurrency: int  # of the pipeline
 
-    def warm_up(self, folder: Path) -> None:
-        """Run both on one frame; it may have no boxes, so also run the eager embedders on a crop of each size."""
-        link_clips(self.clips[:1], folder / "clips")
-        run_baseline(self.networks, self.clips[:1], self.frames[:1], folder)
-        embed_videos(self.client, folder / "clips", folder / "features.parquet", frames=self.frames[:1])
-        for width, height in self.networks.config.templates.values():
-            for model in EMBEDDERS:
-                self.networks.embed(model, np.zeros((1, height, width, 3), np.uint8))
+    def run(self, clips: list[Path], frames: range, folder: Path, turn: int) -> dict[str, tuple[float, float, Any]]:
+        """Return the results of `_time` for "pipeline", which runs first in even rounds, and for "baseline"."""
+        link_clips(clips, folder / "clips")
+        output, flow = folder / "features.parquet", EmbedOptions(concurrency=self.concurrency)
+        return alternate(
+            turn,
+            pipeline=partial(self._time, embed_videos, self.client, folder / "clips", output, flow, frames=frames),
+            baseline=partial(self._time, run_baseline, self.networks, clips, frames, folder),
+        )
 
-    def run_round(self, folder: Path, turn: int) -> dict[str, Any]:
-        """Run both and return JSON of the round; the pipeline runs first in even rounds, the baseline in odd ones.
-
-        Raises:
-            InputError: the baseline found no box, so there was nothing to embed.
-        """
-        link_clips(self.clips, folder / "clips")
-        times_s, cpu_s = {}, {}
-        steps_s: dict[str, float] = {}
-        rows: list[Row] = []
-        for name in ("pipeline", "baseline") if turn % 2 == 0 else ("baseline", "pipeline"):
-            start_s, start_cpu_s = time.perf_counter(), self._cpu_s()
-            if name == "pipeline":
-                flow = EmbedOptions(concurrency=self.concurrency)
-                embed_videos(self.client, folder / "clips", folder / "features.parquet", flow, frames=self.frames)
-            else:
-                steps_s, rows = run_baseline(self.networks, self.clips, self.frames, folder)
-            times_s[name], cpu_s[name] = time.perf_counter() - start_s, self._cpu_s() - start_cpu_s
+    def run_round(self, clips: list[Path], frames: range, folder: Path, turn: int) -> Figures:
+        """Run both and return JSON of the round; raise InputError if the baseline found no box to embed."""
+        timed = self.run(clips, frames, folder, turn)
+        pipeline_s, pipeline_cpu_s, _ = timed["pipeline"]
+        baseline_s, baseline_cpu_s, (steps_s, rows) = timed["baseline"]
         if not rows:
-            clips = ", ".join(map(str, self.clips))
-            raise InputError(f"the baseline found no box in {len(self.frames)} frames of {clips}")
+            raise InputError(f"the baseline found no box in {len(frames)} frames of {', '.join(map(str, clips))}")
         return {
-            "pipeline_s": rounded(times_s["pipeline"]),
-            "baseline_s": rounded(times_s["baseline"]),
-            "speedup": rounded(times_s["baseline"] / times_s["pipeline"]),
-            "speedup_unread": rounded((times_s["baseline"] - steps_s["reading_s"]) / times_s["pipeline"]),
-            "pipeline_cpu_s": rounded(cpu_s["pipeline"]),
-            "baseline_cpu_s": rounded(cpu_s["baseline"]),
-            "cpu_ratio": rounded(cpu_s["baseline"] / cpu_s["pipeline"]),
+            "pipeline_s": rounded(pipeline_s),
+            "baseline_s": rounded(baseline_s),
+            "speedup": rounded(baseline_s / pipeline_s),
+            "speedup_unread": rounded((baseline_s - steps_s["reading_s"]) / pipeline_s),
+            "pipeline_cpu_s": rounded(pipeline_cpu_s),
+            "baseline_cpu_s": rounded(baseline_cpu_s),
+            "cpu_ratio": rounded(baseline_cpu_s / pipeline_cpu_s),
             "baseline_steps": {step: rounded(seconds) for step, seconds in steps_s.items()},
             "agreement": agreement(rows, read_features(folder / "features.parquet")),
         }
 
+    def _time(self, call: Callable[..., Any], *arguments: Any, **options: Any) -> tuple[float, float, Any]:
+        """Return a call's elapsed seconds, the processor seconds of this process and the server, and its result."""
+        start_s, start_cpu_s = time.perf_counter(), self._cpu_s()
+        result = call(*arguments, **options)
+        return time.perf_counter() - start_s, self._cpu_s() - start_cpu_s, result
+
     def _cpu_s(self) -> float:
-        """Return the processor time of this process and of the server."""
         return time.process_time() + read_usage(self.server_pid).server_cpu_s
 
 
-def run(options: argparse.Namespace, argv: Sequence[str] | None) -> int:
-    frames = spread_frames(options.frames)
-    torch.set_num_threads(options.threads)
-    clips = list_clips(prepare_world(options.world), options.clips)
-    config = prepare_repository(options, "frame", read_clips(clips, frames))
-    repository = repository_path(options)
-    record = Record("baseline", options, argv)
-    networks = EagerNetworks(
-        config, checkpoints=checkpoints_of(options), detector=options.detector, device=options.device
-    )
+def measure(
+    options: argparse.Namespace, clips: list[Path], frames: range, server: LocalServer, config: PipelineConfig
+) -> Figures:
+    """Warm both up, compare them in `options.rounds` rounds, and return the figures."""
+    networks = EagerNetworks(config, checkpoints=options.checkpoints, detector=options.detector, device=options.device)
     rounds = []
-    with (
-        tempfile.TemporaryDirectory(prefix="livematch-baseline-") as folder,
-        LocalServer(repository) as server,
-        Client(server.url) as client,
-    ):
-        comparison = Comparison(networks, client, server.pid, clips, frames, options.concurrency)
-        comparison.warm_up(Path(folder) / "warm-up")
+    with tempfile.TemporaryDirectory(prefix="livematch-baseline-") as folder, Client(server.url) as client:
+        comparison = Comparison(networks, client, server.pid, options.concurrency)
+        comparison.run(clips[:1], frames[:1], Path(folder) / "warm-up", 0)
+        for width, height in config.templates.values():  # the frame may have no boxes
+            for model in EMBEDDERS:
+                networks.embed(model, np.zeros((1, height, width, 3), np.uint8))
         for turn in range(options.rounds):
-            rounds.append(comparison.run_round(Path(folder) / str(turn), turn))
+            rounds.append(comparison.run_round(clips, frames, Path(folder) / str(turn), turn))
             print(f"round {turn + 1}: pipeline {rounds[-1]['speedup']} times as fast", flush=True)
-    figures = {
-        "headline_speedup": rounded(statistics.median(turn["speedup"] for turn in rounds)),
-        "cpu_ratio": rounded(statistics.median(turn["cpu_ratio"] for turn in rounds)),
-        "speedup_unread": rounded(statistics.median(turn["speedup_unread"] for turn in rounds)),
+    return {
+        "headline_speedup": median(rounds, "speedup"),
+        "cpu_ratio": median(rounds, "cpu_ratio"),
+        "speedup_unread": median(rounds, "speedup_unread"),
         "num_clips": len(clips),
         "num_frames": len(frames),
         "threads": options.threads,
         "device": options.device,
         "eager_detector": options.detector,
         "num_in_flight": min(options.concurrency, len(clips)),
-        **describe_networks(options),
         "rounds": rounds,
     }
-    record.write(figures, default_output(options), models=digest_models(repository))
-    return 0
+
+
+def run(options: argparse.Namespace) -> int:
+    frames = spread_frames(options.frames)
+    torch.set_num_threads(options.threads)
+    clips = list_clips(prepare_world(options.world), options.clips)
+    return serve(options, "frame", read_clips(clips, frames), partial(measure, options, clips, frames))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = new_parser(__doc__)
-    add_server_arguments(parser, "baseline")
+    parser = new_parser("baseline", __doc__)
+    add_server_arguments(parser)
     add_number(parser, "--clips", 2, "number of clips")
     add_number(parser, "--frames", 16, "frames per clip, at most 16")
     add_number(parser, "--rounds", 3, "number of rounds")
@@ -181,8 +216,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--detector", choices=DETECTORS, default="graph", help="the baseline's detector")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="the baseline's device")
     add_number(parser, "--threads", len(os.sched_getaffinity(0)), "PyTorch's threads in the baseline")
-    options = parser.parse_args(argv)
-    return run_command("benchmarks.baseline", lambda: run(options, argv))
+    return run_workload(parser, argv, run)
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ The JSON, printed as one line, has the F1 of each level, the `final` score, the 
 seconds it took.
 """
 
+import argparse
 import json
 import time
 from collections.abc import Sequence
@@ -20,8 +21,8 @@ from PIL import Image
 from tqdm import tqdm
 
 from benchmarks.harness.options import new_parser
+from benchmarks.harness.results import run_benchmark
 from livematch import Features, evaluate, match, read_frames, read_ground_truth, read_image
-from livematch.cli.commands import run_command
 from livematch.errors import InputError
 from livematch.evaluation.results import to_result
 from livematch.media.annotations import Annotation
@@ -122,18 +123,17 @@ def _features(rows: Sequence[Row]) -> Features:
     )
 
 
+def run(options: argparse.Namespace) -> int:
+    print(json.dumps(score_colour(options.data)))
+    return 0
+
+
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = new_parser(__doc__)
+    parser = new_parser("color_histogram", __doc__)
     parser.add_argument(
         "--data", type=Path, required=True, metavar="PART", help="folder with image/, video/ and both annotations"
     )
-    options = parser.parse_args(argv)
-
-    def run() -> int:
-        print(json.dumps(score_colour(options.data)))
-        return 0
-
-    return run_command("benchmarks.color_histogram", run)
+    return run_benchmark(parser, argv, run)
 
 
 if __name__ == "__main__":

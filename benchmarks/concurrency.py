@@ -13,30 +13,23 @@ fraction of time in which the server is busy; with several it may exceed 1.
 """
 
 import argparse
-import statistics
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import tritonclient.grpc as triton
 
+from benchmarks.harness.figures import Figures, alternate, median, rounded, seconds
 from benchmarks.harness.images import link_clips, list_clips, read_clips, seek_frame, spread_frames
 from benchmarks.harness.options import add_number, new_parser
 from benchmarks.harness.resources import describe_usage, read_usage
-from benchmarks.harness.results import Record, digest_models, rounded
+from benchmarks.harness.server import serve
 from benchmarks.harness.stage_times import computing_ms, read_stages, subtract_stages
-from benchmarks.harness.workload import (
-    add_server_arguments,
-    default_output,
-    describe_networks,
-    prepare_repository,
-    prepare_world,
-    repository_path,
-)
+from benchmarks.harness.workload import add_server_arguments, prepare_world, run_workload
+from export.config import PipelineConfig
 from livematch import Client, LocalServer, read_frames
-from livematch.cli.commands import run_command
 from livematch.errors import InputError
 from livematch.media.videos import DEFAULT_FRAMES
 from livematch.pipeline.embed import EmbedOptions, embed_videos
@@ -44,8 +37,8 @@ from livematch.pipeline.embed import EmbedOptions, embed_videos
 
 def compare_decoding(clips: Sequence[Path]) -> dict[str, float]:
     """Time both ways of decoding the frames of all clips, and return JSON with their ratio."""
-    one_pass_s = _time_s(lambda: [pixels.shape for clip in clips for _, pixels in read_frames(clip)])
-    seeking_s = _time_s(lambda: [seek_frame(clip, index).shape for clip in clips for index in DEFAULT_FRAMES])
+    one_pass_s = seconds(lambda: [pixels.shape for clip in clips for _, pixels in read_frames(clip)])
+    seeking_s = seconds(lambda: [seek_frame(clip, index).shape for clip in clips for index in DEFAULT_FRAMES])
     return {
         "one_pass_s": rounded(one_pass_s),
         "sought_s": rounded(seeking_s),
@@ -53,7 +46,7 @@ def compare_decoding(clips: Sequence[Path]) -> dict[str, float]:
     }
 
 
-def embed(server: LocalServer, clips: Path, frames: range, concurrency: int, output: Path) -> dict[str, Any]:
+def embed(server: LocalServer, clips: Path, frames: range, concurrency: int, output: Path) -> Figures:
     """Embed these frames of all clips in a folder, and return JSON of the run."""
     with Client(server.url) as client, triton.InferenceServerClient(server.url) as statistics_client:
         stages_before, usage_before = read_stages(statistics_client), read_usage(server.pid)
@@ -69,70 +62,58 @@ def embed(server: LocalServer, clips: Path, frames: range, concurrency: int, out
     }
 
 
-def run_rounds(
-    server: LocalServer, clips: list[Path], frames: range, options: argparse.Namespace, folder: Path
-) -> list[dict[str, Any]]:
-    """Run both comparisons `options.rounds` times, alternating which embedding comes first."""
-    link_clips(clips, folder / "clips")
-    embed(server, folder / "clips", frames, options.concurrency, folder / "warm-up.parquet")
-    concurrencies = {"serial": 1, "overlapped": options.concurrency}
+def measure(
+    options: argparse.Namespace, clips: list[Path], frames: range, server: LocalServer, _: PipelineConfig
+) -> Figures:
+    """Run both comparisons `options.rounds` times, alternating which embedding comes first, and return the figures."""
     rounds = []
-    for turn in range(options.rounds):
-        runs = {
-            name: embed(server, folder / "clips", frames, concurrencies[name], folder / f"{name}{turn}.parquet")
-            for name in sorted(concurrencies, reverse=turn % 2 == 0)
-        }
-        decoding = compare_decoding(clips)
-        speedup = rounded(runs["overlapped"]["frames_per_s"] / runs["serial"]["frames_per_s"])
-        rounds.append({"decoding": decoding, **runs, "speedup": speedup})
-        print(
-            f"round {turn + 1}: one pass {decoding['speedup']} times as fast as seeking; "
-            f"{options.concurrency} clips at once {speedup} times as fast as one; computing "
-            f"{runs['serial']['computing']} and {runs['overlapped']['computing']} requests at a time",
-            flush=True,
-        )
-    return rounds
+    with tempfile.TemporaryDirectory(prefix="livematch-embedding-") as name:
+        folder = Path(name)
+        link_clips(clips, folder / "clips")
+        embed_clips = partial(embed, server, folder / "clips", frames)
+        embed_clips(options.concurrency, folder / "warm-up.parquet")
+        for turn in range(options.rounds):
+            runs = alternate(
+                turn,
+                serial=partial(embed_clips, 1, folder / f"serial{turn}.parquet"),
+                overlapped=partial(embed_clips, options.concurrency, folder / f"overlapped{turn}.parquet"),
+            )
+            decoding = compare_decoding(clips)
+            speedup = rounded(runs["overlapped"]["frames_per_s"] / runs["serial"]["frames_per_s"])
+            rounds.append({"decoding": decoding, **runs, "speedup": speedup})
+            print(
+                f"round {turn + 1}: one pass {decoding['speedup']} times as fast as seeking; "
+                f"{options.concurrency} clips at once {speedup} times as fast as one; computing "
+                f"{runs['serial']['computing']} and {runs['overlapped']['computing']} requests at a time",
+                flush=True,
+            )
+    return {
+        "num_clips": len(clips),
+        "num_frames": len(frames),
+        "concurrency": options.concurrency,
+        "decoding_speedup": median(rounds, "decoding", "speedup"),
+        "speedup": median(rounds, "speedup"),
+        "computing": median(rounds, "overlapped", "computing"),
+        "rounds": rounds,
+    }
 
 
-def run(options: argparse.Namespace, argv: Sequence[str] | None) -> int:
+def run(options: argparse.Namespace) -> int:
     clips = list_clips(prepare_world(options.world), options.clips)
     if len(clips) < options.concurrency:
         raise InputError(f"--concurrency {options.concurrency} needs as many clips, but there are {len(clips)}")
     frames = spread_frames(options.frames)
-    prepare_repository(options, "frame", read_clips(clips, frames))
-    repository = repository_path(options)
-    record = Record("concurrency", options, argv)
-    with tempfile.TemporaryDirectory(prefix="livematch-embedding-") as folder, LocalServer(repository) as server:
-        rounds = run_rounds(server, clips, frames, options, Path(folder))
-    figures = {
-        "num_clips": len(clips),
-        "num_frames": len(frames),
-        "concurrency": options.concurrency,
-        **describe_networks(options),
-        "decoding_speedup": rounded(statistics.median(turn["decoding"]["speedup"] for turn in rounds)),
-        "speedup": rounded(statistics.median(turn["speedup"] for turn in rounds)),
-        "computing": rounded(statistics.median(turn["overlapped"]["computing"] for turn in rounds)),
-        "rounds": rounds,
-    }
-    record.write(figures, default_output(options), models=digest_models(repository))
-    return 0
-
-
-def _time_s(action: Callable[[], object]) -> float:
-    start_s = time.perf_counter()
-    action()
-    return time.perf_counter() - start_s
+    return serve(options, "frame", read_clips(clips, frames), partial(measure, options, clips, frames))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = new_parser(__doc__)
-    add_server_arguments(parser, "concurrency")
+    parser = new_parser("concurrency", __doc__)
+    add_server_arguments(parser)
     add_number(parser, "--clips", 6, "number of clips")
     add_number(parser, "--frames", 16, "frames per clip when embedding, at most 16")
     add_number(parser, "--rounds", 3, "number of rounds")
     add_number(parser, "--concurrency", 4, "clips in flight")
-    options = parser.parse_args(argv)
-    return run_command("benchmarks.concurrency", lambda: run(options, argv))
+    return run_workload(parser, argv, run)
 
 
 if __name__ == "__main__":

@@ -107,7 +107,7 @@ def run_steps(options: argparse.Namespace) -> list[str]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = new_parser(__doc__)
+    parser = new_parser("gpu", __doc__)
     add_path(parser, "--wheels", None, "folder of wheels to install; default: use the packages of this Python")
     parser.add_argument("--config", choices=("demo", "production"), default="production", help="pipeline")
     add_path(parser, "--output", Path("build/benchmarks/gpu"), "folder for the results")

@@ -20,8 +20,7 @@ that of its engines alone. `rounds` has the values of which these are the median
 import argparse
 import os
 import statistics
-import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any
@@ -30,15 +29,14 @@ import torch
 
 from benchmarks.harness.eager import EagerNetworks
 from benchmarks.harness.engines import Call, Engines
+from benchmarks.harness.figures import Figures, each, median, rounded, seconds
 from benchmarks.harness.images import Kind
 from benchmarks.harness.options import add_number, new_parser
-from benchmarks.harness.results import rounded
-from benchmarks.harness.roofline import Product, Rates, bound_s, count_products, measure_gpu_rates, measure_rates
+from benchmarks.harness.roofline import Product, Rates, bound_s, count_products, measure_rates
 from benchmarks.harness.server import ServerUnderTest, measure_closed_loop, run_on_server
-from benchmarks.harness.workload import add_workload_arguments, checkpoints_of, repository_path
+from benchmarks.harness.workload import add_workload_arguments, run_workload
 from export.config import CONFIGS, PipelineConfig
 from export.signature import MODELS
-from livematch.cli.commands import run_command
 from livematch.types import Pixels
 
 NUM_TRACED = 8  # images whose calls are timed one by one
@@ -75,34 +73,24 @@ def engines_per_s(engines: Engines, kind: Kind, images: Sequence[Pixels], num_wo
     return num_workers * num_workers * len(images) / engine_s
 
 
-def measure_models(engines: Engines, eager: Eager, calls: Calls, rates: Rates, products: Products) -> dict[str, Any]:
+def measure_models(engines: Engines, eager: Eager, calls: Calls, rates: Rates, products: Products) -> Figures:
     """Time every call once in its engine and eagerly, and return JSON with each model's mean times and bound."""
+    networks = {model: calls[model] for model in calls if MODELS[model].kind == "network"}
     return {
         "gemm_gflop_per_s": rounded(rates.flop_per_s / 1e9),
         "memory_gbyte_per_s": rounded(rates.bytes_per_s / 1e9),
-        "engine_ms": {
-            model: _mean(engines.run(model, call.feeds).elapsed_s * 1e3 for call in calls[model]) for model in calls
-        },
-        **{
-            name: {
-                model: _mean(_eager_s(networks, call) * 1e3 for call in calls[model])
-                for model in calls
-                if MODELS[model].kind == "network"
-            }
-            for name, networks in eager.items()
-        },
-        "bound_ms": {model: _mean(bound_s(call, rates) * 1e3 for call in products[model]) for model in products},
+        "engine_ms": _mean_ms(calls, lambda call: engines.run(call.model, call.feeds).elapsed_s),
+        **{name: _mean_ms(networks, partial(_eager_s, pytorch)) for name, pytorch in eager.items()},
+        "bound_ms": _mean_ms(products, lambda call: bound_s(call, rates)),
     }
 
 
 def measure_ensemble(
     server: ServerUnderTest, engines: Engines, num_workers: int, options: argparse.Namespace
-) -> dict[str, Any]:
+) -> Figures:
     """Measure the ensemble and its engines (both after a warm-up), and return JSON of their throughputs."""
     bound_per_s = engines_per_s(engines, server.kind, server.images, num_workers)
-    ensemble = measure_closed_loop(
-        server, options.concurrency, window_s=options.window_s, max_windows=3, seed=options.seed
-    )
+    ensemble = measure_closed_loop(server, options.concurrency, options.window_s, options.seed, max_windows=3)
     fraction = rounded(ensemble["pictures_per_s"] / bound_per_s, 3)
     print(f"the ensemble reaches {fraction} of its engines' throughput", flush=True)
     return {
@@ -113,35 +101,33 @@ def measure_ensemble(
     }
 
 
-def run_rounds(
-    server: ServerUnderTest, config: PipelineConfig, eager: Eager, options: argparse.Namespace
-) -> dict[str, Any]:
+def run_rounds(config: PipelineConfig, eager: Eager, server: ServerUnderTest, options: argparse.Namespace) -> Figures:
     """Measure `options.rounds` rounds and return JSON of them and of their medians."""
-    repository = repository_path(options)
-    engines = Engines(repository, config, num_threads=options.threads, device=options.device)
+    is_half = options.device == "cuda" and options.precision == "fp16"
+    engines = Engines(options.repository, config, num_threads=options.threads, device=options.device)
     calls = trace(engines, eager, server.kind, server.images[:NUM_TRACED])
     products = {
-        model: [count_products(repository / model / "1" / "model.onnx", call.feeds) for call in calls[model]]
+        model: [count_products(options.repository / model / "1" / "model.onnx", call.feeds) for call in calls[model]]
         for model in calls
     }
     num_workers = max(1, options.threads // (config.serving_of("detector").num_threads or options.threads))
-    as_served = None if options.device == "cuda" else Engines(repository, config)
+    as_served = None if options.device == "cuda" else Engines(options.repository, config)
     if as_served:
         engines_per_s(as_served, server.kind, server.images, num_workers)  # warm-up
     rounds = []
     for _ in range(options.rounds):
-        turn = measure_models(engines, eager, calls, _measure_rates(options), products)
+        rates = measure_rates(options.device, torch.float16 if is_half else torch.float32)
+        turn = measure_models(engines, eager, calls, rates, products)
         if as_served:
             turn |= measure_ensemble(server, as_served, num_workers, options)
         rounds.append(turn)
-    num_traced = min(NUM_TRACED, len(server.images))
-    figures: dict[str, Any] = {
+    figures: Figures = {
         "threads": options.threads,
         "device": options.device,
         "eager_detector": "graph",
         "models": {
             model: {
-                "calls_per_picture": rounded(len(calls[model]) / num_traced),
+                "calls_per_picture": rounded(len(calls[model]) / len(server.images[:NUM_TRACED])),
                 "rows_per_call": _mean(len(next(iter(call.outputs.values()))) for call in calls[model]),
                 "gflop_per_call": _mean(sum(p.num_flop for p in call) / 1e9 for call in products[model]),
                 "mbyte_per_call": _mean(sum(p.num_bytes for p in call) / 1e6 for call in products[model]),
@@ -152,7 +138,7 @@ def run_rounds(
         "rounds": rounds,
     }
     if as_served:
-        fractions = [turn["share_of_bound"] for turn in rounds]
+        fractions = each(rounds, "share_of_bound")
         figures |= {
             "num_workers": num_workers,
             "concurrency": options.concurrency,
@@ -161,64 +147,54 @@ def run_rounds(
     return figures
 
 
-def _measure_rates(options: argparse.Namespace) -> Rates:
-    if options.device == "cuda":
-        return measure_gpu_rates(torch.float16 if options.precision == "fp16" else torch.float32)
-    return measure_rates(options.threads)
-
-
 def _eager_s(networks: EagerNetworks, call: Call) -> float:
     """Run a network's call in eager PyTorch, and return the seconds it took."""
-    start_s = time.perf_counter()
     if call.model == "detector":
-        inputs = [torch.from_numpy(call.feeds[name]).to(networks.device) for name in ("pixels", "image_size")]
-        with torch.inference_mode():
-            networks.run_graph(*inputs)
-    else:
-        networks.embed(call.model, call.feeds["crops"])
-    return time.perf_counter() - start_s
+        inputs = [torch.from_numpy(call.feeds[name]) for name in ("pixels", "image_size")]
+        return seconds(lambda: networks.run_graph(*inputs))
+    return seconds(lambda: networks.embed(call.model, call.feeds["crops"]))
 
 
 def _mean(values: Iterable[float]) -> float:
     return rounded(statistics.mean(values))
 
 
-def _medians(model: str, rounds: Sequence[dict[str, Any]]) -> dict[str, float]:
+def _mean_ms(calls: Mapping[str, Sequence[Any]], seconds_of: Callable[[Any], float]) -> dict[str, float]:
+    return {model: _mean(seconds_of(call) * 1e3 for call in calls[model]) for model in calls}
+
+
+def _medians(model: str, rounds: Sequence[Figures]) -> dict[str, float]:
     """Return medians over the rounds: of times per call, and of ratios formed within each round."""
-    engine_ms = [turn["engine_ms"][model] for turn in rounds]
-    figures = {"engine_ms": rounded(statistics.median(engine_ms))}
-    if model not in rounds[0]["eager_ms"]:
-        return figures
-    for name in ("eager_ms", "eager_half_ms", "bound_ms"):
-        if name in rounds[0]:
-            figures[name] = rounded(statistics.median(turn[name][model] for turn in rounds))
-    for name, numerator in (("speedup", "eager_ms"), ("share_of_bound", "bound_ms")):
-        ratios = [turn[numerator][model] / ms for turn, ms in zip(rounds, engine_ms, strict=True)]
-        figures[name] = rounded(statistics.median(ratios))
+    is_network = MODELS[model].kind == "network"
+    names = ("engine_ms", "eager_ms", "eager_half_ms", "bound_ms") if is_network else ("engine_ms",)
+    figures = {name: median(rounds, name, model) for name in names if name in rounds[0]}
+    if is_network:
+        for name, numerator in (("speedup", "eager_ms"), ("share_of_bound", "bound_ms")):
+            ratios = [turn[numerator][model] / turn["engine_ms"][model] for turn in rounds]
+            figures[name] = rounded(statistics.median(ratios))
     return figures
 
 
+def run(options: argparse.Namespace) -> int:
+    torch.set_num_threads(options.threads)
+    config = CONFIGS[options.config]()
+    build = partial(EagerNetworks, config, checkpoints=options.checkpoints, device=options.device)
+    eager = {"eager_ms": build()}
+    if options.eager_half:
+        eager["eager_half_ms"] = build(is_half=True)
+    return run_on_server(options, partial(run_rounds, config, eager))
+
+
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = new_parser(__doc__)
-    add_workload_arguments(parser, "models")
+    parser = new_parser("models", __doc__)
+    add_workload_arguments(parser)
     add_number(parser, "--rounds", 3, "number of rounds")
     add_number(parser, "--threads", len(os.sched_getaffinity(0)), "threads of one call")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where the networks run")
     parser.add_argument("--eager-half", action="store_true", help="also time eager PyTorch in half precision")
     add_number(parser, "--concurrency", 8, "requests in flight for the ensemble")
     add_number(parser, "--window-s", 3.0, "minimum duration of a window for the ensemble")
-    options = parser.parse_args(argv)
-
-    def run() -> int:
-        torch.set_num_threads(options.threads)
-        config = CONFIGS[options.config]()
-        build = partial(EagerNetworks, config, checkpoints=checkpoints_of(options), device=options.device)
-        eager = {"eager_ms": build()}
-        if options.eager_half:
-            eager["eager_half_ms"] = build(is_half=True)
-        return run_on_server(options, argv, lambda server: run_rounds(server, config, eager, options))
-
-    return run_command("benchmarks.models", run)
+    return run_workload(parser, argv, run)
 
 
 if __name__ == "__main__":

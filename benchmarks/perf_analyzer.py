@@ -26,19 +26,18 @@ import tempfile
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from benchmarks.harness.engines import Engines
-from benchmarks.harness.load import NUM_STABLE_WINDOWS
+from benchmarks.harness.figures import Figures, median, rounded
+from benchmarks.harness.load import NUM_STABLE_WINDOWS, PERCENTILES
 from benchmarks.harness.options import add_number, add_path, new_parser
-from benchmarks.harness.results import RESULTS, rounded
+from benchmarks.harness.results import RESULTS
 from benchmarks.harness.server import ServerUnderTest, measure_closed_loop, run_on_server
-from benchmarks.harness.workload import add_workload_arguments, repository_path
+from benchmarks.harness.workload import add_workload_arguments, run_workload
 from export.config import CONFIGS
 from export.parity.compare import Arrays
-from livematch.cli.commands import run_command
 from livematch.errors import LivematchError
 
 PACKAGE = "tritonclient==2.51.0"
@@ -50,8 +49,7 @@ MAX_INPUTS = 16  # per model; perf_analyzer sends them one after another, again 
 def install_perf_analyzer(cache: Path) -> tuple[Path, dict[str, str]]:
     """Return the program, downloaded unless it is in the cache, and the environment variables to run it with.
 
-    Raises:
-        LivematchError: it cannot be downloaded, or nvidia-pytriton is not installed.
+    Raises LivematchError if it cannot be downloaded or nvidia-pytriton is not installed.
     """
     program = cache / "perf_analyzer"
     if not program.exists():
@@ -78,47 +76,38 @@ def install_perf_analyzer(cache: Path) -> tuple[Path, dict[str, str]]:
     return program.resolve(), {**os.environ, "LD_LIBRARY_PATH": f"{libraries.resolve()}:{bundled}"}
 
 
-class PerfAnalyzer:
-    """The program in `cache`, run against the server at `url`, with its input and output files in `folder`."""
+def run_perf_analyzer(
+    cache: Path, url: str, model: str, inputs: Sequence[Arrays], concurrency: int, num_requests: int
+) -> Figures:
+    """Measure one model of a server in windows of at least `num_requests` requests, and return JSON of the figures.
 
-    def __init__(self, cache: Path, url: str, folder: Path) -> None:
-        self._program, self._environment = install_perf_analyzer(cache)
-        self._url = url
-        self._folder = folder
-
-    def run(
-        self, model: str, inputs: Sequence[Arrays], *, concurrency: int, num_requests: int, is_batched: bool
-    ) -> dict[str, Any]:
-        """Measure one model in windows of at least `num_requests` requests, and return JSON of the figures.
-
-        Raises:
-            LivematchError: the program failed; the message has its last line of output.
-        """
-        data = self._folder / f"{model}.json"
-        data.write_text(json.dumps({"data": [_encode(feeds, is_batched) for feeds in inputs]}))
-        table = self._folder / f"{model}.csv"
-        table.unlink(missing_ok=True)
+    Raises LivematchError if the program fails, with its last line of output, or cannot be installed in `cache`.
+    """
+    program, environment = install_perf_analyzer(cache)
+    with tempfile.TemporaryDirectory(prefix="livematch-perf-analyzer-") as folder:
+        data, table = Path(folder) / "inputs.json", Path(folder) / "figures.csv"
+        data.write_text(json.dumps({"data": [_encode(feeds, is_batched=model != "crop") for feeds in inputs]}))
         command = [
-            *(str(self._program), "-m", model, "-u", self._url, "-i", "grpc", "--input-data", str(data)),
+            *(str(program), "-m", model, "-u", url, "-i", "grpc", "--input-data", str(data)),
             *("--concurrency-range", str(concurrency), "-f", str(table), "--max-trials", "8"),
             *("--measurement-mode", "count_windows", "--measurement-request-count", str(num_requests)),
             "--stability-percentage",
         ]
         for percent in (STABLE_WITHIN_PERCENT, ANY_PERCENT):  # it writes the table only if the windows are stable
-            answer = subprocess.run([*command, percent], env=self._environment, capture_output=True, text=True)
+            answer = subprocess.run([*command, percent], env=environment, capture_output=True, text=True)
             if table.exists():
                 break
         else:
             lines = (answer.stdout + answer.stderr).strip().splitlines()
             raise LivematchError(f"perf_analyzer on {model}: {lines[-1] if lines else 'no output'}")
         (row,) = csv.DictReader(table.read_text().splitlines())
-        return {
-            "concurrency": concurrency,
-            "requests_per_window": num_requests,
-            "is_stable": percent == STABLE_WITHIN_PERCENT,
-            "inferences_per_s": rounded(float(row["Inferences/Second"])),
-            **{f"p{rank}_ms": rounded(float(row[f"p{rank} latency"]) / 1e3) for rank in (50, 90, 95, 99)},
-        }
+    return {
+        "concurrency": concurrency,
+        "requests_per_window": num_requests,
+        "is_stable": percent == STABLE_WITHIN_PERCENT,
+        "inferences_per_s": rounded(float(row["Inferences/Second"])),
+        **{f"p{rank}_ms": rounded(float(row[f"p{rank} latency"]) / 1e3) for rank in PERCENTILES},
+    }
 
 
 def model_inputs(engines: Engines, server: ServerUnderTest) -> dict[str, list[tuple[Arrays, float]]]:
@@ -138,21 +127,15 @@ def model_inputs(engines: Engines, server: ServerUnderTest) -> dict[str, list[tu
     return {model: requests[:MAX_INPUTS] for model, requests in inputs.items()}
 
 
-def compare_on_ensemble(
-    server: ServerUnderTest, analyzer: PerfAnalyzer, options: argparse.Namespace
-) -> list[dict[str, Any]]:
+def compare_on_ensemble(server: ServerUnderTest, options: argparse.Namespace) -> list[Figures]:
     """Measure the ensemble with our loop and with perf_analyzer in each round, and return JSON of the rounds."""
-    ensemble = f"recognize_{options.kind}"
+    ensemble, concurrency = f"recognize_{options.kind}", options.concurrency
     images = [{"image": pixels[None]} for pixels in server.images]
     rounds = []
-    for turn in range(options.rounds):
-        ours = measure_closed_loop(
-            server, options.concurrency, window_s=options.window_s, max_windows=8, seed=options.seed + turn
-        )
+    for seed in range(options.seed, options.seed + options.rounds):
+        ours = measure_closed_loop(server, concurrency, options.window_s, seed)
         num_requests = -(-ours["latency"]["num_answered"] // NUM_STABLE_WINDOWS)
-        theirs = analyzer.run(
-            ensemble, images, concurrency=options.concurrency, num_requests=num_requests, is_batched=True
-        )
+        theirs = run_perf_analyzer(options.cache, server.url, ensemble, images, concurrency, num_requests)
         rounds.append(
             {
                 "ours_per_s": ours["pictures_per_s"],
@@ -165,29 +148,25 @@ def compare_on_ensemble(
     return rounds
 
 
-def measure(server: ServerUnderTest, options: argparse.Namespace) -> dict[str, Any]:
-    inputs = model_inputs(Engines(repository_path(options), CONFIGS[options.config](), num_threads=0), server)
+def measure(server: ServerUnderTest, options: argparse.Namespace) -> Figures:
+    inputs = model_inputs(Engines(options.repository, CONFIGS[options.config](), num_threads=0), server)
+    rounds = compare_on_ensemble(server, options)
     models = {}
-    with tempfile.TemporaryDirectory(prefix="livematch-perf-analyzer-") as folder:
-        analyzer = PerfAnalyzer(options.cache, server.url, Path(folder))
-        rounds = compare_on_ensemble(server, analyzer, options)
-        for model, requests in inputs.items():
-            feeds, elapsed_s = zip(*requests, strict=True)
-            num_requests = max(len(feeds), round(options.window_s / statistics.mean(elapsed_s)))
-            models[model] = analyzer.run(
-                model, feeds, concurrency=1, num_requests=num_requests, is_batched=model != "crop"
-            )
-            print(f"{model}: {models[model]}", flush=True)
+    for model, requests in inputs.items():
+        feeds, elapsed_s = zip(*requests, strict=True)
+        num_requests = max(len(feeds), round(options.window_s / statistics.mean(elapsed_s)))
+        models[model] = run_perf_analyzer(options.cache, server.url, model, feeds, 1, num_requests)
+        print(f"{model}: {models[model]}", flush=True)
     return {
         "package": PACKAGE,
         "window_s": options.window_s,
-        "median_ratio": rounded(statistics.median(turn["ratio"] for turn in rounds)),
+        "median_ratio": median(rounds, "ratio"),
         "rounds": rounds,
         "models": models,
     }
 
 
-def _encode(feeds: Arrays, is_batched: bool) -> dict[str, Any]:
+def _encode(feeds: Arrays, *, is_batched: bool) -> Figures:
     """Return one request in perf_analyzer's JSON format; for batched models its shapes omit the batch."""
     return {
         name: {
@@ -198,20 +177,19 @@ def _encode(feeds: Arrays, is_batched: bool) -> dict[str, Any]:
     }
 
 
+def run(options: argparse.Namespace) -> int:
+    install_perf_analyzer(options.cache)  # before minutes of preparation, since it may fail
+    return run_on_server(options, measure)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = new_parser(__doc__)
-    add_workload_arguments(parser, "perf_analyzer")
+    parser = new_parser("perf_analyzer", __doc__)
+    add_workload_arguments(parser)
     add_path(parser, "--cache", RESULTS / "perf_analyzer", "folder to keep the program in")
     add_number(parser, "--concurrency", 4, "requests in flight for the ensemble")
     add_number(parser, "--rounds", 3, "number of rounds for the ensemble")
     add_number(parser, "--window-s", 4.0, "minimum duration of a window")
-    options = parser.parse_args(argv)
-
-    def run() -> int:
-        install_perf_analyzer(options.cache)  # before minutes of preparation, since it may fail
-        return run_on_server(options, argv, lambda server: measure(server, options))
-
-    return run_command("benchmarks.perf_analyzer", run)
+    return run_workload(parser, argv, run)
 
 
 if __name__ == "__main__":

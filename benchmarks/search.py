@@ -9,6 +9,7 @@ The JSON, also printed as one line, has both rates in GFLOP/s (medians over the 
 matrix product in each round and in the median, and the peak memory of a process that only matches.
 """
 
+import argparse
 import json
 import statistics
 import subprocess
@@ -17,23 +18,20 @@ import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 
+from benchmarks.harness.figures import Figures, rounded, seconds
 from benchmarks.harness.options import add_number, add_path, new_parser
-from benchmarks.harness.results import RESULTS, Record, rounded
+from benchmarks.harness.results import RESULTS, Record, run_benchmark
 from livematch import open_features
-from livematch.cli.commands import run_command
-from livematch.features.parquet import features_schema
+from livematch.features.store import FeaturesStore
 from livematch.matching.nearest import nearest
-from livematch.types import EMBEDDING_SIZE
+from livematch.types import EMBEDDING_SIZE, Recognition
 
-CHUNK_ROWS = 4096
 GEMM_ROWS = 2048
 NUM_ROUNDS = 3
+BOXES = np.array([(0, 0, 2, 2), (1, 0, 2, 2)], np.float32)
 
 # The peak is read from /proc: getrusage would include this process's memory, which a child has until it calls exec.
 _MATCH_ALONE = """
@@ -49,25 +47,17 @@ print(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0])
 def write_features(path: Path, num_rows: int, seed: int) -> None:
     """Write a features file of `num_rows` random unit vectors, two boxes per image."""
     rng = np.random.default_rng(seed)
-    schema = features_schema(EMBEDDING_SIZE)
-    with pq.ParquetWriter(path, schema, use_dictionary=["source", "name"]) as writer:
-        for start in range(0, num_rows, CHUNK_ROWS):
-            rows = range(start, min(start + CHUNK_ROWS, num_rows))
-            embeddings = rng.standard_normal((len(rows), EMBEDDING_SIZE), np.float32)
+    with FeaturesStore(path, model_identity=None, selection="images") as store:
+        for image, start in enumerate(range(0, num_rows, 2)):
+            num_boxes = min(2, num_rows - start)
+            embeddings = rng.standard_normal((num_boxes, EMBEDDING_SIZE), np.float32)
             embeddings /= np.linalg.norm(embeddings, axis=1, keepdims=True)
-            boxes = np.array([(row % 2, 0, 2, 2) for row in rows], np.float32)
-            columns = [
-                pa.array([f"{row // 8:06}" for row in rows]),
-                pa.array([str(row // 2 % 4) for row in rows]),
-                pa.array([-1] * len(rows), pa.int32()),
-                pa.FixedSizeListArray.from_arrays(pa.array(boxes.ravel()), 4),
-                pa.array(rng.random(len(rows), np.float32)),
-                pa.FixedSizeListArray.from_arrays(pa.array(embeddings.ravel()), EMBEDDING_SIZE),
-            ]
-            writer.write_table(pa.Table.from_arrays(columns, schema=schema))
+            found = Recognition(BOXES[:num_boxes], rng.random(num_boxes, np.float32), embeddings)
+            store.append((f"{image // 4:06}", str(image % 4)), [(-1, found)])
+        store.finish()
 
 
-def measure(num_queries: int, num_rows: int, memory_bytes: int) -> dict[str, Any]:
+def measure(num_queries: int, num_rows: int, memory_bytes: int) -> Figures:
     """Match and multiply in NUM_ROUNDS interleaved rounds, and return the JSON figures."""
     num_flop = 2 * num_queries * num_rows * EMBEDDING_SIZE
     with tempfile.TemporaryDirectory(prefix="livematch-matching-") as folder:
@@ -77,10 +67,7 @@ def measure(num_queries: int, num_rows: int, memory_bytes: int) -> dict[str, Any
         match_s, gemm_s = [], []
         for _ in range(NUM_ROUNDS):
             gemm_s.append(_gemm_s(num_queries, num_rows))
-            start_s = time.perf_counter()
-            queries, gallery = (open_features([path]) for path in paths)
-            nearest(queries, gallery, memory_bytes=memory_bytes)
-            match_s.append(time.perf_counter() - start_s)
+            match_s.append(seconds(lambda: nearest(*map(open_features, paths), memory_bytes=memory_bytes)))
         command = [sys.executable, "-c", _MATCH_ALONE, *map(str, paths), str(memory_bytes)]
         peak_kib = int(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
     ratios = [rounded(gemm / match, 3) for gemm, match in zip(gemm_s, match_s, strict=True)]
@@ -111,22 +98,21 @@ def _gemm_s(num_queries: int, num_rows: int) -> float:
     return time.perf_counter() - start_s
 
 
+def run(options: argparse.Namespace) -> int:
+    record = Record(options)
+    figures = measure(options.queries, options.gallery, options.memory_mib << 20)
+    record.write(figures)
+    print(json.dumps(figures))
+    return 0
+
+
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = new_parser(__doc__)
+    parser = new_parser("search", __doc__)
     add_number(parser, "--queries", 4000, "number of query boxes")
     add_number(parser, "--gallery", 50000, "number of gallery boxes")
     add_number(parser, "--memory-mib", 1024, "memory limit for matching")
     add_path(parser, "--output", RESULTS / "search.json", "results file")
-    options = parser.parse_args(argv)
-
-    def run() -> int:
-        record = Record("search", options, argv)
-        figures = measure(options.queries, options.gallery, options.memory_mib << 20)
-        record.write(figures, options.output)
-        print(json.dumps(figures))
-        return 0
-
-    return run_command("benchmarks.search", run)
+    return run_benchmark(parser, argv, run)
 
 
 if __name__ == "__main__":

@@ -29,7 +29,6 @@ class EagerNetworks:
     Args:
         checkpoints: folder of the checkpoints; None for random weights, those that `export.build` makes with seed 0.
         detector: one of DETECTORS.
-        device: "cpu" or "cuda".
         is_half: compute in float16 the same layers as an export with `--precision fp16`. Not for detectron2.
 
     Raises:
@@ -52,60 +51,50 @@ class EagerNetworks:
         self.device = torch.device(device)
         if checkpoints is None:
             self.detector: Any = build_detector_graph(None, config=config.detector, random_seed=0)
+            self.embedders = {
+                model: build_embedder(None, config=config.embedder(model), random_seed=position)
+                for position, model in enumerate(EMBEDDERS, start=1)
+            }
         else:
             self.detector = build_detector_graph(checkpoints / "detector.pth")
+            self.embedders = {model: build_embedder(checkpoints / f"{model}.pth") for model in EMBEDDERS}
         self._uses_detectron2 = detector == "detectron2"
         if self._uses_detectron2:
             self.detector = build_detectron2(self.detector)
-        self.detector = self.detector.eval().to(self.device)
+        for network in (self.detector, *self.embedders.values()):
+            network.to(self.device)
         if is_half:
             set_precision(self.detector, "fp16")
-        self.embedders = {}
-        for position, model in enumerate(EMBEDDERS, start=1):
-            if checkpoints is None:
-                embedder = build_embedder(None, config=config.embedder(model), random_seed=position)
-            else:
-                embedder = build_embedder(checkpoints / f"{model}.pth")
-            self.embedders[model] = embedder.eval().to(self.device)
-            if is_half:
+            for embedder in self.embedders.values():
                 to_half(embedder.backbone)
         self._dtype = torch.float16 if is_half else torch.float32
 
     @torch.inference_mode()
     def detect(self, kind: str, image: Pixels) -> tuple[FloatArray, FloatArray]:
-        """Detect garments whose score is above the limit for `kind`.
-
-        Args:
-            image: RGB [H,W,3].
-
-        Returns:
-            Boxes [k,4] in pixels of `image`, and scores [k].
-        """
+        """Return boxes [k,4] in pixels of an RGB image [H,W,3], and the scores [k], which are above `kind`'s limit."""
         height, width = image.shape[:2]
         settings = self.config.kind(kind)
-        scale = settings.short_side_px / min(height, width)
-        scale = min(scale, self.config.max_side_px / (max(height, width)))
+        scale = min(settings.short_side_px / min(height, width), self.config.max_side_px / max(height, width))
         new_height, new_width = int(height * scale + 0.5), int(width * scale + 0.5)
         resized = np.asarray(Image.fromarray(image).resize((new_width, new_height), Image.Resampling.BILINEAR))
         bgr = torch.from_numpy(resized[:, :, ::-1].copy()).to(self.device).permute(2, 0, 1).float()
-        boxes, scores = self._run_detector(bgr)
+        if self._uses_detectron2:
+            instances = self.detector.inference([{"image": bgr}], do_postprocess=False)[0]
+            boxes, scores = instances.pred_boxes.tensor.cpu().numpy(), instances.scores.cpu().numpy()
+        else:
+            mean = torch.tensor(self.config.detector.pixel_mean_bgr, device=self.device).view(3, 1, 1)
+            padding = (0, -new_width % PADDING_MULTIPLE, 0, -new_height % PADDING_MULTIPLE)
+            pixels = functional.pad(bgr - mean, padding)[None]
+            boxes, scores = self.run_graph(pixels, torch.tensor([[float(new_height), float(new_width)]]))
         is_kept = scores > settings.min_score
         boxes = boxes[is_kept] * np.array([width / new_width, height / new_height] * 2, np.float32)
         return np.clip(boxes, 0, np.array([width, height] * 2, np.float32)), scores[is_kept]
 
-    def _run_detector(self, bgr: torch.Tensor) -> tuple[FloatArray, FloatArray]:
-        height, width = bgr.shape[1:]
-        if self._uses_detectron2:
-            instances = self.detector.inference([{"image": bgr}], do_postprocess=False)[0]
-            return instances.pred_boxes.tensor.cpu().numpy(), instances.scores.cpu().numpy()
-        mean = torch.tensor(self.config.detector.pixel_mean_bgr, device=self.device).view(3, 1, 1)
-        pixels = functional.pad(bgr - mean, (0, -width % PADDING_MULTIPLE, 0, -height % PADDING_MULTIPLE))
-        return self.run_graph(pixels[None], torch.tensor([[float(height), float(width)]], device=self.device))
-
+    @torch.inference_mode()
     def run_graph(self, pixels: torch.Tensor, image_size: torch.Tensor) -> tuple[FloatArray, FloatArray]:
         """Run the detector graph on prepared pixels [1,3,H,W], and return its boxes [k,4] and scores [k]."""
         with self.device:  # the graph creates its grids on the default device
-            boxes, scores, num_detections = self.detector(pixels, image_size)
+            boxes, scores, num_detections = self.detector(pixels.to(self.device), image_size.to(self.device))
         num = int(num_detections[0, 0])
         return boxes[0, :num].cpu().numpy(), scores[0, :num].cpu().numpy()
 

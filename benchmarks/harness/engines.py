@@ -15,7 +15,7 @@ import numpy.typing as npt
 import onnxruntime
 
 from export.config import PipelineConfig
-from export.parity.compare import Arrays
+from export.parity.compare import Arrays, detections_of
 from export.parity.runners import Runner, open_runner
 from export.signature import EMBEDDERS, MODELS
 from export.tensorrt.library import EngineError
@@ -72,15 +72,9 @@ class Engines:
         """Run one RGB image [H,W,3] through all models, and return the calls in order."""
         prepared, detected = self._detect(kind, pixels)
         calls = [prepared, detected]
-        outputs = detected.outputs
-        boxes, _ = self._detections.select(
-            outputs["boxes"][0],
-            outputs["scores"][0],
-            int(outputs["num_detections"][0, 0]),
-            prepared.outputs["scale"][0],
-            float(prepared.outputs["min_score"][0, 0]),
-            pixels,
-        )
+        boxes, scores, num_detections = (detected.outputs[name][0] for name in ("boxes", "scores", "num_detections"))
+        scale, min_score = (prepared.outputs[name][0] for name in ("scale", "min_score"))
+        boxes, _ = self._detections.select(boxes, scores, int(num_detections[0]), scale, float(min_score[0]), pixels)
         crop_boxes = self._detections.to_pixels(boxes, pixels)
         templates = self._detections.nearest_templates(crop_boxes, self._ratios)
         for template in np.unique(templates):
@@ -93,8 +87,7 @@ class Engines:
     def detection_scores(self, kind: str, pixels: Pixels) -> npt.NDArray[np.float32]:
         """Return the scores of all detections in an image, before any score limit."""
         _, detected = self._detect(kind, pixels)
-        scores: npt.NDArray[np.float32] = detected.outputs["scores"][0]
-        return scores[: int(detected.outputs["num_detections"][0, 0])]
+        return detections_of(detected.outputs, image=0)[1].numpy()
 
     def _detect(self, kind: str, pixels: Pixels) -> tuple[Call, Call]:
         prepared = self.run(f"prepare_{kind}", {"image": pixels[None]})
@@ -102,13 +95,17 @@ class Engines:
         return prepared, detected
 
 
+def open_session(model: Path | bytes, num_threads: int) -> onnxruntime.InferenceSession:
+    """Open an ONNX file, or the content of one, on the CPU with this number of threads; 0 for all processors."""
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = num_threads
+    return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+
+
 def _cpu_runner(path: Path, num_threads: int) -> Runner:
     if not path.exists():
         raise FileNotFoundError(f"{path} does not exist")
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = num_threads
-    options.inter_op_num_threads = 1
-    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    session = open_session(path, num_threads)
     names = [output.name for output in session.get_outputs()]
     return lambda feeds: dict(zip(names, session.run(names, feeds), strict=True))
 

@@ -6,11 +6,12 @@ A world has `image/<item_id>/<k>.jpg` and `video/<video_id>.mp4`.
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import cv2
 import numpy as np
 
+from benchmarks.harness.figures import Figures
 from livematch import read_frames, read_image
 from livematch.errors import DecodeError, InputError
 from livematch.media.sources import Source, list_images, list_videos
@@ -62,7 +63,6 @@ def spread_frames(num_frames: int) -> range:
 
 
 def read_clips(clips: Sequence[Path], frames: Sequence[int]) -> list[Pixels]:
-    """Decode these frames of every clip."""
     return [pixels for clip in clips for _, pixels in read_frames(clip, frames)]
 
 
@@ -72,23 +72,20 @@ def seek_frame(clip: Path, index: int) -> Pixels:
     The baseline does this each time it uses a frame.
     """
     video = cv2.VideoCapture(str(clip))
-    try:
-        video.set(cv2.CAP_PROP_POS_FRAMES, index)
-        is_read, bgr = video.read()
-    finally:
-        video.release()
+    video.set(cv2.CAP_PROP_POS_FRAMES, index)
+    is_read, bgr = video.read()
+    video.release()
     if not is_read:
         raise DecodeError(f"{clip} has no frame {index}")
     return np.ascontiguousarray(bgr[:, :, ::-1], np.uint8)
 
 
-def describe_boxes(counts: Sequence[int]) -> dict[str, Any]:
+def describe_boxes(counts: Sequence[int]) -> Figures:
     """Return JSON: the number of images, their mean number of boxes, and how many images have each number of boxes."""
-    histogram = Counter(counts)
     return {
         "num_pictures": len(counts),
         "mean": round(float(np.mean(counts)), 3),
-        "pictures_by_num_boxes": {str(count): histogram[count] for count in sorted(histogram)},
+        "pictures_by_num_boxes": {str(count): num for count, num in sorted(Counter(counts).items())},
     }
 
 

@@ -1,7 +1,6 @@
 """Define the options of commands; imports only the standard library, as `benchmarks.gpu` needs."""
 
 import argparse
-import sys
 from pathlib import Path
 
 
@@ -14,17 +13,19 @@ class _HelpFormatter(argparse.RawDescriptionHelpFormatter):
         return f"{action.help} (default: %(default)s)"
 
 
-def new_parser(docstring: str | None) -> argparse.ArgumentParser:
-    spec = sys.modules["__main__"].__spec__  # None unless started with python -m
-    prog = None if spec is None else f"python -m {spec.name.removesuffix('.__main__')}"
-    return argparse.ArgumentParser(prog=prog, description=docstring, formatter_class=_HelpFormatter)
+def new_parser(benchmark: str, docstring: str | None) -> argparse.ArgumentParser:
+    """Return a parser for the command `python -m benchmarks.BENCHMARK`, whose options include `benchmark`."""
+    parser = argparse.ArgumentParser(
+        prog=f"python -m benchmarks.{benchmark}", description=docstring, formatter_class=_HelpFormatter
+    )
+    parser.set_defaults(benchmark=benchmark)
+    return parser
 
 
 def add_number(parser: argparse.ArgumentParser, name: str, default: int | float, help: str) -> None:
     """Add an option for a positive number of the default's type."""
-    parser.add_argument(
-        name, type=positive if isinstance(default, int) else float, default=default, metavar="N", help=help
-    )
+    kind = positive if isinstance(default, int) else float
+    parser.add_argument(name, type=kind, default=default, metavar="N", help=help)
 
 
 def add_path(parser: argparse.ArgumentParser, name: str, default: Path | None, help: str) -> None:

@@ -3,37 +3,29 @@
 import os
 import statistics
 import threading
-from contextlib import suppress
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
 
 import psutil
 
+from benchmarks.harness.figures import Figures, rounded
 from benchmarks.harness.gpus import query_gpus
-from benchmarks.harness.results import rounded
 
 _ENERGY = Path("/sys/class/powercap/intel-rapl:0/energy_uj")
-_GPU_FIELDS = ("utilization.gpu", "power.draw", "memory.used")
 
 
 @dataclass(frozen=True)
 class Usage:
-    """Totals since the machine and the server started, and the server's current memory.
+    """Totals since the machine and the server started, and the server's current memory."""
 
-    Attributes:
-        machine_busy_s: busy time of all processors together.
-        machine_idle_s: idle time of all processors together, waiting for disks included.
-        server_cpu_s: processor time of the server's processes, the Python backend's included.
-        server_memory_mib: resident memory of the server's processes, shared pages counted once (PSS).
-        energy_j: energy used by the processor package; None where it cannot be read.
-    """
-
-    machine_busy_s: float
-    machine_idle_s: float
-    server_cpu_s: float
-    server_memory_mib: float
-    energy_j: float | None
+    machine_busy_s: float  # of all processors together
+    machine_idle_s: float  # of all processors together, waiting for disks included
+    server_cpu_s: float  # processor time of the server's processes, the Python backend's included
+    server_memory_mib: float  # resident memory of the server's processes, shared pages counted once (PSS)
+    energy_j: float | None  # used by the processor package; None where it cannot be read
 
 
 def read_usage(server_pid: int) -> Usage:
@@ -51,7 +43,7 @@ def read_usage(server_pid: int) -> Usage:
     return Usage(busy_s, idle_s, server_cpu_s, server_memory_bytes / 2**20, energy_j)
 
 
-def describe_usage(before: Usage, after: Usage, duration_s: float, num_images: int) -> dict[str, Any]:
+def describe_usage(before: Usage, after: Usage, duration_s: float, num_images: int) -> Figures:
     """Return JSON: how busy machine and server kept the processors, the server's CPU time per image, and its memory."""
     busy_s = after.machine_busy_s - before.machine_busy_s
     all_s = busy_s + after.machine_idle_s - before.machine_idle_s
@@ -72,35 +64,28 @@ def process_tree(root: int) -> list[int]:
     return [root, *(child.pid for child in psutil.Process(root).children(recursive=True))]
 
 
-class GpuSampler:
-    """Context manager: sample the first GPU's load, power and memory once a second; without a GPU, do nothing."""
+@contextmanager
+def gpu_sampling() -> Iterator[Future[Figures | None]]:
+    """Context manager: sample the first GPU once a second; the future has JSON of its load, None without a GPU."""
+    stopped = threading.Event()
+    with ThreadPoolExecutor(1) as pool:
+        try:
+            yield pool.submit(_sample_gpu, stopped)
+        finally:
+            stopped.set()
 
-    def __init__(self) -> None:
-        self._samples: list[list[float]] = []
-        self._stopped = threading.Event()
-        self._thread = threading.Thread(target=self._work, daemon=True)
 
-    def __enter__(self) -> Self:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stopped.set()
-        self._thread.join()
-
-    def describe(self) -> dict[str, Any] | None:
-        """Return JSON of the samples so far; None if there are none."""
-        if not self._samples:
-            return None
-        load, power, memory = zip(*self._samples, strict=True)
-        return {
-            "mean_load_percent": rounded(statistics.mean(load)),
-            "mean_power_w": rounded(statistics.mean(power)),
-            "max_memory_mib": rounded(max(memory)),
-        }
-
-    def _work(self) -> None:
-        while lines := query_gpus(_GPU_FIELDS):
-            self._samples.append([float(value) for value in lines[0].split(", ")])
-            if self._stopped.wait(1.0):
-                return
+def _sample_gpu(stopped: threading.Event) -> Figures | None:
+    samples = []
+    while lines := query_gpus(("utilization.gpu", "power.draw", "memory.used")):
+        samples.append([float(value) for value in lines[0].split(", ")])
+        if stopped.wait(1.0):
+            break
+    if not samples:
+        return None
+    load, power, memory = zip(*samples, strict=True)
+    return {
+        "mean_load_percent": rounded(statistics.mean(load)),
+        "mean_power_w": rounded(statistics.mean(power)),
+        "max_memory_mib": rounded(max(memory)),
+    }

@@ -1,4 +1,4 @@
-"""Write and read results files: JSON that says what a benchmark measured, how, and on what machine.
+"""Run benchmarks, and write and read their results files: JSON that says what was measured, how, and on what machine.
 
     {"benchmark", "command", "commit", "started", "elapsed_s", "seed", "config", "machine", "versions", "models",
      "busy_share_after", "figures"}
@@ -12,25 +12,25 @@ import argparse
 import datetime
 import hashlib
 import importlib.metadata
-import json
 import os
 import platform
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import psutil
 
+from benchmarks.harness.figures import Figures
 from benchmarks.harness.gpus import query_gpus
-from livematch.files import replace_file
+from livematch.cli.commands import run_command
+from livematch.evaluation.results import read_json, write_json
 
 RESULTS = Path("build/benchmarks")
 """Where commands write by default; `benchmarks/results` holds the files that are in git."""
-
-_ROOT = Path(__file__).parents[2]
 
 PACKAGES = (
     "numpy",
@@ -46,31 +46,39 @@ PACKAGES = (
     "pillow",
     "opencv-python-headless",
 )
+
+Run = Callable[[argparse.Namespace], int]
+"""Run a benchmark with the given options, and return its exit code."""
+
+_ROOT = Path(__file__).parents[2]
 _GPU_FIELDS = ("name", "driver_version", "memory.total", "power.limit")
+
+
+def run_benchmark(parser: argparse.ArgumentParser, argv: Sequence[str] | None, run: Run) -> int:
+    """Parse the arguments, those of the process if `argv` is None, and return the exit code of `run`.
+
+    `run` gets the options, to which the arguments are added as `argv`. What it raises becomes one line on stderr.
+    """
+    arguments = sys.argv[1:] if argv is None else list(argv)
+    options = parser.parse_args(arguments)
+    options.argv = arguments
+    return run_command(f"benchmarks.{options.benchmark}", lambda: run(options))
 
 
 class Record:
     """The record of one benchmark run. Create it before measuring, and write it afterwards.
 
     Creating it reads the commit, the versions and the machine, and takes a second to measure how busy the machine is;
-    `elapsed_s` in the file is the time since.
-
-    Args:
-        benchmark: the command's name, such as "throughput".
-        options: the parsed options, whose `seed` and `config` are recorded where they exist.
-        argv: the arguments that `main` was given; None for those of the process.
-
-    Example:
-        >>> record = Record("search", options, argv)
-        >>> record.write({"ratio": 0.95}, Path("build/benchmarks/search.json"))
+    `elapsed_s` in the file is the time since. The options come from `run_benchmark`: `output` is the results file, and
+    `seed` and `config` are recorded where they exist.
     """
 
-    def __init__(self, benchmark: str, options: argparse.Namespace, argv: Sequence[str] | None) -> None:
+    def __init__(self, options: argparse.Namespace) -> None:
         self._start_s = time.monotonic()
-        arguments = sys.argv[1:] if argv is None else argv
+        self._output: Path = options.output
         self._head: dict[str, Any] = {
-            "benchmark": benchmark,
-            "command": " ".join(["python", "-m", f"benchmarks.{benchmark}", *arguments]),
+            "benchmark": options.benchmark,
+            "command": " ".join(["python", "-m", f"benchmarks.{options.benchmark}", *options.argv]),
             "commit": _commit(),
             "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
             "seed": getattr(options, "seed", None),
@@ -79,53 +87,26 @@ class Record:
             "versions": describe_versions(),
         }
 
-    def write(self, figures: dict[str, Any], output: Path, *, models: dict[str, str] | None = None) -> None:
-        """Write the results file and print its path.
-
-        Args:
-            figures: what the benchmark measured, as JSON.
-            output: the file to write or replace.
-            models: SHA-256 by model, from `digest_models`.
-        """
+    def write(self, figures: Figures, repository: Path | None = None) -> None:
+        """Write the results file and print its path; `repository` is the model repository that was measured, if any."""
+        models = [] if repository is None else sorted(repository.glob("*/1/model.onnx"))
         content = {
             **self._head,
             "elapsed_s": round(time.monotonic() - self._start_s, 1),
-            "models": models or {},
+            "models": {path.parents[1].name: hashlib.sha256(path.read_bytes()).hexdigest() for path in models},
             "busy_share_after": busy_fraction(),
             "figures": figures,
         }
-        with replace_file(output) as temporary:
-            temporary.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-        print(f"{content['benchmark']}: {content['elapsed_s']:.0f} s, written to {output}")
-
-
-def read_json(path: Path) -> Any:
-    """Read a JSON file; raise ValueError, naming the file, if it is not JSON."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is not JSON: {error}") from error
+        write_json(content, self._output)
+        print(f"{content['benchmark']}: {content['elapsed_s']:.0f} s, written to {self._output}")
 
 
 def read_results(path: Path) -> dict[str, Any]:
-    """Read a results file; raise ValueError, naming the file, if it is not one."""
+    """Read a results file; raise ValueError, naming the file, if it is not one or cannot be read."""
     content = read_json(path)
     if not isinstance(content, dict) or "figures" not in content:
         raise ValueError(f"{path} is not a results file of a benchmark: it has no figures")
     return content
-
-
-def digest_models(repository: Path) -> dict[str, str]:
-    """Return the SHA-256 of every model.onnx in a model repository, by model."""
-    return {
-        path.parents[1].name: hashlib.sha256(path.read_bytes()).hexdigest()
-        for path in sorted(repository.glob("*/1/model.onnx"))
-    }
-
-
-def rounded(value: float, digits: int = 4) -> float:
-    """Round to `digits` significant digits; measurements are not more precise than that."""
-    return float(f"{value:.{digits}g}")
 
 
 def _commit() -> str | None:
@@ -150,9 +131,9 @@ def describe_machine() -> dict[str, Any]:
     }
 
 
-def busy_fraction(duration_s: float = 1.0) -> float:
-    """Return the fraction of all processors' time that other processes used while this one slept for `duration_s`."""
-    busy_percent: float = psutil.cpu_percent(interval=duration_s)
+def busy_fraction() -> float:
+    """Return the fraction of all processors' time that other processes used while this one slept for a second."""
+    busy_percent: float = psutil.cpu_percent(interval=1.0)
     return round(busy_percent / 100, 2)
 
 
@@ -160,16 +141,13 @@ def describe_versions() -> dict[str, str]:
     """Return the versions of Python, the C library and the installed ones of PACKAGES."""
     versions = {"python": platform.python_version(), "libc": "-".join(platform.libc_ver())}
     for package in PACKAGES:
-        try:
+        with suppress(importlib.metadata.PackageNotFoundError):
             versions[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            continue
     return versions
 
 
 def _cpu_model() -> str:
     """Return the processor's name, which `platform.processor()` leaves empty on most Linux systems."""
-    for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
-        if line.startswith("model name"):
-            return line.partition(":")[2].strip()
-    return platform.processor()
+    lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(names, platform.processor())

@@ -10,18 +10,19 @@ are not counted: an ideal engine computes them on numbers that it has already lo
 
 import json
 import tempfile
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import numpy.typing as npt
 import onnx
 import onnxruntime
 import torch
+
+from benchmarks.harness.engines import open_session
+from benchmarks.harness.figures import seconds
 
 GEMM_SIZE = 1024
 GPU_GEMM_SIZE = 8192
@@ -35,15 +36,10 @@ _SUFFIX = "_kernel_time"
 
 @dataclass(frozen=True)
 class Product:
-    """One convolution or matrix product.
+    """One convolution or matrix product."""
 
-    Attributes:
-        num_flop: operations; a multiplication with its addition counts as two.
-        num_bytes: size of its inputs, weights and output, each moved once.
-    """
-
-    num_flop: int
-    num_bytes: int
+    num_flop: int  # operations; a multiplication with its addition counts as two
+    num_bytes: int  # size of its inputs, weights and output, each moved once
 
 
 @dataclass(frozen=True)
@@ -71,45 +67,36 @@ def count_products(model: Path, feeds: Mapping[str, npt.NDArray[Any]]) -> list[P
     return [_product(event["args"], sizes[event["name"].removesuffix(_SUFFIX)]) for event in runs]
 
 
-def measure_rates(num_threads: int, *, num_repeats: int = NUM_REPEATS) -> Rates:
-    """Measure the CPU with `num_threads`, in float32.
+def measure_rates(device: str, dtype: torch.dtype, *, num_repeats: int = NUM_REPEATS) -> Rates:
+    """Measure the CPU, with PyTorch's number of threads, or the first CUDA device (without TF32).
 
-    Times the product of two square matrices of side GEMM_SIZE in PyTorch and in ONNX Runtime, and keeps the faster; a
-    copy counts both the bytes read and those written. Each time is the best of `num_repeats`, since other work can only
-    slow a measurement down.
+    Times the product of two square matrices in PyTorch and, on the CPU in float32, also in ONNX Runtime, and keeps the
+    faster; a copy counts both the bytes read and those written. Each time is the best of `num_repeats`, since other
+    work can only slow a measurement down.
     """
-    rng = np.random.default_rng(0)
-    a, b = (rng.standard_normal((GEMM_SIZE, GEMM_SIZE), np.float32) for _ in range(2))
-    left, right = torch.from_numpy(a), torch.from_numpy(b)
-    session = _gemm_session(num_threads)
-    source, target = (torch.zeros(COPY_BYTES // 4) for _ in range(2))
-    num_threads_before = torch.get_num_threads()
-    torch.set_num_threads(num_threads)
-    try:
-        torch_s = _best_s(lambda: left @ right, num_repeats)
-        copy_s = _best_s(lambda: target.copy_(source), num_repeats)
-    finally:
-        torch.set_num_threads(num_threads_before)
-    onnx_s = _best_s(lambda: session.run(None, {"a": a, "b": b}), num_repeats)
-    return Rates(flop_per_s=2 * GEMM_SIZE**3 / min(torch_s, onnx_s), bytes_per_s=2 * COPY_BYTES / copy_s)
+    size, num_bytes = (GPU_GEMM_SIZE, 4 * COPY_BYTES) if device == "cuda" else (GEMM_SIZE, COPY_BYTES)
+    a, b = (torch.rand(size, size, dtype=dtype, device=device) for _ in range(2))
+    source, target = (torch.zeros(num_bytes // dtype.itemsize, dtype=dtype, device=device) for _ in range(2))
 
+    def best_s(call: Callable[[], object]) -> float:
+        def call_and_wait() -> None:
+            call()
+            if device == "cuda":
+                torch.cuda.synchronize()
 
-def measure_gpu_rates(dtype: torch.dtype, *, num_repeats: int = NUM_REPEATS) -> Rates:
-    """Measure the first CUDA device, with matrices of side GPU_GEMM_SIZE in float32 (without TF32) or float16."""
-    a, b = (torch.rand(GPU_GEMM_SIZE, GPU_GEMM_SIZE, dtype=dtype, device="cuda") for _ in range(2))
-    source = torch.zeros(4 * COPY_BYTES, dtype=torch.uint8, device="cuda")
-    target = torch.empty_like(source)
+        call_and_wait()
+        return min(seconds(call_and_wait) for _ in range(num_repeats))
 
-    def multiply() -> None:
-        torch.mm(a, b)
-        torch.cuda.synchronize()
-
-    def copy() -> None:
-        target.copy_(source)
-        torch.cuda.synchronize()
-
-    gemm_s, copy_s = _best_s(multiply, num_repeats), _best_s(copy, num_repeats)
-    return Rates(flop_per_s=2 * GPU_GEMM_SIZE**3 / gemm_s, bytes_per_s=2 * 4 * COPY_BYTES / copy_s)
+    gemm_s = best_s(lambda: a @ b)
+    copy_s = best_s(lambda: target.copy_(source))
+    if device == "cpu":
+        header, matrix = '<ir_version: 10, opset_import: ["" : 18]>', f"float[{size}, {size}]"
+        gemm = f"gemm ({matrix} a, {matrix} b) => ({matrix} c) {{ c = MatMul(a, b) }}"
+        model = onnx.parser.parse_model(f"{header} {gemm}")
+        session = open_session(model.SerializeToString(), torch.get_num_threads())
+        feeds = {"a": a.numpy(), "b": b.numpy()}
+        gemm_s = min(gemm_s, best_s(lambda: session.run(None, feeds)))
+    return Rates(flop_per_s=2 * size**3 / gemm_s, bytes_per_s=2 * num_bytes / copy_s)
 
 
 def bound_s(products: list[Product], rates: Rates) -> float:
@@ -142,22 +129,3 @@ def _product(node: dict[str, Any], bytes_per_number: int) -> Product:
     # Each output number is a sum of this many products: of one channel's weights [C / groups, kh, kw], or of one row.
     num_terms = prod(second[1:]) if node["op_name"] == "Conv" else first[-1]
     return Product(2 * prod(outputs[0]) * num_terms, sum(map(prod, inputs + outputs)) * bytes_per_number)
-
-
-def _gemm_session(num_threads: int) -> onnxruntime.InferenceSession:
-    matrix = f"float[{GEMM_SIZE}, {GEMM_SIZE}]"
-    header = '<ir_version: 10, opset_import: ["" : 18]>'
-    model = onnx.parser.parse_model(f"{header} gemm ({matrix} a, {matrix} b) => ({matrix} c) {{ c = MatMul(a, b) }}")
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = num_threads
-    return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
-
-
-def _best_s(call: Callable[[], object], num_repeats: int) -> float:
-    call()
-    times_s = []
-    for _ in range(num_repeats):
-        start_s = time.perf_counter()
-        call()
-        times_s.append(time.perf_counter() - start_s)
-    return min(times_s)

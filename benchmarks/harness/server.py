@@ -2,58 +2,34 @@
 
 import argparse
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import tritonclient.grpc as triton
 
+from benchmarks.harness.figures import Figures, rounded
 from benchmarks.harness.images import Kind, describe_boxes, sample_images
 from benchmarks.harness.load import Indices, closed_loop, describe_latency
-from benchmarks.harness.resources import GpuSampler, Usage, describe_usage, read_usage
-from benchmarks.harness.results import Record, digest_models, rounded
-from benchmarks.harness.stage_times import (
-    Stages,
-    crops_per_call,
-    describe_stages,
-    overhead,
-    read_stages,
-    subtract_stages,
-)
-from benchmarks.harness.workload import (
-    default_output,
-    describe_networks,
-    prepare_repository,
-    prepare_world,
-    repository_path,
-)
+from benchmarks.harness.resources import describe_usage, gpu_sampling, read_usage
+from benchmarks.harness.results import Record
+from benchmarks.harness.stage_times import crops_per_call, describe_stages, overhead, read_stages, subtract_stages
+from benchmarks.harness.workload import describe_networks, prepare_repository, prepare_world
+from export.config import PipelineConfig
 from livematch import Client, LocalServer
 from livematch.types import Pixels
-
-Counters = tuple[Stages, Usage | None]
 
 
 @dataclass(frozen=True)
 class ServerUnderTest:
-    """A server that is measured, with the images that are sent to it.
+    """A server that is measured, with the images that are sent to it."""
 
-    Attributes:
-        url: gRPC address, "host:port".
-        client: never retries, so that a refused or lost request counts as a failure.
-        statistics: a second connection, for Triton's statistics.
-        kind: which ensemble the images are sent to.
-        images: RGB [H,W,3] each.
-        pid: process id of a server started by the benchmark; None for one already running, whose processes are not
-            measured.
-    """
-
-    url: str
-    client: Client
-    statistics: triton.InferenceServerClient
-    kind: Kind
+    url: str  # gRPC address, "host:port"
+    client: Client  # never retries, so that a refused or lost request counts as a failure
+    statistics: triton.InferenceServerClient  # a second connection, for Triton's statistics
+    kind: Kind  # which ensemble the images are sent to
     images: Sequence[Pixels]
-    pid: int | None
+    pid: int | None  # of a server started by the benchmark; None for one already running, whose usage is not measured
 
     def send(self, index: int) -> int:
         """Send one image and return its number of boxes."""
@@ -64,9 +40,6 @@ class ServerUnderTest:
         """Send every image once, and return how many boxes the server finds in each."""
         return [self.send(index) for index in range(len(self.images))]
 
-    def read_counters(self) -> Counters:
-        return read_stages(self.statistics), None if self.pid is None else read_usage(self.pid)
-
     def order(self, seed: int) -> Indices:
         """Return every image's index once, in a seeded order."""
         return np.random.default_rng(seed).permutation(len(self.images))
@@ -74,23 +47,22 @@ class ServerUnderTest:
 
 @contextmanager
 def connect(url: str, kind: Kind, images: Sequence[Pixels], pid: int | None = None) -> Iterator[ServerUnderTest]:
-    """Context manager: connect to a running server."""
     with Client(url, max_tries=1) as client, triton.InferenceServerClient(url) as statistics:
         yield ServerUnderTest(url, client, statistics, kind, images, pid)
 
 
 def measure_closed_loop(
-    server: ServerUnderTest, concurrency: int, *, window_s: float, max_windows: int, seed: int
-) -> dict[str, Any]:
+    server: ServerUnderTest, concurrency: int, window_s: float, seed: int, max_windows: int = 8
+) -> Figures:
     """Run `closed_loop` on a server, and return JSON of the windows that count."""
-    with GpuSampler() as gpu:
+    with gpu_sampling() as gpu:
         window, is_stable = closed_loop(
             server.send,
             server.order(seed),
             concurrency=concurrency,
             window_s=window_s,
             max_windows=max_windows,
-            read_counters=server.read_counters,
+            read_counters=lambda: (read_stages(server.statistics), server.pid and read_usage(server.pid)),
         )
     (stages_before, usage_before), (stages_after, usage_after) = window.before, window.after
     stages = subtract_stages(stages_after, stages_before)
@@ -108,41 +80,56 @@ def measure_closed_loop(
         "overhead": rounded(overhead(stages, server.kind), 3) if ensemble and concurrency == 1 else None,
         "latency": describe_latency(window.samples),
         "usage": usage,
-        "gpu": gpu.describe(),
+        "gpu": gpu.result(),
         "stages": describe_stages(stages, ensemble.num_requests if ensemble else 1),
         "latencies_ms": [rounded(sample.latency_ms) for sample in window.answered],
     }
 
 
+def serve(
+    options: argparse.Namespace,
+    kind: Kind,
+    images: Sequence[Pixels],
+    measure: Callable[[LocalServer, PipelineConfig], Figures],
+) -> int:
+    """Build the repository of `run_workload`'s options, start a server on it and record what `measure` returns.
+
+    `kind` and `images` are what will be sent, for `prepare_repository`. Returns exit code 0.
+    """
+    config = prepare_repository(options, kind, images)
+    record = Record(options)
+    with LocalServer(options.repository) as server:
+        figures = measure(server, config)
+    record.write({**describe_networks(options), **figures}, options.repository)
+    return 0
+
+
 def run_on_server(
-    options: argparse.Namespace, argv: Sequence[str] | None, measure: Callable[[ServerUnderTest], dict[str, Any]]
+    options: argparse.Namespace, measure: Callable[[ServerUnderTest, argparse.Namespace], Figures]
 ) -> int:
     """Run a benchmark whose options are those of `add_workload_arguments`, and return exit code 0.
 
-    Renders the world, builds the repository and starts a server, or connects to the one at `options.server`; then
-    calls `measure` and writes the figures it returns, with the conditions, to the results file.
+    Renders the world and starts a server as `serve` does, or connects to the one at `options.server`; then calls
+    `measure` with the options and writes the figures it returns, with the conditions, to the results file.
     """
     images = sample_images(prepare_world(options.world), options.kind, options.pictures, options.seed)
-    url, pid, models = getattr(options, "server", None), None, {}
-    served: dict[str, Any] = {"server": url}
-    if url is None:
-        config = prepare_repository(options, options.kind, images)
-        models = digest_models(repository_path(options))
-        served = {**describe_networks(options), "min_score": rounded(config.kind(options.kind).min_score)}
-    record = Record(options.benchmark, options, argv)
-    with ExitStack() as resources:
-        if url is None:
-            started = resources.enter_context(LocalServer(repository_path(options)))
-            url, pid = started.url, started.pid
-        server = resources.enter_context(connect(url, options.kind, images, pid))
-        if pid is None:
-            served["model_identity"] = server.client.model_identity
-        figures = {
-            "kind": options.kind,
-            **served,
-            "picture_size": list(images[0].shape[:2]),
-            "boxes": describe_boxes(server.send_all()),  # and warm the server up
-            **measure(server),
-        }
-    record.write(figures, default_output(options), models=models)
+
+    def measure_at(url: str, pid: int | None = None) -> Figures:
+        with connect(url, options.kind, images, pid) as server:
+            return {
+                "kind": options.kind,
+                **({} if pid else {"server": url, "model_identity": server.client.model_identity}),
+                "picture_size": list(images[0].shape[:2]),
+                "boxes": describe_boxes(server.send_all()),  # and warm the server up
+                **measure(server, options),
+            }
+
+    def measure_own(server: LocalServer, config: PipelineConfig) -> Figures:
+        min_score = rounded(config.kind(options.kind).min_score)
+        return {"min_score": min_score, **measure_at(server.url, server.pid)}
+
+    if options.server is None:
+        return serve(options, options.kind, images, measure_own)
+    record = Record(options)
+    record.write(measure_at(options.server))
     return 0

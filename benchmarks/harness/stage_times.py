@@ -1,12 +1,11 @@
 """Read from Triton's statistics what each model of a server did, and how long it took."""
 
 from dataclasses import dataclass, fields
-from typing import Any
 
 import tritonclient.grpc as triton
 from tritonclient.utils import InferenceServerException
 
-from benchmarks.harness.results import rounded
+from benchmarks.harness.figures import Figures, rounded
 from export.signature import EMBEDDERS
 from livematch.errors import UnavailableError
 
@@ -46,14 +45,8 @@ def read_stages(client: triton.InferenceServerClient) -> Stages:
     for model in statistics.model_stats:
         times = model.inference_stats
         parts = (times.success, times.queue, times.compute_input, times.compute_infer, times.compute_output)
-        stages[model.name] = StageTimes(
-            times.success.count,
-            times.fail.count,
-            model.execution_count,
-            model.inference_count,
-            times.cache_hit.count,
-            *(part.ns / 1e6 for part in parts),
-        )
+        requests, calls = (times.success.count, times.fail.count), (model.execution_count, model.inference_count)
+        stages[model.name] = StageTimes(*requests, *calls, times.cache_hit.count, *(part.ns / 1e6 for part in parts))
     return stages
 
 
@@ -83,7 +76,7 @@ def crops_per_call(stages: Stages) -> float:
     return embedder.num_rows / embedder.num_calls if embedder else 0.0
 
 
-def describe_stages(stages: Stages, num_images: float) -> dict[str, dict[str, Any]]:
+def describe_stages(stages: Stages, num_images: float) -> dict[str, Figures]:
     """Return JSON by model: counts, and milliseconds per image sent to the ensemble."""
     return {
         model: {

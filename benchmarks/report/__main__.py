@@ -1,5 +1,3 @@
-import sys
-
 from benchmarks.report.page import main
 
-sys.exit(main())
+raise SystemExit(main())

@@ -1,8 +1,8 @@
 """Draw the report's plots from the figures of results files, each as a PNG file."""
 
+import math
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import matplotlib
 import numpy as np
@@ -12,7 +12,7 @@ matplotlib.use("Agg")
 from matplotlib import pyplot
 from matplotlib.axes import Axes
 
-Figures = dict[str, Any]
+from benchmarks.harness.figures import Figures
 
 PARTS = {"queue": "#b8c4d6", "input": "#e0a458", "compute": "#2f6690", "output": "#81a88d"}
 
@@ -40,11 +40,10 @@ def _throughput(figures: Figures, rates: Axes, latencies: Axes) -> None:
     for name, label in (("pictures_per_s", "images"), ("crops_per_s", "crops")):
         rates.plot(concurrency, [point[name] for point in sweep], marker="o", label=label)
     for percent in (50, 95, 99):
-        values = [point["latency"].get(f"p{percent}_ms", float("nan")) for point in sweep]
+        values = [point["latency"].get(f"p{percent}_ms", math.nan) for point in sweep]
         latencies.plot(concurrency, values, marker="o", label=f"p{percent}")
-    unstable = [(point["concurrency"], point["pictures_per_s"]) for point in sweep if not point["is_stable"]]
-    xs, ys = zip(*unstable, strict=True) if unstable else ((), ())
-    rates.plot(xs, ys, linestyle="", marker="x", color="black", markersize=10, label="not stable")
+    unstable = [math.nan if point["is_stable"] else point["pictures_per_s"] for point in sweep]
+    rates.plot(concurrency, unstable, linestyle="", marker="x", color="black", markersize=10, label="not stable")
     for axes, label in ((rates, "per second"), (latencies, "latency in ms")):
         axes.set_xscale("log", base=2)
         axes.set_xticks(concurrency, [str(number) for number in concurrency])
@@ -72,10 +71,9 @@ def _stages(figures: Figures, fewest: Axes, most: Axes) -> None:
 def _latency(figures: Figures, axes: Axes) -> None:
     """Draw the fraction of the requests that were answered within a time, for each load."""
     for load in figures["load"]:
-        latencies = sorted(sample[1] for sample in load["samples"])
-        fractions = [number / len(latencies) for number in range(1, len(latencies) + 1)]
-        stable = "" if load["is_stable"] else ", not stable"
-        axes.step(latencies, fractions, where="post", label=f"{load['share_of_peak']:.0%} of peak{stable}")
+        if latencies := [sample[1] for sample in load["samples"]]:
+            stable = "" if load["is_stable"] else ", not stable"
+            axes.ecdf(latencies, label=f"{load['share_of_peak']:.0%} of peak{stable}")
     axes.set_xscale("log")
     axes.set_xlabel("latency from the moment the request was due, ms")
     axes.set_ylabel("fraction of requests")

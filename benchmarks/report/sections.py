@@ -1,11 +1,10 @@
 """Make the paragraphs and tables of each benchmark's section on the page."""
 
 from collections.abc import Callable, Iterable
-from typing import Any
 
+from benchmarks.harness.figures import Figures, each
 from benchmarks.report.table import engine_speedups, is_stable_on_both_sides
 
-Figures = dict[str, Any]
 Table = list[dict[str, object]]
 """Rows, each from column name to value; all rows have the same columns."""
 
@@ -56,16 +55,18 @@ def _percent(fraction: float | None) -> str:
     return "" if fraction is None else f"{fraction:.0%}"
 
 
-def _throughput(figures: Figures) -> list[str | Table]:
+def throughput(figures: Figures) -> list[str | Table]:
+    """Images sent to the ensemble over gRPC on the loopback interface, a fixed number in flight. The client runs on the
+    same machine.
+    """
     sweep = []
     for point in figures["sweep"]:
         usage, gpu = point["usage"] or {}, point["gpu"] or {}  # no usage where the benchmark did not start the server
-        busy = {f"{name} busy": _percent(usage.get(f"{name}_busy_share")) for name in ("machine", "server")}
         sweep.append(
             _cells(point, "concurrency", "pictures_per_s", "crops_per_s", "crops_per_call")
             | _cells(point["latency"], *LATENCY)
             | _stable(point)
-            | busy
+            | {f"{name} busy": _percent(usage.get(f"{name}_busy_share")) for name in ("machine", "server")}
             | _cells(usage, "server_memory_mib")
             | _cells(gpu, "mean_load_percent", "mean_power_w", "max_memory_mib")
         )
@@ -78,7 +79,8 @@ def _throughput(figures: Figures) -> list[str | Table]:
     return [_table(sweep), note, stages]
 
 
-def _latency(figures: Figures) -> list[str | Table]:
+def latency(figures: Figures) -> list[str | Table]:
+    """The same images, sent at random times at fractions of the peak throughput."""
     peak = figures["peak"]
     loads = _table(
         {"load": _percent(load["share_of_peak"])}
@@ -90,7 +92,11 @@ def _latency(figures: Figures) -> list[str | Table]:
     return [f"Peak: {peak['pictures_per_s']} images/s with {peak['concurrency']} in flight.", loads]
 
 
-def _baseline(figures: Figures) -> list[str | Table]:
+def baseline(figures: Figures) -> list[str | Table]:
+    """The pipeline against the baseline: eager PyTorch in float32, one image at a time, seeking and decoding the frame
+    again for every box and network, JSON files in between. Same weights, same clips, interleaved.
+    """
+
     def cells(turn: Figures) -> dict[str, object]:
         agreement = turn["agreement"]
         return (
@@ -111,7 +117,10 @@ def _baseline(figures: Figures) -> list[str | Table]:
     ]
 
 
-def _concurrency(figures: Figures) -> list[str | Table]:
+def concurrency(figures: Figures) -> list[str | Table]:
+    """What livematch embed gains from decoding each clip in one pass instead of seeking each frame, and from several
+    sources in flight instead of one, interleaved.
+    """
     ways = {"serial": "1 source", "overlapped": f"{figures['concurrency']} sources"}
 
     def cells(turn: Figures) -> dict[str, object]:
@@ -133,7 +142,10 @@ def _concurrency(figures: Figures) -> list[str | Table]:
     ]
 
 
-def _models(figures: Figures) -> list[str | Table]:
+def models(figures: Figures) -> list[str | Table]:
+    """Each model alone, on the tensors that it gets in the pipeline: its engine, eager PyTorch with the same weights,
+    and the bound: the time its counted arithmetic would take at the rates measured on this machine.
+    """
     times = ("engine_ms", "eager_ms", "eager_half_ms", "speedup")
     names = ("calls_per_picture", "rows_per_call", *times, "gflop_per_call", "mbyte_per_call", "bound_ms")
     models = []
@@ -141,25 +153,24 @@ def _models(figures: Figures) -> list[str | Table]:
         speedups = engine_speedups(figures, model)
         spread = f"{min(speedups):.3g} to {max(speedups):.3g}" if speedups else ""
         models.append({"model": model} | _cells(row, *names, "share_of_bound") | {"speed-up over the rounds": spread})
-    gemm = [turn["gemm_gflop_per_s"] for turn in figures["rounds"]]
-    memory = [turn["memory_gbyte_per_s"] for turn in figures["rounds"]]
+    gemm, memory = (each(figures["rounds"], name) for name in ("gemm_gflop_per_s", "memory_gbyte_per_s"))
     cost_ms = {model: row["calls_per_picture"] * row["engine_ms"] for model, row in figures["models"].items()}
     largest = max(cost_ms, key=cost_ms.__getitem__)
-    rates = (
+    paragraphs = [
         f"Measured rates of this machine: matrix product {min(gemm)} to {max(gemm)} GFLOP/s, memory {min(memory)} to "
         f"{max(memory)} GB/s. What limits the ensemble: {largest} takes {cost_ms[largest] / sum(cost_ms.values()):.0%} "
         "of the engines' time per image."
-    )
-    reached = ""
+    ]
     if fraction := figures.get("share_of_bound"):
-        reached = (
+        paragraphs.append(
             f"The ensemble reaches {fraction['median']:.2f} ({fraction['min']:.2f} to {fraction['max']:.2f}) of the "
             "throughput of its engines alone."
         )
-    return [rates, reached, _table(models)]
+    return [*paragraphs, _table(models)]
 
 
-def _perf_analyzer(figures: Figures) -> list[str | Table]:
+def perf_analyzer(figures: Figures) -> list[str | Table]:
+    """NVIDIA's perf_analyzer and our own loop, interleaved, on the same images."""
     rounds = _rounds(
         figures,
         lambda turn: {
@@ -174,54 +185,26 @@ def _perf_analyzer(figures: Figures) -> list[str | Table]:
     return [rounds, "perf_analyzer on each model by itself, one request in flight:", models]
 
 
-def _detector(figures: Figures) -> list[str | Table]:
+def detector(figures: Figures) -> list[str | Table]:
+    """The exported detector in ONNX Runtime against detectron2 with the same weights, interleaved, on one random
+    image.
+    """
     height, width = figures["image_size"]
     note = f"{width} × {height} px, {figures['threads']} threads each. Median speed-up: {figures['speedup']}."
     return [note, _rounds(figures, lambda turn: _cells(turn, "detectron2_s", "onnxruntime_s", "speedup"))]
 
 
-def _regression(figures: Figures) -> list[str | Table]:
+def regression(figures: Figures) -> list[str | Table]:
+    """Time of each stage in the server over the time of its engine alone, one request in flight."""
     names = ("server_ms", "engine_ms", "ratio", "min_ratio", "max_ratio")
     return [_table({"stage": stage} | _cells(row, *names) for stage, row in figures["stages"].items())]
 
 
-def _search(figures: Figures) -> list[str | Table]:
+def search(figures: Figures) -> list[str | Table]:
+    """Exact search over features on disk against a plain matrix product of the same size."""
     return [[{"figure": name, "value": value} for name, value in figures.items() if not isinstance(value, list)]]
 
 
-SECTIONS: dict[str, tuple[str, Callable[[Figures], list[str | Table]]]] = {
-    "baseline": (
-        "The pipeline against the baseline: eager PyTorch in float32, one image at a time, seeking and "
-        "decoding the frame again for every box and network, JSON files in between. Same weights, same clips, "
-        "interleaved.",
-        _baseline,
-    ),
-    "concurrency": (
-        "What livematch embed gains from decoding each clip in one pass instead of seeking each frame, and from "
-        "several sources in flight instead of one, interleaved.",
-        _concurrency,
-    ),
-    "throughput": (
-        "Images sent to the ensemble over gRPC on the loopback interface, a fixed number in flight. The client runs on "
-        "the same machine.",
-        _throughput,
-    ),
-    "latency": ("The same images, sent at random times at fractions of the peak throughput.", _latency),
-    "models": (
-        "Each model alone, on the tensors that it gets in the pipeline: its engine, eager PyTorch with the same "
-        "weights, and the bound: the time its counted arithmetic would take at the rates measured on this machine.",
-        _models,
-    ),
-    "detector": (
-        "The exported detector in ONNX Runtime against detectron2 with the same weights, interleaved, on one random "
-        "image.",
-        _detector,
-    ),
-    "perf_analyzer": ("NVIDIA's perf_analyzer and our own loop, interleaved, on the same images.", _perf_analyzer),
-    "regression": (
-        "Time of each stage in the server over the time of its engine alone, one request in flight.",
-        _regression,
-    ),
-    "search": ("Exact search over features on disk against a plain matrix product of the same size.", _search),
-}
-"""By benchmark: what was measured, and the function that turns its figures into paragraphs and tables."""
+_FUNCTIONS = (baseline, concurrency, throughput, latency, models, detector, perf_analyzer, regression, search)
+SECTIONS: dict[str, Callable[[Figures], list[str | Table]]] = {function.__name__: function for function in _FUNCTIONS}
+"""By benchmark: the function that turns its figures into paragraphs and tables; its docstring is on the page, too."""

@@ -3,8 +3,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks.baseline import agreement
-from benchmarks.harness.baseline_pipeline import crop_to_template, run_baseline
+from benchmarks.baseline import agreement, crop_to_template, run_baseline
 from benchmarks.harness.eager import EagerNetworks
 from export.config import demo
 from livematch import Client, Features, LocalServer, read_frames

@@ -37,7 +37,7 @@ def test_no_server_at_the_address(demo_world: Path, tmp_path: Path, capsys: pyte
     ("content", "reason"),
     [
         (None, "No such file"),
-        ("{", "is not JSON"),
+        ("{", "cannot be read"),
         ("[]", "is not a results file"),
         ('{"benchmark": "throughput", "figures": {}}', "is not a results file of benchmarks.regression"),
     ],

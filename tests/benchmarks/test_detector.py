@@ -4,17 +4,10 @@ import pytest
 
 pytest.importorskip("detectron2", reason="detectron2 is not installed")
 
-from benchmarks.detector import interleaved, main
+from benchmarks.detector import main
 from benchmarks.harness.results import read_results
 
 pytestmark = pytest.mark.detectron2
-
-
-def test_calls_are_interleaved_and_their_order_alternates() -> None:
-    calls: list[str] = []
-    times = interleaved(lambda: calls.append("a"), lambda: calls.append("b"), rounds=3)
-    assert "".join(calls) == "ab" + "ab" + "ba" + "ab"
-    assert [len(seconds) for seconds in times] == [3, 3]
 
 
 @pytest.mark.slow

@@ -3,13 +3,13 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.harness.options import new_parser
 from benchmarks.harness.workload import (
     DEMO_CHECKPOINTS,
     add_server_arguments,
-    checkpoints_of,
-    default_output,
     describe_networks,
     prepare_world,
+    run_workload,
 )
 
 
@@ -28,9 +28,12 @@ def test_a_given_world_is_used_unchanged(tmp_path: Path) -> None:
     ],
 )
 def test_checkpoints_and_results_file_follow_the_options(arguments: str, checkpoints: Path | None, output: str) -> None:
-    parser = argparse.ArgumentParser()
-    add_server_arguments(parser, "models")
-    options = parser.parse_args(arguments.split())
-    assert checkpoints_of(options) == checkpoints
-    assert default_output(options).name == output
-    assert describe_networks(options)["weights"] == (str(checkpoints) if checkpoints else "random (seed 0)")
+    def check(options: argparse.Namespace) -> int:
+        assert options.checkpoints == checkpoints
+        assert options.output.name == output
+        assert describe_networks(options)["weights"] == (str(checkpoints) if checkpoints else "random (seed 0)")
+        return 7
+
+    parser = new_parser("models", None)
+    add_server_arguments(parser)
+    assert run_workload(parser, arguments.split(), check) == 7

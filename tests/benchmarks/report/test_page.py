@@ -321,7 +321,7 @@ def test_a_folder_without_results_is_refused(tmp_path: Path, capsys: pytest.Capt
 def test_a_damaged_file_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "demo_search.json").write_text('{"benchmark": ')
     assert main(["--results", str(tmp_path), "--output", str(tmp_path)]) == EXIT_ERROR
-    assert f"{tmp_path / 'demo_search.json'} is not JSON" in capsys.readouterr().err
+    assert f"{tmp_path / 'demo_search.json'}: cannot be read" in capsys.readouterr().err
 
 
 def test_a_run_on_a_busy_machine_says_so(results: list[dict[str, Any]], tmp_path: Path) -> None:
