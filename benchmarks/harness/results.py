@@ -27,7 +27,8 @@ import psutil
 from benchmarks.harness.figures import Figures
 from benchmarks.harness.gpus import query_gpus
 from livematch.cli.commands import run_command
-from livematch.evaluation.results import read_json, write_json
+from livematch.evaluation.results import write_json
+from livematch.media.annotations import read_json
 
 RESULTS = Path("build/benchmarks")
 """Where commands write by default; `benchmarks/results` holds the files that are in git."""

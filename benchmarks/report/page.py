@@ -19,8 +19,8 @@ from benchmarks.harness.results import run_benchmark
 from benchmarks.report.plots import write_plots
 from benchmarks.report.sections import SECTIONS
 from benchmarks.report.table import markdown_table
-from livematch.evaluation.results import read_json
 from livematch.files import replace_file
+from livematch.media.annotations import read_json
 
 Results = dict[str, Any]
 
