@@ -12,7 +12,7 @@ EMBEDDERS := b5a b5b b6 b7
 
 demo: .venv/.installed
 	$(RUN) -m training.demo.world --output $(DEMO)/world --seed $(SEED) --items $(ITEMS)
-	$(RUN) -m export.build --config demo --checkpoints training/demo/checkpoints --output $(DEMO)/model_repository
+	$(RUN) -m export.build --pipeline demo --checkpoints training/demo/checkpoints --output $(DEMO)/model_repository
 	rm -rf $(DEMO)/features
 	.venv/bin/livematch run --repository $(DEMO)/model_repository --images $(DEMO)/world/image \
 		--videos $(DEMO)/world/video --truth $(DEMO)/world --output $(DEMO)

@@ -41,7 +41,6 @@ from benchmarks.harness.resources import read_usage
 from benchmarks.harness.server import serve
 from benchmarks.harness.workload import add_server_arguments, prepare_world, run_workload
 from export.config import PipelineConfig
-from export.signature import EMBEDDERS
 from livematch import Client, Features, LocalServer, read_features
 from livematch.errors import InputError
 from livematch.pipeline.embed import EmbedOptions, embed_videos
@@ -77,7 +76,7 @@ def run_baseline(
             detected += [{"clip": str(clip), "frame": index, "box": box.tolist()} for box in boxes]
     (folder / "detections.json").write_text(json.dumps(detected))
     times_s["detect_s"] = time.perf_counter() - start_s
-    for model in EMBEDDERS:
+    for model in networks.config.embedder_models:
         start_s = time.perf_counter()
         rows = json.loads((folder / "detections.json").read_text())
         for row in rows:
@@ -86,7 +85,7 @@ def run_baseline(
         (folder / f"{model}.json").write_text(json.dumps(rows))
         times_s[f"{model}_s"] = time.perf_counter() - start_s
     start_s = time.perf_counter()
-    parts = [json.loads((folder / f"{model}.json").read_text()) for model in EMBEDDERS]
+    parts = [json.loads((folder / f"{model}.json").read_text()) for model in networks.config.embedder_models]
     joined = []
     for rows in zip(*parts, strict=True):
         embedding = np.concatenate([row["embedding"] for row in rows])
@@ -180,7 +179,7 @@ def measure(
         comparison = Comparison(networks, client, server.pid, options.concurrency)
         comparison.run(clips[:1], frames[:1], Path(folder) / "warm-up", 0)
         for width, height in config.templates.values():  # the frame may have no boxes
-            for model in EMBEDDERS:
+            for model in config.embedder_models:
                 networks.embed(model, np.zeros((1, height, width, 3), np.uint8))
         for turn in range(options.rounds):
             rounds.append(comparison.run_round(clips, frames, Path(folder) / str(turn), turn))

@@ -34,9 +34,9 @@ ROOT = Path(__file__).parents[1]
 MIN_STEP_S = 10.0
 
 
-def steps(config: str, output: Path) -> list[list[str]]:
+def steps(config: str, gpu_memory_gb: int, output: Path) -> list[list[str]]:
     """Return the commands, most important first, without the interpreter."""
-    common = ["--config", config, "--precision", "fp16"]
+    common = ["--config", config, "--gpu-memory", str(gpu_memory_gb), "--precision", "fp16"]
 
     def command(benchmark: str, *arguments: str) -> list[str]:
         return ["-m", f"benchmarks.{benchmark}", *common, *arguments, "--output", str(output / f"gpu_{benchmark}.json")]
@@ -93,13 +93,15 @@ def run(command: Sequence[str], timeout_s: float) -> bool:
 def run_steps(options: argparse.Namespace) -> list[str]:
     """Run all steps, and return the names of those that failed or had no time; raise OSError if none can run."""
     deadline_s = time.monotonic() + 60 * options.minutes
-    if not query_gpus(("name",)):
+    memories_mib = query_gpus(("memory.total",))
+    if not memories_mib:
         raise OSError("no GPU: nvidia-smi is missing or lists none")
+    gpu_memory_gb = int(float(memories_mib[0]) * 2**20 / 1e9)
     python = Path(sys.executable) if options.wheels is None else install(options.wheels, deadline_s)
     if not run([str(python), "-c", "import sys, benchmarks.gpu; sys.exit(not benchmarks.gpu.starts_on_gpu())"], 60):
         raise OSError("onnxruntime does not start on the GPU; it needs onnxruntime-gpu and its CUDA, see --help")
     failed = []
-    for step in steps(options.config, options.output):
+    for step in steps(options.config, gpu_memory_gb, options.output):
         left_s = deadline_s - time.monotonic()
         if left_s < MIN_STEP_S or not run([str(python), *step], left_s):
             failed.append(step[1])

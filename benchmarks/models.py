@@ -34,9 +34,8 @@ from benchmarks.harness.images import Kind
 from benchmarks.harness.options import add_number, new_parser
 from benchmarks.harness.roofline import Product, Rates, bound_s, count_products, measure_rates
 from benchmarks.harness.server import ServerUnderTest, measure_closed_loop, run_on_server
-from benchmarks.harness.workload import add_workload_arguments, run_workload
-from export.config import CONFIGS, PipelineConfig
-from export.signature import MODELS
+from benchmarks.harness.workload import add_workload_arguments, pipeline_of, run_workload
+from export.config import PipelineConfig
 from livematch.types import Pixels
 
 NUM_TRACED = 8  # images whose calls are timed one by one
@@ -55,7 +54,7 @@ def trace(engines: Engines, eager: Eager, kind: Kind, images: Sequence[Pixels]) 
     for pixels in images:
         for call in engines.recognize(kind, pixels):
             calls.setdefault(call.model, []).append(call)
-            if MODELS[call.model].kind == "network":
+            if is_network(call.model):
                 for networks in eager.values():
                     _eager_s(networks, call)
     return calls
@@ -75,7 +74,7 @@ def engines_per_s(engines: Engines, kind: Kind, images: Sequence[Pixels], num_wo
 
 def measure_models(engines: Engines, eager: Eager, calls: Calls, rates: Rates, products: Products) -> Figures:
     """Time every call once in its engine and eagerly, and return JSON with each model's mean times and bound."""
-    networks = {model: calls[model] for model in calls if MODELS[model].kind == "network"}
+    networks = {model: calls[model] for model in calls if is_network(model)}
     return {
         "gemm_gflop_per_s": rounded(rates.flop_per_s / 1e9),
         "memory_gbyte_per_s": rounded(rates.bytes_per_s / 1e9),
@@ -159,16 +158,20 @@ def _mean(values: Iterable[float]) -> float:
     return rounded(statistics.mean(values))
 
 
+def is_network(model: str) -> bool:
+    """Tell whether a model has weights."""
+    return model == "detector" or model.startswith("embedder_")
+
+
 def _mean_ms(calls: Mapping[str, Sequence[Any]], seconds_of: Callable[[Any], float]) -> dict[str, float]:
     return {model: _mean(seconds_of(call) * 1e3 for call in calls[model]) for model in calls}
 
 
 def _medians(model: str, rounds: Sequence[Figures]) -> dict[str, float]:
     """Return medians over the rounds: of times per call, and of ratios formed within each round."""
-    is_network = MODELS[model].kind == "network"
-    names = ("engine_ms", "eager_ms", "eager_half_ms", "bound_ms") if is_network else ("engine_ms",)
+    names = ("engine_ms", "eager_ms", "eager_half_ms", "bound_ms") if is_network(model) else ("engine_ms",)
     figures = {name: median(rounds, name, model) for name in names if name in rounds[0]}
-    if is_network:
+    if is_network(model):
         for name, numerator in (("speedup", "eager_ms"), ("share_of_bound", "bound_ms")):
             ratios = [turn[numerator][model] / turn["engine_ms"][model] for turn in rounds]
             figures[name] = rounded(statistics.median(ratios))
@@ -177,7 +180,7 @@ def _medians(model: str, rounds: Sequence[Figures]) -> dict[str, float]:
 
 def run(options: argparse.Namespace) -> int:
     torch.set_num_threads(options.threads)
-    config = CONFIGS[options.config]()
+    config = pipeline_of(options)
     build = partial(EagerNetworks, config, checkpoints=options.checkpoints, device=options.device)
     eager = {"eager_ms": build()}
     if options.eager_half:

@@ -35,8 +35,7 @@ from benchmarks.harness.load import NUM_STABLE_WINDOWS, PERCENTILES
 from benchmarks.harness.options import add_number, add_path, new_parser
 from benchmarks.harness.results import RESULTS
 from benchmarks.harness.server import ServerUnderTest, measure_closed_loop, run_on_server
-from benchmarks.harness.workload import add_workload_arguments, run_workload
-from export.config import CONFIGS
+from benchmarks.harness.workload import add_workload_arguments, pipeline_of, run_workload
 from export.parity.compare import Arrays
 from livematch.errors import LivematchError
 
@@ -149,7 +148,7 @@ def compare_on_ensemble(server: ServerUnderTest, options: argparse.Namespace) ->
 
 
 def measure(server: ServerUnderTest, options: argparse.Namespace) -> Figures:
-    inputs = model_inputs(Engines(options.repository, CONFIGS[options.config](), num_threads=0), server)
+    inputs = model_inputs(Engines(options.repository, pipeline_of(options), num_threads=0), server)
     rounds = compare_on_ensemble(server, options)
     models = {}
     for model, requests in inputs.items():

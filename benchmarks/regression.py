@@ -26,15 +26,16 @@ from benchmarks.harness.options import add_number, add_path, new_parser
 from benchmarks.harness.results import read_results
 from benchmarks.harness.server import ServerUnderTest, run_on_server
 from benchmarks.harness.stage_times import read_stages, subtract_stages
-from benchmarks.harness.workload import add_workload_arguments, run_workload
-from export.config import CONFIGS
-from export.signature import EMBEDDERS
+from benchmarks.harness.workload import add_workload_arguments, pipeline_of, run_workload
 from livematch.cli.commands import EXIT_FAILURES
 from livematch.errors import InputError
 
 STORED = Path("benchmarks/results")
-CALLED_BY = dict.fromkeys(("crop", *EMBEDDERS), "crop_and_embed")
-"""The stage that calls a model to compute, for models that are called."""
+
+
+def caller_of(model: str) -> str:
+    """Return the model that calls this one, or this one itself if it is a step of the ensemble."""
+    return "crop_and_embed" if model == "crop" or model.startswith("embedder_") else model
 
 
 def measure_ratios(server: ServerUnderTest, engines: Engines, *, num_rounds: int) -> Figures:
@@ -96,7 +97,7 @@ def _engines_ms(server: ServerUnderTest, engines: Engines) -> dict[str, float]:
     total_ms: dict[str, float] = defaultdict(float)
     for pixels in server.images:
         for call in engines.recognize(server.kind, pixels):
-            for stage in {call.model, CALLED_BY.get(call.model, call.model), f"recognize_{server.kind}"}:
+            for stage in {call.model, caller_of(call.model), f"recognize_{server.kind}"}:
                 total_ms[stage] += call.elapsed_s * 1e3
     return {stage: ms / len(server.images) for stage, ms in total_ms.items()}
 
@@ -109,7 +110,7 @@ def run(options: argparse.Namespace) -> int:
     slower: list[str] = []
 
     def compare(server: ServerUnderTest, options: argparse.Namespace) -> Figures:
-        engines = Engines(options.repository, CONFIGS[options.config]())
+        engines = Engines(options.repository, pipeline_of(options))
         _engines_ms(server, engines)  # warm-up
         stages = measure_ratios(server, engines, num_rounds=options.rounds)
         print(f"{'stage':16}{'server ms':>11}{'engine ms':>11}{'ratio':>8}{'stored':>8}")

@@ -27,8 +27,9 @@ from benchmarks.harness.results import RESULTS, Record, run_benchmark
 from livematch import open_features
 from livematch.features.store import FeaturesStore
 from livematch.matching.nearest import nearest
-from livematch.types import EMBEDDING_SIZE, Recognition
+from livematch.types import Recognition
 
+EMBEDDING_SIZE = 2048  # as production's
 GEMM_ROWS = 2048
 NUM_ROUNDS = 3
 BOXES = np.array([(0, 0, 2, 2), (1, 0, 2, 2)], np.float32)
@@ -47,7 +48,7 @@ print(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0])
 def write_features(path: Path, num_rows: int, seed: int) -> None:
     """Write a features file of `num_rows` random unit vectors, two boxes per image."""
     rng = np.random.default_rng(seed)
-    with FeaturesStore(path, model_identity=None, selection="images") as store:
+    with FeaturesStore(path, model_identity=None, embedding_size=EMBEDDING_SIZE, selection="images") as store:
         for image, start in enumerate(range(0, num_rows, 2)):
             num_boxes = min(2, num_rows - start)
             embeddings = rng.standard_normal((num_boxes, EMBEDDING_SIZE), np.float32)

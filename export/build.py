@@ -1,7 +1,8 @@
 """Build a complete model repository: configs, Python models and an ONNX file for every graph and network.
 
-    python -m export.build --config demo --checkpoints training/demo/checkpoints --output build/demo
-    python -m export.build --config production --random-weights 0 --output build/production
+    python -m export.build --pipeline demo --checkpoints training/demo/checkpoints --output build/demo
+    python -m export.build --pipeline my_pipeline.json --checkpoints DIR --output build/mine
+    python -m export.build --pipeline production --random-weights 0 --output build/production
 
 Every ONNX file is compared with PyTorch before it is accepted; the exit code is 3 if a limit is exceeded. A stamp
 beside each file records what it was built from, so that a second run rebuilds only what has changed.
@@ -13,7 +14,7 @@ import json
 import shutil
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ import timm
 import torch
 import torchvision
 
-from export.config import CONFIGS, PipelineConfig, add_config_options
+from export.config import PipelineConfig, add_gpu_memory_option, add_pipeline_option, load_pipeline, resolve
 from export.graphs.crop import build_crop
 from export.graphs.precision import PRECISIONS
 from export.graphs.prepare import build_prepare
@@ -33,12 +34,10 @@ from export.onnx import files as onnx_files
 from export.onnx.export import export_detector, export_embedder
 from export.parity.check import check_crop, check_detector, check_embedder, check_prepare
 from export.parity.compare import ParityError, Report
-from export.signature import EMBEDDERS, KINDS, MODELS
+from export.signature import KINDS, signatures
 from export.triton.model_config import REPOSITORY, write_files
 from livematch.cli.commands import EXIT_FAILURES, run_command
 from livematch.files import replace_file
-from training.detector.config import DetectorConfig
-from training.embedder.model import EmbedderConfig
 
 _ROOT = Path(__file__).parents[1]
 _PACKAGES = (torch, torchvision, timm, onnx, onnxscript, onnxruntime)
@@ -87,7 +86,7 @@ def build(
     Args:
         config: the pipeline to build, such as `export.config.demo()`.
         output: the repository's folder; it may hold an earlier build.
-        checkpoints: a folder with detector.pth, embedder_b5a.pth, … and a JSON beside each.
+        checkpoints: a folder with detector.pth, an embedder_NAME.pth for each embedder, and a JSON beside each.
         random_seed: the seed of random weights, instead of checkpoints.
         precision: "fp32" or "fp16", the precision of the networks.
 
@@ -98,9 +97,11 @@ def build(
     """
     if (checkpoints is None) == (random_seed is None):
         raise ValueError("give either a folder of checkpoints or a random seed")
+    if checkpoints is not None:
+        config = resolve(config, checkpoints)
     artifacts = [*_graphs(config), *_networks(config, checkpoints, random_seed, precision)]
     write_files(config, output)
-    copy_python_models(output)
+    copy_python_models(config, output)
     for artifact in artifacts:
         _bring_up_to_date(artifact, output / artifact.model / "1" / "model.onnx")
     files = [output / artifact.model / "1" / "model.onnx" for artifact in artifacts]
@@ -111,9 +112,9 @@ def build(
     return identity
 
 
-def copy_python_models(output: Path) -> None:
+def copy_python_models(config: PipelineConfig, output: Path) -> None:
     """Copy the code of the models that are written in Python to the model repository `output`."""
-    for model in (name for name, signature in MODELS.items() if signature.kind == "python"):
+    for model in (name for name, signature in signatures(config).items() if signature.kind == "python"):
         for source in (REPOSITORY / model / "1").glob("*.py"):
             shutil.copyfile(source, output / model / "1" / source.name)
 
@@ -129,39 +130,30 @@ def _graphs(config: PipelineConfig) -> Iterator[Artifact]:
 def _networks(
     config: PipelineConfig, checkpoints: Path | None, random_seed: int | None, precision: str
 ) -> Iterator[Artifact]:
-    for position, model in enumerate(("detector", *EMBEDDERS)):
+    for position, model in enumerate(config.networks):
         weights: dict[str, Any] = {}
         if random_seed is not None:
             checkpoint = None
-            weights["config"] = config.detector if model == "detector" else config.embedder(model)
+            weights["config"] = config.detector_config if model == "detector" else config.embedder_models[model]
             weights["random_seed"] = random_seed + position
             inputs = [repr(tuple(weights.values())).encode()]
         else:
             assert checkpoints is not None
             checkpoint = checkpoints / f"{model}.pth"
             inputs = [checkpoint.with_suffix(suffix).read_bytes() for suffix in (".pth", ".json")]
-            _check_settings(model, checkpoint.with_suffix(".json"), config)
         write: Callable[..., None] = export_detector
         check: Callable[..., Report] = check_detector
         if model != "detector":
-            write, check = export_embedder, partial(check_embedder, sizes=config.crop_sizes)
+            crop_size = config.only_crop_size
+            write = partial(export_embedder, crop_size=crop_size)
+            sizes = config.crop_sizes * (1 if crop_size is None else 4)  # with batches of 1, 2, 3, 4 crops
+            check = partial(check_embedder, sizes=sizes, crop_size=crop_size)
         yield Artifact(
             model,
             write=partial(write, checkpoint, precision=precision, **weights),
             check=partial(check, checkpoint=checkpoint, **weights),
-            inputs=(*inputs, precision.encode()),
+            inputs=(*inputs, precision.encode(), repr(config.only_crop_size).encode()),
         )
-
-
-def _check_settings(model: str, path: Path, config: PipelineConfig) -> None:
-    """Raise ValueError unless a checkpoint's JSON was written for the pipeline of `config`."""
-    if model == "detector":
-        found, expected = asdict(DetectorConfig.load(path)), asdict(config.detector)
-    else:
-        found, expected = asdict(EmbedderConfig.load(path)), {"template": config.template_set}
-    faults = [f"{name} is {found[name]!r}, not {value!r}" for name, value in expected.items() if found[name] != value]
-    if faults:
-        raise ValueError(f"{path} does not match the config {config.name!r}: {', '.join(faults)}")
 
 
 def _bring_up_to_date(artifact: Artifact, path: Path) -> None:
@@ -190,9 +182,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m export.build", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    add_config_options(parser, default=None)
+    add_pipeline_option(parser)
+    add_gpu_memory_option(parser)
     weights = parser.add_mutually_exclusive_group(required=True)
-    weights.add_argument("--checkpoints", type=Path, metavar="DIR", help="with detector.pth, embedder_b5a.pth, …")
+    weights.add_argument("--checkpoints", type=Path, metavar="DIR", help="with detector.pth, embedder_….pth")
     weights.add_argument(
         "--random-weights", dest="random_seed", type=int, metavar="SEED", help="instead of checkpoints"
     )
@@ -202,9 +195,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     return run_command("export.build", lambda: _run(**options))
 
 
-def _run(*, config: str, gpu_memory: int, **options: Any) -> int:
+def _run(*, pipeline: Path, gpu_memory: int | None, **options: Any) -> int:
     try:
-        identity = build(CONFIGS[config](gpu_memory), **options)
+        identity = build(load_pipeline(pipeline, gpu_memory), **options)
     except ParityError as error:
         print(f"export.build: {error}", file=sys.stderr)
         return EXIT_FAILURES

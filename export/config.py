@@ -1,29 +1,43 @@
-"""Define the settings that a model repository is built from; `production()` and `demo()` differ only in numbers."""
+"""Define and read the file that describes a pipeline: everything a model repository is built from, except the weights.
+
+`export/pipelines/` holds two such files. `production.json` describes the competition's seventh-place solution, with
+batches that a GPU of 16 GB holds; `demo.json` the same with small networks and images, sized for two CPU cores.
+"""
 
 import argparse
-from dataclasses import dataclass
+import dataclasses
+import json
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
 
-from training.detector import config as detector_config
+from pydantic import ConfigDict, Field, NonNegativeInt, PositiveInt, TypeAdapter, ValidationError
+
 from training.detector.config import DetectorConfig
-from training.embedder import model as embedder_model
 from training.embedder.model import EmbedderConfig
-from training.embedder.templates import ASPECT_RATIOS, TEMPLATES
+from training.embedder.templates import crop_sizes
+
+PIPELINES = Path(__file__).parent / "pipelines"
+FILE_NAME = "pipeline.json"
+"""The file in a model repository that holds the pipeline it was built from."""
 
 CUDA_OPTIONS = {"use_tf32": "0", "cudnn_conv_algo_search": "HEURISTIC"}
 """Options for ONNX Runtime on a GPU, which keep float32 exact (TF32 rounds to 10 bits) and the first run at a new shape
 fast (the default search times all kernels)."""
 
-
-DEFAULT_GPU_MEMORY_GB = 16
-"""The memory of a T4 or an RTX 4080; enough for batches of one image and eight crops."""
+Config = TypeVar("Config", DetectorConfig, EmbedderConfig)
+EmbedderName = Annotated[str, Field(pattern=r"^\w+$")]  # part of a folder's name
+_STRICT = ConfigDict(extra="forbid")
 
 
 @dataclass(frozen=True, kw_only=True)
 class KindConfig:
-    """The settings in which shop images and video frames differ."""
+    """The settings in which product photos and video frames differ."""
 
-    short_side_px: int  # of the resized image
-    min_score: float  # detections must score more than this
+    __pydantic_config__ = _STRICT
+
+    short_side_px: PositiveInt  # of the resized image
+    min_score: Annotated[float, Field(ge=0, le=1)]  # detections must score more than this
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,120 +50,226 @@ class ServingConfig:
     500 ms or until the model's next event.
     """
 
-    max_batch: int = 0  # 0: the model is not batched
-    num_instances: int = 1
+    __pydantic_config__ = _STRICT
+
+    max_batch: NonNegativeInt = 0  # 0: the model is not batched
+    num_instances: PositiveInt = 1
     is_on_gpu: bool = False
-    num_threads: int = 1  # of one ONNX Runtime session on CPU
-    max_queue_size: int = 0  # requests that may wait to be batched; 0: no queue, each request runs by itself
-    max_queue_delay_us: int = 0  # how long a batch waits for more requests
-    queue_timeout_us: int = 60_000_000  # a request that has waited longer is refused
+    num_threads: NonNegativeInt = 1  # of one ONNX Runtime session on CPU
+    max_queue_size: NonNegativeInt = 0  # requests that may wait to be batched; 0: no queue, each request runs by itself
+    max_queue_delay_us: NonNegativeInt = 0  # how long a batch waits for more requests
+    queue_timeout_us: PositiveInt = 60_000_000  # a request that has waited longer is refused
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServingConfigs:
+    """The settings of all models; requests may hold as many images as a batch of the detector."""
+
+    __pydantic_config__ = _STRICT
+
+    prepare: ServingConfig  # its max_batch is that of the detector
+    detector: ServingConfig
+    crop_and_embed: ServingConfig
+    crop: ServingConfig
+    embedder: ServingConfig  # of each embedder
 
 
 @dataclass(frozen=True, kw_only=True)
 class PipelineConfig:
-    """Everything that one model repository is built from, except the weights."""
+    """What a pipeline file holds."""
+
+    __pydantic_config__ = _STRICT
 
     name: str
-    gpu_memory_gb: int  # of the GPU that serves, in 10⁹ bytes; `export.tensorrt` keeps the engines within it
+    gpu_memory_gb: PositiveInt  # of the GPU that serves, in 10⁹ bytes; `export.tensorrt` keeps the engines within it
     image: KindConfig
     frame: KindConfig
-    max_side_px: int = 4000  # of the resized image; takes precedence over the short side
-    max_image_side_px: int = 8192  # of a request's image; larger ones are refused
-    template_set: str
-    detector: DetectorConfig
-    embedders: dict[str, EmbedderConfig]  # by "b5a", "b5b", "b6", "b7"
-    serving: dict[str, ServingConfig]  # by model, or by the first word of its name, such as "embedder"
+    max_side_px: PositiveInt = 4000  # of the resized image; takes precedence over the short side
+    max_image_side_px: PositiveInt = 8192  # of a request's image; larger ones are refused
+    crops: str  # a set of sizes by aspect ratio, such as "SM", or one size, width x height, such as "224x224"
+    class_names: tuple[str, ...] = ("garment",)
+    detector: DetectorConfig | None = None  # None: as the JSON beside its checkpoint says
+    embedders: Annotated[dict[EmbedderName, EmbedderConfig | None], Field(min_length=1)]
+    """By name; their embeddings are concatenated in this order. None: as the JSON beside its checkpoint says."""
+    serving: ServingConfigs
+
+    def __post_init__(self) -> None:
+        crop_sizes(self.crops)  # raises ValueError
 
     @property
     def templates(self) -> dict[float, tuple[int, int]]:
         """Width and height in pixels of the crop, by aspect ratio (width / height)."""
-        return dict(zip(ASPECT_RATIOS, TEMPLATES[self.template_set], strict=True))
+        return crop_sizes(self.crops)
 
     @property
     def crop_sizes(self) -> list[tuple[int, int]]:
         """Height and width in pixels of every template."""
         return [(height, width) for width, height in self.templates.values()]
 
+    @property
+    def only_crop_size(self) -> tuple[int, int] | None:
+        """Height and width in pixels of all crops, None if there are several sizes."""
+        sizes = self.crop_sizes
+        return sizes[0] if len(sizes) == 1 else None
+
+    @property
+    def embedder_models(self) -> dict[str, EmbedderConfig]:
+        """The embedders of a resolved config, by model name such as "embedder_b6"."""
+        return {f"embedder_{name}": _resolved(embedder, name) for name, embedder in self.embedders.items()}
+
+    @property
+    def networks(self) -> list[str]:
+        """The models with weights, by name: the detector and the embedders."""
+        return ["detector", *(f"embedder_{name}" for name in self.embedders)]
+
+    @property
+    def detector_config(self) -> DetectorConfig:
+        """The detector of a resolved config."""
+        return _resolved(self.detector, "detector")
+
+    @property
+    def embedding_size(self) -> int:
+        """Length of a box's embedding: the sum over all embedders."""
+        return sum(embedder.embedding_size for embedder in self.embedder_models.values())
+
     def kind(self, name: str) -> KindConfig:
         """Return the settings of "image" or "frame"."""
         return {"image": self.image, "frame": self.frame}[name]
 
-    def embedder(self, model: str) -> EmbedderConfig:
-        """Return the config of one embedder, by model name such as "embedder_b5a"."""
-        return self.embedders[model.removeprefix("embedder_")]
-
     def serving_of(self, model: str) -> ServingConfig:
         """Return the serving config of a model, by name such as "prepare_image"."""
-        return self.serving[model] if model in self.serving else self.serving[model.split("_")[0]]
+        max_images = self.serving.detector.max_batch
+        match model.split("_"):
+            case ["recognize", _]:
+                return ServingConfig(max_batch=max_images)
+            case ["prepare", _]:
+                return replace(self.serving.prepare, max_batch=max_images)
+            case ["embedder", *_]:
+                return self.serving.embedder
+        settings: ServingConfig = getattr(self.serving, model)
+        return settings
+
+    def to_json(self) -> str:
+        """Return the content of a pipeline file with all values."""
+        return json.dumps(dataclasses.asdict(self), indent=2) + "\n"
 
 
-def production(gpu_memory_gb: int = DEFAULT_GPU_MEMORY_GB) -> PipelineConfig:
-    """Return the sizes and thresholds of the competition's seventh-place solution, served on one GPU.
+def _resolved(config: Config | None, name: str) -> Config:
+    if config is None:
+        raise ValueError(f"the pipeline does not describe {name}; export.build reads that from the checkpoint")
+    return config
 
-    Batches grow with the GPU's memory; ValueError if that is less than for a batch of one image. For the GPU, an image
-    is much work (576 GFLOP), so that batches of images matter little for throughput; crops are 9 to 20 GFLOP each.
+
+def load_pipeline(path: Path, gpu_memory_gb: int | None = None) -> PipelineConfig:
+    """Read a pipeline file, for a GPU with other memory if `gpu_memory_gb` is given.
+
+    Batches on a GPU are then multiplied by how many times the memory of the file goes into that memory. For a GPU, one
+    image is much work (576 GFLOP with production's detector), so that batches of images matter little for throughput.
+
+    Raises:
+        ValueError: an unknown or missing key, a value of the wrong type or out of range, or less GPU memory than in the
+            file; the message is one line that names the file and the key.
     """
-    max_images = gpu_memory_gb // DEFAULT_GPU_MEMORY_GB
-    if max_images < 1:
-        raise ValueError(f"gpu_memory_gb is {gpu_memory_gb}, must be at least {DEFAULT_GPU_MEMORY_GB}")
-    return PipelineConfig(
-        name="production",
-        gpu_memory_gb=gpu_memory_gb,
-        image=KindConfig(short_side_px=800, min_score=0.9),
-        frame=KindConfig(short_side_px=608, min_score=0.95),
-        template_set="SM",
-        detector=detector_config.PRODUCTION,
-        embedders=embedder_model.PRODUCTION,
-        serving={
-            "recognize": ServingConfig(max_batch=max_images),
-            "prepare": ServingConfig(max_batch=max_images, num_instances=4, num_threads=2),
-            "detector": ServingConfig(
-                max_batch=max_images,
-                num_instances=2,
-                is_on_gpu=True,
-                num_threads=0,
-                max_queue_size=256,
-                max_queue_delay_us=2000 if max_images > 1 else 0,
-            ),
-            "crop_and_embed": ServingConfig(max_batch=8, num_instances=4, max_queue_size=256, max_queue_delay_us=1000),
-            "crop": ServingConfig(num_instances=4),
-            "embedder": ServingConfig(max_batch=8 * max_images, is_on_gpu=True, num_threads=0),
-        },
-    )
+    try:
+        config: PipelineConfig = TypeAdapter(PipelineConfig).validate_json(path.read_bytes())
+    except ValidationError as error:
+        faults = [f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}" for fault in error.errors()]
+        raise ValueError(f"{path}: {'; '.join(fault.removeprefix(': ') for fault in faults)}") from error
+    embedders = {
+        name: embedder and replace(embedder, template=config.crops) for name, embedder in config.embedders.items()
+    }
+    config = replace(config, embedders=embedders)
+    if gpu_memory_gb is None:
+        return config
+    factor = gpu_memory_gb // config.gpu_memory_gb
+    if factor < 1:
+        raise ValueError(f"{path}: needs a GPU with {config.gpu_memory_gb} GB, more than {gpu_memory_gb} GB")
+    scaled = {
+        name: replace(serving, max_batch=factor * serving.max_batch)
+        for name, serving in vars(config.serving).items()
+        if serving.is_on_gpu
+    }
+    return replace(config, gpu_memory_gb=gpu_memory_gb, serving=replace(config.serving, **scaled))
 
 
-def demo(gpu_memory_gb: int = DEFAULT_GPU_MEMORY_GB) -> PipelineConfig:
-    """Return the same pipeline with small networks and images, sized for two CPU cores; any GPU holds its batches."""
-    return PipelineConfig(
-        name="demo",
-        gpu_memory_gb=gpu_memory_gb,
-        image=KindConfig(short_side_px=320, min_score=0.9),
-        frame=KindConfig(short_side_px=256, min_score=0.95),
-        template_set="XS",
-        detector=detector_config.DEMO,
-        embedders=embedder_model.DEMO,
-        serving={
-            "recognize": ServingConfig(max_batch=8),
-            "prepare": ServingConfig(max_batch=8),
-            "detector": ServingConfig(max_batch=8, num_instances=2, max_queue_size=256),
-            "crop_and_embed": ServingConfig(max_batch=8, num_instances=2, max_queue_size=256),
-            "crop": ServingConfig(),
-            "embedder": ServingConfig(max_batch=32),
-        },
-    )
+def resolve(config: PipelineConfig, checkpoints: Path) -> PipelineConfig:
+    """Return the config with the architectures that the JSON files beside the checkpoints describe.
+
+    Raises:
+        FileNotFoundError: a checkpoint or its JSON is missing; the message names all of them.
+        ValueError: a JSON file cannot be read, or contradicts the pipeline; the message lists the differences.
+    """
+    paths = {model: checkpoints / f"{model}.pth" for model in config.networks}
+    needed = [file for path in paths.values() for file in (path, path.with_suffix(".json"))]
+    if missing := [str(file) for file in needed if not file.exists()]:
+        raise FileNotFoundError(f"missing: {', '.join(missing)}")
+    detector = DetectorConfig.load(paths["detector"].with_suffix(".json"))
+    if config.detector is not None:
+        _require_equal(config, paths["detector"], vars(detector), vars(config.detector))
+    embedders: dict[str, EmbedderConfig | None] = {}
+    for name in config.embedders:
+        path = paths[f"embedder_{name}"]
+        embedder = embedders[name] = EmbedderConfig.load(path.with_suffix(".json"))
+        _require_equal(config, path, vars(embedder), {"template": config.crops})
+    return replace(config, detector=detector, embedders=embedders)
 
 
-CONFIGS = {"production": production, "demo": demo}
+def _require_equal(config: PipelineConfig, checkpoint: Path, found: dict[str, Any], expected: dict[str, Any]) -> None:
+    faults = [f"{name} is {found[name]!r}, not {value!r}" for name, value in expected.items() if found[name] != value]
+    if faults:
+        path = checkpoint.with_suffix(".json")
+        raise ValueError(f"{path} does not match the pipeline {config.name!r}: {', '.join(faults)}")
 
 
-def add_config_options(parser: argparse.ArgumentParser, default: str | None = "production") -> None:
-    """Add the options --config and --gpu-memory, the arguments for `CONFIGS[config](gpu_memory)`."""
-    text = None if default is None else f"default: {default}"
-    parser.add_argument("--config", choices=sorted(CONFIGS), default=default, required=default is None, help=text)
+def production(gpu_memory_gb: int | None = None) -> PipelineConfig:
+    """Return the pipeline of `pipelines/production.json`."""
+    return load_pipeline(PIPELINES / "production.json", gpu_memory_gb)
+
+
+def demo() -> PipelineConfig:
+    """Return the pipeline of `pipelines/demo.json`."""
+    return load_pipeline(PIPELINES / "demo.json")
+
+
+def repository_pipeline(repository: Path) -> PipelineConfig:
+    """Return the pipeline that a model repository was built from; ValueError if it was not built by `export.build`."""
+    path = repository / FILE_NAME
+    if not path.exists():
+        raise ValueError(f"{repository}: is no model repository of export.build: {FILE_NAME} is missing")
+    return load_pipeline(path)
+
+
+def add_pipeline_option(parser: argparse.ArgumentParser, default: str | None = None) -> None:
+    """Add --pipeline, the path of a pipeline file; required unless `default` says what is taken without it."""
     parser.add_argument(
-        "--gpu-memory",
-        type=int,
-        default=DEFAULT_GPU_MEMORY_GB,
-        metavar="GB",
-        help="of the GPU that serves; decides the largest batches; default: %(default)s",
+        "--pipeline",
+        type=_pipeline_path,
+        required=default is None,
+        metavar="FILE",
+        help=f"pipeline file, or {' or '.join(_names())}" + ("" if default is None else f"; default: {default}"),
     )
+
+
+def add_gpu_memory_option(parser: argparse.ArgumentParser) -> None:
+    """Add --gpu-memory, an argument of `load_pipeline`."""
+
+    def gigabytes(text: str) -> int:
+        value = int(text)
+        if not 1 <= value <= 10_000:
+            raise argparse.ArgumentTypeError(f"{text} is not from 1 to 10000")
+        return value
+
+    parser.add_argument(
+        "--gpu-memory", type=gigabytes, metavar="GB", help="of the GPU that serves, for larger batches than the file's"
+    )
+
+
+def _names() -> list[str]:
+    return sorted(file.stem for file in PIPELINES.glob("*.json"))
+
+
+def _pipeline_path(name: str) -> Path:
+    path = PIPELINES / f"{name}.json" if name in _names() else Path(name)
+    if not path.is_file():
+        raise argparse.ArgumentTypeError(f"{name!r} is no file, nor one of {', '.join(_names())}")
+    return path

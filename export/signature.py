@@ -7,14 +7,11 @@ Shape letters: B images in a request, H × W the size of the image, H' × W' tha
 from dataclasses import dataclass
 from typing import Literal
 
+from export.config import PipelineConfig
+
 Dimension = int | str  # a letter stands for a size known only at run time
 
-EMBEDDERS = ("embedder_b5a", "embedder_b5b", "embedder_b6", "embedder_b7")
-"""Their embeddings are concatenated in this order."""
-
 KINDS = ("image", "frame")
-EMBEDDING_SIZE = 512  # of each embedder
-MAX_DETECTIONS = 100
 PADDING_MULTIPLE = 32
 PRIORITIES = {"live": 1, "batch": 2}  # the `priority` of a request; every queue serves live requests first
 
@@ -52,42 +49,59 @@ class Signature:
 
 
 _IMAGE = Tensor("image", "UINT8", ("B", "H", "W", 3))  # RGB
-_PIXELS = Tensor("pixels", "FP32", ("B", 3, "H'", "W'"))  # BGR, mean-subtracted, zero-padded
+_PIXELS = Tensor("pixels", "FP32", ("B", 3, "H'", "W'"))  # BGR, normalised, zero-padded
 _IMAGE_SIZE = Tensor("image_size", "FP32", ("B", 2))  # height, width of the resized image inside its padding
 _SCALE = Tensor("scale", "FP32", ("B", 2))  # resized / original; height, width
 _MIN_SCORE = Tensor("min_score", "FP32", ("B", 1))
 _NUM_DETECTIONS = Tensor("num_detections", "INT32", ("B", 1))
-_DETECTED = (  # boxes x0 y0 x1 y1 in resized pixels, sorted by score, zero-padded
-    Tensor("boxes", "FP32", ("B", MAX_DETECTIONS, 4)),
-    Tensor("scores", "FP32", ("B", MAX_DETECTIONS)),
-    _NUM_DETECTIONS,
-)
-_RECOGNIZED = (  # boxes x0 y0 x1 y1 in pixels of `image`; rows past num_detections are zero
-    Tensor("boxes", "FP32", ("B", "N", 4)),
-    Tensor("scores", "FP32", ("B", "N")),
-    Tensor("embeddings", "FP32", ("B", "N", EMBEDDING_SIZE * len(EMBEDDERS))),  # unit length
-    _NUM_DETECTIONS,
-)
 _CROPS = Tensor("crops", "UINT8", ("n", "h", "w", 3))  # RGB
 
-_RECOGNIZE = Signature((_IMAGE,), _RECOGNIZED, "ensemble")
-_PREPARE = Signature((_IMAGE,), (_PIXELS, _IMAGE_SIZE, _SCALE, _MIN_SCORE), "graph")
-_EMBEDDER = Signature((_CROPS,), (Tensor("embedding", "FP32", ("n", EMBEDDING_SIZE)),), "network")  # unit length
-
-MODELS: dict[str, Signature] = {
-    **{f"recognize_{kind}": _RECOGNIZE for kind in KINDS},
-    **{f"prepare_{kind}": _PREPARE for kind in KINDS},
-    "detector": Signature((_PIXELS, _IMAGE_SIZE), _DETECTED, "network"),
-    "crop": Signature(
-        (
-            Tensor("image", "UINT8", (1, "H", "W", 3)),
-            Tensor("boxes", "INT32", ("n", 4)),  # x0 y0 x1 y1 inside the image, x1 and y1 exclusive
-            Tensor("size", "INT64", (2,)),  # width, height
-        ),
-        (_CROPS,),
-        "graph",
-        is_batched=False,
+PREPARE = Signature((_IMAGE,), (_PIXELS, _IMAGE_SIZE, _SCALE, _MIN_SCORE), "graph")
+CROP = Signature(
+    (
+        Tensor("image", "UINT8", (1, "H", "W", 3)),
+        Tensor("boxes", "INT32", ("n", 4)),  # x0 y0 x1 y1 inside the image, x1 and y1 exclusive
+        Tensor("size", "INT64", (2,)),  # width, height
     ),
-    **{name: _EMBEDDER for name in EMBEDDERS},
-    "crop_and_embed": Signature((_IMAGE, *_DETECTED, _SCALE, _MIN_SCORE), _RECOGNIZED, "python"),
-}
+    (_CROPS,),
+    "graph",
+    is_batched=False,
+)
+
+
+def detector_signature(max_detections: int) -> Signature:
+    """Return the signature of a detector; boxes are in resized pixels, sorted by score, zero-padded."""
+    boxes = Tensor("boxes", "FP32", ("B", max_detections, 4))  # x0 y0 x1 y1
+    scores = Tensor("scores", "FP32", ("B", max_detections))
+    return Signature((_PIXELS, _IMAGE_SIZE), (boxes, scores, _NUM_DETECTIONS), "network")
+
+
+def embedder_signature(embedding_size: int, crop_size: tuple[int, int] | None = None) -> Signature:
+    """Return the signature of an embedder; embeddings have unit length.
+
+    `crop_size` is the (height, width) of all crops; None for one that takes any size.
+    """
+    crops = _CROPS if crop_size is None else Tensor("crops", "UINT8", ("n", *crop_size, 3))
+    return Signature((crops,), (Tensor("embedding", "FP32", ("n", embedding_size)),), "network")
+
+
+def signatures(config: PipelineConfig) -> dict[str, Signature]:
+    """Return the signature of every model of a resolved pipeline, by name."""
+    detector = detector_signature(config.detector_config.max_detections)
+    recognized = (  # boxes x0 y0 x1 y1 in pixels of `image`; rows past num_detections are zero
+        Tensor("boxes", "FP32", ("B", "N", 4)),
+        Tensor("scores", "FP32", ("B", "N")),
+        Tensor("embeddings", "FP32", ("B", "N", config.embedding_size)),  # unit length
+        _NUM_DETECTIONS,
+    )
+    return {
+        **{f"recognize_{kind}": Signature((_IMAGE,), recognized, "ensemble") for kind in KINDS},
+        **{f"prepare_{kind}": PREPARE for kind in KINDS},
+        "detector": detector,
+        "crop": CROP,
+        **{
+            model: embedder_signature(embedder.embedding_size, config.only_crop_size)
+            for model, embedder in config.embedder_models.items()
+        },
+        "crop_and_embed": Signature((_IMAGE, *detector.outputs, _SCALE, _MIN_SCORE), recognized, "python"),
+    }

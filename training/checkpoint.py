@@ -40,6 +40,8 @@ class DivergedError(LivematchError, FloatingPointError):
 class JsonConfig:
     """Base of the config dataclasses that are saved beside a checkpoint. JSON lists are loaded as tuples."""
 
+    __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012  # for pipeline files, which hold such configs, too
+
     def save(self, path: Path) -> None:
         with replace_file(path) as temporary:
             temporary.write_text(json.dumps(asdict(self), indent=2) + "\n", encoding="utf-8")

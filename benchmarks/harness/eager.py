@@ -13,7 +13,7 @@ from export.config import PipelineConfig
 from export.graphs.checkpoints import build_detector_graph, build_embedder
 from export.graphs.detector import DetectorGraph
 from export.graphs.precision import set_precision, to_half
-from export.signature import EMBEDDERS, PADDING_MULTIPLE
+from export.signature import PADDING_MULTIPLE
 from livematch.errors import LivematchError
 from livematch.types import Pixels
 
@@ -50,14 +50,14 @@ class EagerNetworks:
         self.config = config
         self.device = torch.device(device)
         if checkpoints is None:
-            self.detector: Any = build_detector_graph(None, config=config.detector, random_seed=0)
+            self.detector: Any = build_detector_graph(None, config=config.detector_config, random_seed=0)
             self.embedders = {
-                model: build_embedder(None, config=config.embedder(model), random_seed=position)
-                for position, model in enumerate(EMBEDDERS, start=1)
+                model: build_embedder(None, config=embedder, random_seed=position)
+                for position, (model, embedder) in enumerate(config.embedder_models.items(), start=1)
             }
         else:
             self.detector = build_detector_graph(checkpoints / "detector.pth")
-            self.embedders = {model: build_embedder(checkpoints / f"{model}.pth") for model in EMBEDDERS}
+            self.embedders = {model: build_embedder(checkpoints / f"{model}.pth") for model in config.embedder_models}
         self._uses_detectron2 = detector == "detectron2"
         if self._uses_detectron2:
             self.detector = build_detectron2(self.detector)
@@ -82,7 +82,7 @@ class EagerNetworks:
             instances = self.detector.inference([{"image": bgr}], do_postprocess=False)[0]
             boxes, scores = instances.pred_boxes.tensor.cpu().numpy(), instances.scores.cpu().numpy()
         else:
-            mean = torch.tensor(self.config.detector.pixel_mean_bgr, device=self.device).view(3, 1, 1)
+            mean = torch.tensor(self.config.detector_config.pixel_mean_bgr, device=self.device).view(3, 1, 1)
             padding = (0, -new_width % PADDING_MULTIPLE, 0, -new_height % PADDING_MULTIPLE)
             pixels = functional.pad(bgr - mean, padding)[None]
             boxes, scores = self.run_graph(pixels, torch.tensor([[float(new_height), float(new_width)]]))
@@ -101,7 +101,7 @@ class EagerNetworks:
     @torch.inference_mode()
     def embed(self, model: str, crops: Pixels) -> FloatArray:
         """Return unit vectors [n,512] of RGB crops uint8 [n,h,w,3]."""
-        settings = self.config.embedder(model)
+        settings = self.config.embedder_models[model]
         pixels = torch.from_numpy(crops).to(self.device).float().permute(0, 3, 1, 2)
         mean, std = (torch.tensor(part, device=self.device).view(3, 1, 1) for part in (settings.mean, settings.std))
         pixels = ((pixels - mean) / std).to(self._dtype)

@@ -17,7 +17,7 @@ import onnxruntime
 from export.config import PipelineConfig
 from export.parity.compare import Arrays, detections_of
 from export.parity.runners import Runner, open_runner
-from export.signature import EMBEDDERS, MODELS
+from export.signature import signatures
 from export.tensorrt.library import EngineError
 from export.triton.model_config import REPOSITORY
 from livematch.errors import LivematchError
@@ -49,11 +49,12 @@ class Engines:
     def __init__(
         self, repository: Path, config: PipelineConfig, *, num_threads: int | None = None, device: str = "cpu"
     ) -> None:
+        self._embedders = list(config.embedder_models)
         self._ratios = np.array(list(config.templates))
         self._sizes = np.array(list(config.templates.values()))  # width, height
         self._detections = _load_detections()
         self._runners: dict[str, Runner] = {}
-        for model, signature in MODELS.items():
+        for model, signature in signatures(config).items():
             if signature.kind == "network" and device == "cuda":
                 try:
                     self._runners[model] = open_runner("onnxruntime-cuda", repository, model, config)
@@ -81,7 +82,7 @@ class Engines:
             feeds = {"image": pixels[None], "boxes": crop_boxes[templates == template], "size": self._sizes[template]}
             cropped = self.run("crop", feeds)
             calls.append(cropped)
-            calls += [self.run(model, {"crops": cropped.outputs["crops"]}) for model in EMBEDDERS]
+            calls += [self.run(model, {"crops": cropped.outputs["crops"]}) for model in self._embedders]
         return calls
 
     def detection_scores(self, kind: str, pixels: Pixels) -> npt.NDArray[np.float32]:

@@ -6,7 +6,6 @@ import tritonclient.grpc as triton
 from tritonclient.utils import InferenceServerException
 
 from benchmarks.harness.figures import Figures, rounded
-from export.signature import EMBEDDERS
 from livematch.errors import UnavailableError
 
 
@@ -72,7 +71,7 @@ def overhead(stages: Stages, kind: str) -> float:
 
 def crops_per_call(stages: Stages) -> float:
     """Return the mean number of crops per embedder call; 0 if there was no call."""
-    embedder = stages.get(EMBEDDERS[0])
+    embedder = next((stage for model, stage in stages.items() if model.startswith("embedder_")), None)
     return embedder.num_rows / embedder.num_calls if embedder else 0.0
 
 

@@ -13,7 +13,7 @@ from benchmarks.harness.images import Kind
 from benchmarks.harness.options import add_number, add_path
 from benchmarks.harness.results import RESULTS, Run, run_benchmark
 from export.build import build
-from export.config import CONFIGS, PipelineConfig
+from export.config import PIPELINES, PipelineConfig, add_gpu_memory_option, load_pipeline
 from export.graphs.precision import PRECISIONS
 from livematch.types import Pixels
 from training.demo.world import render_world
@@ -27,7 +27,8 @@ MEAN_BOXES = 2.0
 
 def add_server_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options for the served networks, the world whose images are sent, and the results file."""
-    parser.add_argument("--config", choices=sorted(CONFIGS), default="demo", help="pipeline")
+    parser.add_argument("--config", choices=("demo", "production"), default="demo", help="pipeline")
+    add_gpu_memory_option(parser)
     parser.add_argument("--precision", choices=PRECISIONS, default="fp32", help="precision of the networks")
     add_path(parser, "--checkpoints", None, "folder; default: the demo's checkpoints, random weights for production")
     add_path(parser, "--world", None, "a part of the data set; default: a small demo world, rendered once")
@@ -81,13 +82,18 @@ def prepare_world(directory: Path | None) -> Path:
     return WORLD
 
 
+def pipeline_of(options: argparse.Namespace) -> PipelineConfig:
+    """Return the pipeline that --config and --gpu-memory name."""
+    return load_pipeline(PIPELINES / f"{options.config}.json", options.gpu_memory)
+
+
 def prepare_repository(options: argparse.Namespace, kind: Kind, images: Sequence[Pixels]) -> PipelineConfig:
     """Build or update the repository `options.repository`, and return the config it was built from.
 
     Random weights (seed 0) give arbitrary scores. For them, the config gets the score limit at which the detector finds
     MEAN_BOXES boxes per image, on average over these images.
     """
-    config = CONFIGS[options.config]()
+    config = pipeline_of(options)
     seed = 0 if options.checkpoints is None else None
     build_repository = partial(build, checkpoints=options.checkpoints, random_seed=seed, precision=options.precision)
     build_repository(config, options.repository)

@@ -14,7 +14,6 @@ Box = tuple[float, float, float, float]
 """x0, y0, x1, y1 in pixels."""
 IntBox = tuple[int, int, int, int]
 
-EMBEDDING_SIZE = 2048
 KEY_NAME = "livematch-key"
 """HTTP header that carries a server's access key; over gRPC it has the prefix "triton-grpc-protocol-"."""
 
@@ -27,7 +26,7 @@ class Detection:
 
     box: x0, y0, x1, y1 in pixels of the image.
     score: the detector's confidence, 0..1.
-    embedding: float32 [2048], unit length.
+    embedding: float32 [D], unit length; D is the server's `Client.embedding_size`.
     """
 
     box: Box
@@ -41,7 +40,7 @@ class Recognition:
 
     boxes: float32 [n,4], x0 y0 x1 y1 in pixels of the image.
     scores: float32 [n], 0..1.
-    embeddings: float32 [n,2048], unit length.
+    embeddings: float32 [n,D], unit length.
     """
 
     boxes: npt.NDArray[np.float32]

@@ -26,7 +26,7 @@ def build_prepare(config: PipelineConfig, kind: str) -> onnx.ModelProto:
         "max_side": np.array([config.max_side_px], np.float64),
         "max_image_side": np.array([config.max_image_side_px], np.int64),
         "score": np.array([[config.kind(kind).min_score]], np.float32),
-        "mean_bgr": np.array(config.detector.pixel_mean_bgr, np.float32).reshape(3, 1, 1),
+        "mean_bgr": np.array(config.detector_config.pixel_mean_bgr, np.float32).reshape(3, 1, 1),
         "multiple": np.array([PADDING_MULTIPLE], np.int64),
     }
     model = bind(_prepare.to_model_proto(), constants)

@@ -73,12 +73,14 @@ def export_embedder(
     *,
     config: EmbedderConfig | None = None,
     random_seed: int | None = None,
+    crop_size: tuple[int, int] | None = None,
     precision: str = "fp32",
 ) -> None:
     """Write an embedder as one ONNX file that includes its weights.
 
     Args:
         output: the file to write; missing parent folders are created.
+        crop_size: the height and width of all crops; None for a file that takes any size.
         precision: "fp32" or "fp16"; inputs and outputs are the same in both (see `export.graphs.precision`).
 
     The other arguments, and the errors, are those of `build_embedder`.
@@ -86,7 +88,10 @@ def export_embedder(
     graph = EmbedderGraph(build_embedder(checkpoint, config=config, random_seed=random_seed))
     set_precision(graph, precision)
     # The exporter treats sizes 0 and 1 as constants, and equal sizes as one symbol.
-    example = torch.zeros(2, 97, 66, 3, dtype=torch.uint8)
+    example = torch.zeros(2, *(crop_size or (97, 66)), 3, dtype=torch.uint8)
+    sizes = {0: torch.export.Dim("n")}
+    if crop_size is None:
+        sizes |= {1: torch.export.Dim("h"), 2: torch.export.Dim("w")}
     program = torch.onnx.export(
         graph,
         (example,),
@@ -94,7 +99,7 @@ def export_embedder(
         opset_version=OPSET,
         input_names=["crops"],
         output_names=["embedding"],
-        dynamic_shapes={"crops": {0: torch.export.Dim("n"), 1: torch.export.Dim("h"), 2: torch.export.Dim("w")}},
+        dynamic_shapes={"crops": sizes},
         external_data=False,
         verbose=False,
     )

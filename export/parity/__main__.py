@@ -2,7 +2,7 @@
 
 python -m export.parity detector --onnx model.onnx --checkpoint detector.pth --images DIR
 python -m export.parity embedder --onnx model.onnx --checkpoint embedder_b6.pth
-python -m export.parity prepare_frame --onnx model.onnx --config demo
+python -m export.parity prepare_frame --onnx model.onnx --pipeline demo
 python -m export.parity engines --engine tensorrt --repository DIR --reference FLOAT32_DIR     # all networks
 
 Prints one JSON line with the measurements. The exit code is 3 if a limit is exceeded, and 2 if a file, an engine or its
@@ -16,7 +16,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from export.config import CONFIGS, PipelineConfig, add_config_options
+from export.config import add_pipeline_option, load_pipeline, production
 from export.parity.check import check_crop, check_detector, check_embedder, check_prepare
 from export.parity.compare import ParityError, Report
 from export.parity.engines import check_engines
@@ -46,20 +46,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     command.add_argument("--engine", choices=RUNNERS, required=True)
     command.add_argument("--repository", type=Path, required=True, metavar="DIR", help="with the networks to check")
     command.add_argument("--reference", type=Path, required=True, metavar="DIR", help="built with --precision fp32")
-    for command in commands.choices.values():
-        add_config_options(command)
+    for name in ("detector", "embedder", "prepare_frame", "prepare_image"):
+        add_pipeline_option(commands.choices[name], default="production")
     arguments = parser.parse_args(argv)
     return run_command("export.parity", lambda: _run(arguments))
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    config = CONFIGS[arguments.config](arguments.gpu_memory)
     if arguments.model == "engines":
-        report = check_engines(arguments.engine, arguments.repository, arguments.reference, config)
+        report = check_engines(arguments.engine, arguments.repository, arguments.reference)
         print(json.dumps(report))
         return 0 if report["is_passed"] else EXIT_FAILURES
     try:
-        report = _check(arguments, config)
+        report = _check(arguments)
     except ParityError as error:
         print(f"export.parity: {error}", file=sys.stderr)
         return EXIT_FAILURES
@@ -67,13 +66,14 @@ def _run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _check(arguments: argparse.Namespace, config: PipelineConfig) -> Report:
+def _check(arguments: argparse.Namespace) -> Report:
     path: Path = arguments.onnx
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file")
+    if arguments.model == "crop":
+        return check_crop(path)
+    config = production() if arguments.pipeline is None else load_pipeline(arguments.pipeline)
     match arguments.model:
-        case "crop":
-            return check_crop(path)
         case "embedder":
             return check_embedder(path, arguments.checkpoint, sizes=config.crop_sizes)
         case "detector":

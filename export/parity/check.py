@@ -19,7 +19,7 @@ from export.parity import compare
 from export.parity.compare import Arrays, Detections, DetectorLimits, ParityError, Report
 from export.parity.inputs import Images, detector_batches, smooth_images
 from export.parity.reference import crop, detectron2_detector, graph_detector, pad, prepare
-from export.signature import MODELS
+from export.signature import CROP, PREPARE, Signature, detector_signature, embedder_signature
 from training.detector.config import DetectorConfig
 from training.embedder.model import EmbedderConfig
 
@@ -31,11 +31,10 @@ def open_onnx(path: Path) -> Callable[[Arrays], Arrays]:
     return lambda feeds: dict(zip(names, session.run(names, feeds), strict=True))
 
 
-def check_signature(path: Path, model: str) -> None:
-    """Raise ParityError unless a file's tensors have the names, dtypes and fixed dimensions of `export.signature`."""
+def check_signature(path: Path, signature: Signature) -> None:
+    """Raise ParityError unless a file's tensors have the names, dtypes and fixed dimensions of a signature."""
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     dtypes = {"FP32": "tensor(float)", "UINT8": "tensor(uint8)", "INT32": "tensor(int32)", "INT64": "tensor(int64)"}
-    signature = MODELS[model]
     sides = (signature.inputs, session.get_inputs()), (signature.outputs, session.get_outputs())
     for declared, present in sides:
         expected = {tensor.name: (dtypes[tensor.dtype], tensor.dims) for tensor in declared}
@@ -52,7 +51,7 @@ def check_prepare(path: Path, config: PipelineConfig, kind: str) -> Report:
 
     Returns the differences in grey levels. Raises ParityError if one exceeds its limit.
     """
-    check_signature(path, f"prepare_{kind}")
+    check_signature(path, PREPARE)
     run = open_onnx(path)
     largest = mean = 0.0
     for image in smooth_images():
@@ -70,7 +69,7 @@ def check_prepare(path: Path, config: PipelineConfig, kind: str) -> Report:
 
 def check_crop(path: Path) -> Report:
     """Compare the crops with PyTorch's; returns the largest difference in grey levels, or raises ParityError."""
-    check_signature(path, "crop")
+    check_signature(path, CROP)
     run = open_onnx(path)
     largest = 0
     for image in smooth_images():
@@ -92,6 +91,7 @@ def check_embedder(
     batch_sizes: Sequence[int] = (1, 2, 3, 4),
     config: EmbedderConfig | None = None,
     random_seed: int | None = None,
+    crop_size: tuple[int, int] | None = None,
 ) -> Report:
     """Compare the embeddings of random crops with PyTorch's.
 
@@ -99,12 +99,13 @@ def check_embedder(
         path: the ONNX file; the limit depends on its precision.
         sizes: height and width of the crops, one batch each.
         batch_sizes: the number of crops in each batch; repeated if there are more sizes.
+        crop_size: the only (height, width) that the file takes, None if it takes any.
 
     The other arguments, and the errors besides ParityError, are those of `build_embedder`.
     """
-    check_signature(path, "embedder_b5a")
-    run = open_onnx(path)
     embedder = build_embedder(checkpoint, config=config, random_seed=random_seed)
+    check_signature(path, embedder_signature(embedder.config.embedding_size, crop_size))
+    run = open_onnx(path)
     largest, cosine = 0.0, 1.0
     for (height, width), num_crops in zip(sizes, cycle(batch_sizes), strict=False):
         crops = _random_crops(height, width, num_crops)
@@ -158,13 +159,13 @@ def check_detector(
     Raises:
         ParityError: too few detections match, there are none to compare, or `check_signature` fails.
     """
-    check_signature(path, "detector")
     precision = precision_of(path)
     if limits is None:
         limits = compare.DETECTOR_LIMITS[precision]
         if precision == "fp16" and random_seed is not None:
             limits = replace(limits, min_matched_fraction=compare.MIN_MATCHED_FRACTION_RANDOM)
     graph = build_detector_graph(checkpoint, config=config, random_seed=random_seed, backbone=backbone)
+    check_signature(path, detector_signature(graph.config.max_detections))
     detect = {"detectron2": detectron2_detector, "graph": graph_detector}[reference](graph)
     run = open_onnx(path)
     images, num_matched, num_all = [], 0, 0

@@ -11,32 +11,31 @@ import numpy as np
 import torch
 from torch.nn import functional
 
-from export.config import PipelineConfig
+from export.config import PipelineConfig, repository_pipeline
 from export.parity import compare
 from export.parity.compare import Arrays, Report
 from export.parity.inputs import garment_photos, smooth_noise
 from export.parity.reference import prepare
 from export.parity.runners import Runner, open_runner
 from export.tensorrt.library import EngineError
-from export.tensorrt.profiles import ENGINES
 
 _LIMITS = compare.DETECTOR_LIMITS["fp16"]
 _SIZES = (("image", 800, 800), ("image", 800, 1000), ("frame", 960, 540), ("frame", 540, 960))  # kind, height, width
 
 
-def check_engines(engine: str, repository: Path, reference: Path, config: PipelineConfig) -> Report:
+def check_engines(engine: str, repository: Path, reference: Path) -> Report:
     """Compare all networks; "is_passed" in the report tells whether every limit holds.
 
     Args:
         engine: one of `export.parity.runners.RUNNERS`, which runs the networks in `repository`.
         repository: the model repository to check.
         reference: a repository of the same checkpoints in float32.
-        config: the pipeline that both were built for.
 
     Raises the errors of `open_runner`, and EngineError if a network fails to run.
     """
+    config = repository_pipeline(repository)
     report: Report = {"engine": engine, "models": {}}
-    for model in ENGINES:
+    for model in config.networks:
         found = open_runner(engine, repository, model, config)
         expected = open_runner("onnxruntime-cpu", reference, model, config)
         check = _check_detector if model == "detector" else _check_embedder

@@ -28,7 +28,7 @@ def prepare(image: np.ndarray[Any, Any], config: PipelineConfig, kind: str) -> A
     new_height, new_width = (max(1, int(side + 0.5)) for side in sides)
     rgb = torch.from_numpy(image).permute(0, 3, 1, 2)
     resized = functional.interpolate(rgb, (new_height, new_width), mode="bilinear", antialias=True)
-    pixels = resized.flip(1).float() - torch.tensor(config.detector.pixel_mean_bgr).view(3, 1, 1)
+    pixels = resized.flip(1).float() - torch.tensor(config.detector_config.pixel_mean_bgr).view(3, 1, 1)
     padded = functional.pad(pixels, (0, -new_width % PADDING_MULTIPLE, 0, -new_height % PADDING_MULTIPLE))
     return {
         "pixels": padded.numpy(),

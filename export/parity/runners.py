@@ -12,8 +12,8 @@ import torch
 
 from export.config import CUDA_OPTIONS, PipelineConfig
 from export.parity.compare import Arrays
-from export.signature import MODELS
-from export.tensorrt.build import identity, is_current
+from export.signature import signatures
+from export.tensorrt.build import current_report, identity
 from export.tensorrt.library import EngineError, load_tensorrt
 from export.tensorrt.profiles import profiles
 
@@ -29,7 +29,7 @@ def open_runner(engine: str, repository: Path, model: str, config: PipelineConfi
     Args:
         engine: one of RUNNERS.
         repository: the model repository that holds the network.
-        model: "detector" or one of EMBEDDERS.
+        model: one of the pipeline's networks.
         config: the pipeline that the repository was built for.
 
     Raises:
@@ -66,11 +66,11 @@ class TensorRTRunner:
     def __init__(self, onnx_path: Path, model: str, config: PipelineConfig) -> None:
         trt = load_tensorrt()
         plan_path = onnx_path.with_name("model.plan")
-        if not is_current(plan_path, identity(onnx_path, profiles(model, config), trt)):
+        if current_report(plan_path, identity(onnx_path, profiles(model, config), trt)) is None:
             raise ValueError(
                 f"{plan_path} is missing or was not built for this GPU, TensorRT {trt.__version__} and {onnx_path.name}"
             )
-        self._signature = MODELS[model]
+        self._signature = signatures(config)[model]
         self._logger = trt.Logger(trt.Logger.WARNING)
         trt.init_libnvinfer_plugins(self._logger, "")
         self._runtime = trt.Runtime(self._logger)

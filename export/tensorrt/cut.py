@@ -1,7 +1,8 @@
-"""Cut an ONNX file at operators that a compiler does not take, so that everything else can be compiled in pieces."""
+"""Cut an ONNX file at operators that a compiler does not take, so that everything else can be compiled in parts."""
 
+import ast
+import operator
 from collections.abc import Collection, Sequence
-from math import prod
 
 import onnx
 from onnx.utils import Extractor
@@ -12,106 +13,153 @@ from export.tensorrt.profiles import Profile, Range, Shape
 def cut(model: onnx.ModelProto, operators: Collection[str]) -> list[onnx.ModelProto]:
     """Return the parts of a model that remain without its nodes of these operators.
 
-    Part k has the nodes whose inputs come through k such nodes, along the longest path. What passes from one part to
-    another, or to and from such a node, is an input or output of both. Every other node is in exactly one part, except
-    that each part has the constants it needs.
+    Part k holds the nodes behind k such nodes, counted along the longest path. What passes between parts, or to and
+    from such a node, becomes an input or output of them, as does a tensor that nothing uses. Every other node is in
+    exactly one part, except that each part has the Constants it uses.
 
     Args:
-        model: its nodes in topological order, as ONNX requires; operators in the bodies of If, Loop and Scan are not
-            looked at.
+        model: its nodes in topological order, as ONNX requires; the bodies of If, Loop and Scan are not cut.
         operators: such as {"RoiAlign"}; a model without them is returned whole.
+
+    Raises ValueError if nothing remains, or if a cut would separate the body of a node from a tensor that it uses.
     """
-    producers = {output: node for node in model.graph.node for output in node.output}
-    depth: dict[str, int] = {}  # of each tensor that a node computes
-    inputs: list[dict[str, None]] = []  # of each part; an ordered set, as are the outputs
-    outputs: list[dict[str, None]] = []
+    if not any(node.op_type in operators for node in model.graph.node):
+        return [model]
+    producers = {output: node for node in model.graph.node for output in node.output if output}
     given = {tensor.name for tensor in model.graph.input}
+    depth = dict.fromkeys(given, 0)
+    part_of: dict[str, int] = {}  # by tensor, of those that a part computes
+    inputs: dict[int, dict[str, None]] = {}  # ordered sets
+    outputs: dict[int, dict[str, None]] = {}
+    used: set[str] = set()
+
+    def give(name: str) -> None:
+        if name in part_of:
+            outputs.setdefault(part_of[name], {})[name] = None
+
     for node in model.graph.node:
-        used = [name for name in node.input if name in producers or name in given]
-        part = max((depth.get(name, 0) for name in used), default=0)
+        names = [name for name in node.input if name in depth]
+        part = max((depth[name] for name in names), default=0)
         is_cut = node.op_type in operators
-        depth.update(dict.fromkeys(node.output, part + is_cut))
-        while len(inputs) <= part + is_cut:
-            inputs.append({})
-            outputs.append({})
-        for name in used:
-            producer = producers.get(name)
-            is_inside = producer is not None and producer.op_type not in operators and depth[name] == part
-            if producer is not None and producer.op_type == "Constant":
-                continue
-            if not is_cut and not is_inside:
-                inputs[part][name] = None
-            if producer is not None and producer.op_type not in operators and (is_cut or not is_inside):
-                outputs[depth[name]][name] = None
-    for tensor in model.graph.output:
-        if producers[tensor.name].op_type not in operators:
-            outputs[depth[tensor.name]][tensor.name] = None
-    extractor = Extractor(model)
-    return [
-        _extract(extractor, list(names), list(results))
-        for names, results in zip(inputs, outputs, strict=True)
-        if results
-    ]
+        if any(attribute.type == onnx.AttributeProto.GRAPH for attribute in node.attribute) and part:
+            raise ValueError(f"node {node.name} ({node.op_type}) has a body behind a cut")
+        if node.op_type == "Constant":
+            continue
+        for name in names:
+            if is_cut or part_of.get(name) != part:
+                give(name)
+                if not is_cut:
+                    inputs.setdefault(part, {})[name] = None
+        used.update(names)
+        depth.update((name, part + is_cut) for name in node.output if name)
+        if not is_cut:
+            part_of.update((name, part) for name in node.output if name)
+    for name in (*(tensor.name for tensor in model.graph.output), *(part_of.keys() - used)):
+        give(name)
+    if not outputs:
+        raise ValueError(f"nothing remains without {', '.join(sorted(operators))}")
+    inferred = onnx.shape_inference.infer_shapes(model) if producers.keys() - _typed(model) else model
+    extractor = Extractor(inferred)
+    return [extractor.extract_model(list(inputs.get(part, {})), list(names)) for part, names in sorted(outputs.items())]
 
 
-def _extract(extractor: Extractor, inputs: list[str], outputs: list[str]) -> onnx.ModelProto:
-    part: onnx.ModelProto = extractor.extract_model(inputs, outputs)
-    return part
+def _typed(model: onnx.ModelProto) -> set[str]:
+    return {tensor.name for tensor in (*model.graph.value_info, *model.graph.output)}
 
 
 def part_profiles(whole: onnx.ModelProto, part: onnx.ModelProto, engine_profiles: Sequence[Profile]) -> list[Profile]:
     """Return the profiles of a part of `whole`, in the order of those of the whole.
 
-    A size of an input of the part must be a number, the name of a size of an input of the whole, or a product of these,
-    such as "1000*B"; ValueError otherwise.
+    Raises ValueError, naming the tensor, if the shape of an input does not follow from the shapes of the whole's.
     """
-    return [Profile(profile.name, _ranges(whole, part, profile)) for profile in engine_profiles]
+    names = [tensor.name for tensor in part.graph.input]
+    result = []
+    for profile in engine_profiles:
+        passed = [name for name in names if name not in profile.inputs]
+        shapes = [
+            tensor_shapes(whole, {name: getattr(found, point) for name, found in profile.inputs.items()}, passed)
+            for point in ("minimum", "optimum", "maximum")
+            if passed
+        ]
+        inputs = {name: profile.inputs[name] for name in names if name in profile.inputs}
+        result.append(
+            Profile(profile.name, inputs | {name: Range(*(found[name] for found in shapes)) for name in passed})
+        )
+    return result
 
 
-def _ranges(whole: onnx.ModelProto, part: onnx.ModelProto, profile: Profile) -> dict[str, Range]:
-    found = {}
-    for tensor in part.graph.input:
-        if tensor.name in profile.inputs:
-            found[tensor.name] = profile.inputs[tensor.name]
-            continue
-        points = []
-        for point in ("minimum", "optimum", "maximum"):
-            sizes = _sizes(whole, {name: getattr(shapes, point) for name, shapes in profile.inputs.items()})
-            points.append(tuple(_evaluate(size, sizes, tensor.name) for size in _dimensions(tensor)))
-        found[tensor.name] = Range(*points)
-    return found
+def tensor_shapes(model: onnx.ModelProto, inputs: dict[str, Shape], names: Sequence[str]) -> dict[str, Shape]:
+    """Return the shapes of the tensors `names` when the inputs have these shapes.
 
-
-def _sizes(whole: onnx.ModelProto, shapes: dict[str, Shape]) -> dict[str, int]:
-    """Return the sizes by name, such as B, that the shapes of the inputs give."""
-    return {
-        str(name): size
-        for tensor in whole.graph.input
-        for name, size in zip(_dimensions(tensor), shapes[tensor.name], strict=True)
+    They are inferred; where that fails, they are calculated from expressions such as "15*s1 + 8" that the model holds,
+    with the sizes that the same letters have elsewhere. Raises ValueError if neither is possible.
+    """
+    concrete = onnx.ModelProto()
+    concrete.CopyFrom(model)
+    for tensor in concrete.graph.input:
+        for dim, size in zip(tensor.type.tensor_type.shape.dim, inputs[tensor.name], strict=True):
+            dim.dim_value = size
+    for tensor in concrete.graph.output:
+        tensor.type.tensor_type.ClearField("shape")
+    del concrete.graph.value_info[:]
+    found = onnx.shape_inference.infer_shapes(concrete, data_prop=True).graph
+    inferred = {tensor.name: _dimensions(tensor) for tensor in (*found.input, *found.value_info, *found.output)}
+    stated = {tensor.name: _dimensions(tensor) for tensor in (*model.graph.input, *model.graph.value_info)}
+    sizes = {
+        name: int(size)
+        for tensor in stated
+        for name, size in zip(stated[tensor], inferred.get(tensor, []), strict=False)
+        if name.isidentifier() and size.isdecimal() and int(size)
     }
+    return {name: _shape(name, inferred.get(name, []), stated.get(name, []), sizes) for name in names}
 
 
 def _dimensions(tensor: onnx.ValueInfoProto) -> list[str]:
     return [dim.dim_param or str(dim.dim_value) for dim in tensor.type.tensor_type.shape.dim]
 
 
-def _evaluate(expression: str, sizes: dict[str, int], tensor: str) -> int:
-    factors = expression.split("*")
-    unknown = [factor for factor in factors if not factor.isdecimal() and factor not in sizes]
-    if unknown:
-        raise ValueError(f"tensor {tensor} has a dimension {expression!r}, and {unknown[0]!r} is no size of an input")
-    return prod(int(factor) if factor.isdecimal() else sizes[factor] for factor in factors)
+def _shape(name: str, inferred: list[str], stated: list[str], sizes: dict[str, int]) -> Shape:
+    shape = []
+    for index in range(max(len(inferred), len(stated))):
+        size = inferred[index] if index < len(inferred) else "0"
+        if not (size.isdecimal() and int(size)) and index < len(stated):
+            size = str(_evaluate(stated[index], sizes))
+        if not (size.isdecimal() and int(size)):
+            expression = stated[index] if index < len(stated) else "unknown"
+            raise ValueError(f"tensor {name}: its dimension {index} ({expression}) does not follow from the inputs")
+        shape.append(int(size))
+    return tuple(shape)
 
 
-def without_size_names(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Return a copy whose inputs and outputs have no names of sizes.
+_OPERATIONS = {ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.FloorDiv: operator.floordiv}
 
-    TensorRT takes equal names for equal sizes, also where an expression such as "32*H" is only part of a name's use.
+
+def _evaluate(expression: str, sizes: dict[str, int]) -> int:
+    """Return the value of a sum or product of integers and named sizes, 0 if it is anything else."""
+
+    def value(node: ast.expr) -> int:
+        match node:
+            case ast.Constant(value=int(number)):
+                return number
+            case ast.Name(id=name) if name in sizes:
+                return sizes[name]
+            case ast.BinOp(left=left, op=op, right=right) if type(op) in _OPERATIONS:
+                return int(_OPERATIONS[type(op)](value(left), value(right)))
+        raise KeyError(node)
+
+    try:
+        return value(ast.parse(expression, mode="eval").body)
+    except (SyntaxError, KeyError, ZeroDivisionError):
+        return 0
+
+
+def clear_size_names(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Remove the names of sizes from inputs and outputs, in place.
+
+    TensorRT takes sizes of equal names for equal, but does not know that "32*H" depends on H.
     """
-    copy = onnx.ModelProto()
-    copy.CopyFrom(model)
-    for tensor in (*copy.graph.input, *copy.graph.output):
+    for tensor in (*model.graph.input, *model.graph.output):
         for dim in tensor.type.tensor_type.shape.dim:
             if dim.dim_param:
                 dim.ClearField("dim_param")
-    return copy
+    return model

@@ -7,7 +7,7 @@ from export.config import PipelineConfig
 from export.tensorrt.profiles import Profile
 
 MAX_FRACTION = 0.75
-"""Of the GPU's memory; the rest is for CUDA itself, CUDA graphs, and the images and crops in flight."""
+"""How much of the GPU's memory engines may take; the rest is for CUDA itself, CUDA graphs, and images in flight."""
 
 _ROW = "{:<14} {:<12} {:>6} {:>11} {:>9} {:>8}"
 

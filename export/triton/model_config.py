@@ -8,8 +8,8 @@ from pathlib import Path
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2 as proto
 
-from export.config import CUDA_OPTIONS, PipelineConfig, ServingConfig
-from export.signature import EMBEDDERS, MODELS, PRIORITIES, Tensor
+from export.config import CUDA_OPTIONS, FILE_NAME, PipelineConfig, ServingConfig
+from export.signature import PRIORITIES, Tensor, signatures
 from export.tensorrt.profiles import profiles, usual_sizes
 from livematch.files import replace_file
 
@@ -24,7 +24,7 @@ def repository_files(config: PipelineConfig, *, model_identity: str | None = Non
     `model_identity` is what `export.build.build` returns; without it, the configs name none.
     """
     messages = {}
-    for name, signature in MODELS.items():
+    for name, signature in signatures(config).items():
         if signature.kind == "python":
             messages[f"{name}/config.pbtxt"] = _python(name, config, model_identity)
         else:
@@ -32,10 +32,11 @@ def repository_files(config: PipelineConfig, *, model_identity: str | None = Non
             messages[f"{name}/config.pbtxt"] = generate(name, config)
         if signature.kind == "network":
             messages[f"{name}/configs/onnx.pbtxt"] = _onnxruntime(name, config)
-    return {
+    texts = {
         path: _HEADER + text_format.MessageToString(message, use_short_repeated_primitives=True)
         for path, message in messages.items()
     }
+    return {FILE_NAME: config.to_json(), **texts}
 
 
 def stale_files(config: PipelineConfig, repository: Path) -> list[str]:
@@ -55,12 +56,12 @@ def write_files(config: PipelineConfig, repository: Path, *, model_identity: str
     for path, text in repository_files(config, model_identity=model_identity).items():
         with replace_file(repository / path) as temporary:
             temporary.write_text(text, encoding="utf-8")
-    for model in MODELS:
+    for model in signatures(config):
         (repository / model / "1").mkdir(exist_ok=True)
 
 
 def _base(name: str, config: PipelineConfig) -> proto.ModelConfig:
-    signature, max_batch = MODELS[name], config.serving_of(name).max_batch
+    signature, max_batch = signatures(config)[name], config.serving_of(name).max_batch
     assert signature.is_batched == (max_batch > 0), name
     message = proto.ModelConfig(name=name, max_batch_size=max_batch)
     for tensors, declared in ((signature.inputs, message.input), (signature.outputs, message.output)):
@@ -93,7 +94,7 @@ def _add_warmup(message: proto.ModelConfig, config: PipelineConfig) -> None:
     """Add a warm-up at each usual size, because the first run at a size allocates memory and chooses kernels."""
     for height, width in usual_sizes(message.name, config):
         warmup = message.model_warmup.add(name=f"{width}x{height}", batch_size=1)
-        for tensor in MODELS[message.name].inputs:
+        for tensor in signatures(config)[message.name].inputs:
             zeros = proto.ModelWarmup.Input(
                 data_type=_data_type(tensor), dims=tensor.shape_at(height, width)[1:], zero_data=True
             )
@@ -133,7 +134,7 @@ def _tensorrt(name: str, config: PipelineConfig) -> proto.ModelConfig:
     message.instance_group[0].profile.extend(str(index) for index in range(len(profiles(name, config))))
     # From Triton 25.05 on, each context then reserves what its own profile needs, not what the largest one needs.
     message.parameters["execution_context_allocation_strategy"].string_value = "ON_PROFILE_CHANGE"
-    if name in EMBEDDERS:  # a run of the detector keeps the GPU busy for long enough without CUDA graphs
+    if name != "detector":  # a run of the detector keeps the GPU busy for long enough without CUDA graphs
         message.optimization.cuda.graphs = True  # for each profile's size, at several batch sizes
     _add_warmup(message, config)
     return message
@@ -144,9 +145,10 @@ def _python(name: str, config: PipelineConfig, model_identity: str | None) -> pr
     message.backend = "python"
     _add_scheduling(message, config.serving_of(name), "KIND_CPU")
     message.input[0].allow_ragged_batch = True  # one call may hold images of different sizes
+    embedders = config.embedder_models
     parameters = {
-        "embedders": " ".join(EMBEDDERS),
-        "max_crops": str(config.serving_of(EMBEDDERS[0]).max_batch),
+        "embedders": " ".join(f"{name}:{embedder.embedding_size}" for name, embedder in embedders.items()),
+        "max_crops": str(config.serving.embedder.max_batch),
         "templates": " ".join(f"{ratio}:{width}x{height}" for ratio, (width, height) in config.templates.items()),
     }
     if model_identity is not None:
@@ -161,13 +163,14 @@ def _ensemble(name: str, config: PipelineConfig) -> proto.ModelConfig:
     message.platform = "ensemble"
     prepare = name.replace("recognize", "prepare")
     # The detector's outputs have the names of the ensemble's outputs, so they are renamed inside the ensemble.
-    detected = {tensor.name: f"detected_{tensor.name}" for tensor in MODELS["detector"].outputs}
+    models = signatures(config)
+    detected = {tensor.name: f"detected_{tensor.name}" for tensor in models["detector"].outputs}
     for model in (prepare, "detector", "crop_and_embed"):
         step = message.ensemble_scheduling.step.add(model_name=model, model_version=-1)
         input_names = detected if model == "crop_and_embed" else {}
         output_names = detected if model == "detector" else {}
-        for tensor in MODELS[model].inputs:
+        for tensor in models[model].inputs:
             step.input_map[tensor.name] = input_names.get(tensor.name, tensor.name)
-        for tensor in MODELS[model].outputs:
+        for tensor in models[model].outputs:
             step.output_map[tensor.name] = output_names.get(tensor.name, tensor.name)
     return message

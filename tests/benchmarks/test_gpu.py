@@ -24,7 +24,7 @@ def test_without_a_gpu_one_line_says_so(capsys: pytest.CaptureFixture[str]) -> N
 def test_a_provider_that_does_not_start_is_an_error(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(gpu, "query_gpus", lambda fields: ["a GPU"])
+    monkeypatch.setattr(gpu, "query_gpus", lambda fields: ["16384"])
     assert gpu.main([]) == 2
     assert "onnxruntime does not start on the GPU" in capsys.readouterr().err.splitlines()[-1]
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CUDAExecutionProvider"])
@@ -34,7 +34,7 @@ def test_a_provider_that_does_not_start_is_an_error(
 
 def test_the_baseline_has_a_clip_for_every_request_in_flight(tmp_path: Path) -> None:
     """The world has one clip per item, and a clip's frames are sent one after another."""
-    (step,) = [step for step in gpu.steps("production", tmp_path) if step[1] == "benchmarks.baseline"]
+    (step,) = [step for step in gpu.steps("production", 16, tmp_path) if step[1] == "benchmarks.baseline"]
     values = dict(zip(step[2::2], step[3::2], strict=True))
     assert int(values["--concurrency"]) == int(values["--clips"]) == WORLD_ITEMS
 
@@ -57,7 +57,7 @@ def test_the_environment_is_made_from_the_wheels_alone(tmp_path: Path, monkeypat
 def test_a_folder_without_wheels_is_an_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(gpu, "query_gpus", lambda fields: ["a GPU"])
+    monkeypatch.setattr(gpu, "query_gpus", lambda fields: ["16384"])
     assert gpu.main(["--wheels", str(tmp_path)]) == 2
     assert capsys.readouterr().err.splitlines() == [f"benchmarks.gpu: no wheels in {tmp_path}"]
 

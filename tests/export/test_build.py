@@ -1,6 +1,8 @@
 """The demo repository with random weights: built, kept, rebuilt and served."""
 
+import dataclasses
 import importlib.metadata
+import json
 import shutil
 import subprocess
 import sys
@@ -12,22 +14,23 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from PIL import Image
 from torch.nn import functional
 from torchvision.ops import box_iou
 
 import livematch
-from export.build import Artifact, _bring_up_to_date, _check_settings, build, main, source_files
-from export.config import PipelineConfig, demo, production
+from export.build import Artifact, _bring_up_to_date, build, main, source_files
+from export.config import PipelineConfig, demo, load_pipeline, production, resolve
 from export.graphs.checkpoints import build_detector_graph, build_embedder
 from export.parity import reference
 from export.parity.check import check_signature
 from export.parity.compare import ParityError, Report
-from export.signature import EMBEDDERS, MODELS
+from export.signature import signatures
 from export.triton.model_config import REPOSITORY, stale_files
 from livematch.local.local_server import LocalServer
 from training.detector.recipe import Recipe, stage1, stage2, stage3
 from training.detector.recipe import demo as demo_recipe
-from training.embedder.model import DEMO
+from training.embedder.model import DEMO, Embedder, EmbedderConfig
 from training.embedder.recipe import RECIPES
 from training.embedder.templates import nearest_template
 
@@ -44,10 +47,10 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
 
 def test_repository_is_complete(built: tuple[Path, str]) -> None:
     folder, identity = built
-    for model, signature in MODELS.items():
+    for model, signature in signatures(CONFIG).items():
         assert (folder / model / "config.pbtxt").exists()
         if signature.kind in ("graph", "network"):
-            check_signature(folder / model / "1" / "model.onnx", model)
+            check_signature(folder / model / "1" / "model.onnx", signature)
     assert identity.startswith("demo-") and len(identity) == len("demo-") + 12
     assert identity in (folder / "crop_and_embed" / "config.pbtxt").read_text()
     assert stale_files(CONFIG, folder) == ["crop_and_embed/config.pbtxt"]  # it has the identity
@@ -115,9 +118,9 @@ def test_identity_depends_on_templates_and_code_but_not_on_scheduling(
     folder, identity = built
     copy = tmp_path / "built"
     shutil.copytree(folder, copy)
-    assert build(replace(CONFIG, template_set="S"), copy, random_seed=SEED) != identity
-    more = replace(CONFIG.serving_of("crop_and_embed"), num_instances=5)
-    rescheduled = replace(CONFIG, serving={**CONFIG.serving, "crop_and_embed": more})
+    assert build(replace(CONFIG, crops="S"), copy, random_seed=SEED) != identity
+    more = replace(CONFIG.serving.crop_and_embed, num_instances=5)
+    rescheduled = replace(CONFIG, serving=replace(CONFIG.serving, crop_and_embed=more))
     assert build(rescheduled, copy, random_seed=SEED) == identity
     sources = tmp_path / "sources"
     shutil.copytree(REPOSITORY / "crop_and_embed", sources / "crop_and_embed")
@@ -129,7 +132,7 @@ def test_identity_depends_on_templates_and_code_but_not_on_scheduling(
 
 
 def test_missing_checkpoint_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    arguments = ["--config", "demo", "--checkpoints", str(tmp_path / "none"), "--output", str(tmp_path / "out")]
+    arguments = ["--pipeline", "demo", "--checkpoints", str(tmp_path / "none"), "--output", str(tmp_path / "out")]
     assert main(arguments) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("export.build: ") and "detector.pth" in line
@@ -139,7 +142,7 @@ def test_exceeded_limit_is_exit_code_3(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr("export.parity.compare.MAX_PIXELS_DIFFERENCE", -1)
-    assert main(["--config", "demo", "--random-weights", "0", "--output", str(tmp_path)]) == 3
+    assert main(["--pipeline", "demo", "--random-weights", "0", "--output", str(tmp_path)]) == 3
     assert "largest difference of pixels is" in capsys.readouterr().err
     assert not list(tmp_path.rglob("*.onnx*"))
 
@@ -177,7 +180,7 @@ def test_checkpoints_of_another_pipeline_are_refused(tmp_path: Path) -> None:
         ValueError, match=r"detector\.json .*'production'.* backbone is 'vovnet_demo', not 'ese_vovnet99b'"
     ):
         build(production(), tmp_path / "out", checkpoints=demo_checkpoints)
-    other_templates = replace(demo(), template_set="SM")
+    other_templates = replace(demo(), crops="SM")
     with pytest.raises(ValueError, match=r"embedder_b5a\.json .* template is 'XS', not 'SM'"):
         build(other_templates, tmp_path / "out", checkpoints=demo_checkpoints)
     assert not (tmp_path / "out").exists()
@@ -191,12 +194,54 @@ def test_checkpoints_of_another_pipeline_are_refused(tmp_path: Path) -> None:
 def test_checkpoints_of_our_recipes_are_accepted(
     config: PipelineConfig, prefix: str, detectors: tuple[Recipe, ...], tmp_path: Path
 ) -> None:
+    for model in config.networks:
+        (tmp_path / f"{model}.pth").touch()
+    for name in DEMO:
+        RECIPES[prefix + name].model.save(tmp_path / f"embedder_{name}.json")
     for recipe in detectors:
         recipe.model.save(tmp_path / "detector.json")
-        _check_settings("detector", tmp_path / "detector.json", config)
-    for name in DEMO:
-        RECIPES[prefix + name].model.save(tmp_path / "embedder.json")
-        _check_settings(f"embedder_{name}", tmp_path / "embedder.json", config)
+        assert resolve(config, tmp_path) == config
+
+
+@pytest.mark.triton
+def test_a_pipeline_with_other_embedders_and_one_crop_size_is_served(tmp_path: Path) -> None:
+    pytest.importorskip("pytriton", reason="needs nvidia-pytriton")
+    embedders = {
+        "small": EmbedderConfig(
+            backbone="test_efficientnet", backbone_options=DEMO["b6"].backbone_options, embedding_size=64
+        ),
+        "resnet": EmbedderConfig(backbone="resnet10t", embedding_size=192),
+    }
+    values = dataclasses.asdict(CONFIG) | {"name": "mine", "crops": "96x64"}
+    values["embedders"] = {name: dataclasses.asdict(embedder) for name, embedder in embedders.items()}
+    (tmp_path / "mine.json").write_text(json.dumps(values))
+    config = load_pipeline(tmp_path / "mine.json")
+    build(config, tmp_path / "repository", random_seed=SEED)
+    image = np.random.default_rng(2).integers(0, 256, (9, 6, 3), np.uint8).repeat(50, axis=0).repeat(50, axis=1)
+    with LocalServer(tmp_path / "repository") as server, livematch.Client(server.url) as client:
+        assert client.embedding_size == 256 and client.model_identity.startswith("mine-")
+        found = client.recognize_image(image)
+        Image.fromarray(image).save(tmp_path / "1.png")
+        (tmp_path / "images" / "item").mkdir(parents=True)
+        shutil.copy(tmp_path / "1.png", tmp_path / "images" / "item")
+        livematch.embed_images(client, tmp_path / "images", tmp_path / "features.parquet")
+    assert len(found) > 0
+    features = livematch.read_features(tmp_path / "features.parquet")
+    np.testing.assert_array_equal(features.embeddings, found.embeddings)
+    for box, embedding in zip(found.boxes, found.embeddings, strict=True):
+        crops = reference.crop(image[None], box.astype(np.int32)[None], np.array([96, 64])).astype(np.float32)
+        parts = [
+            _embed(build_embedder(None, config=embedder, random_seed=SEED + position), crops)
+            for position, embedder in enumerate(config.embedder_models.values(), start=1)
+        ]
+        joined = functional.normalize(torch.cat(parts, dim=1))[0]
+        assert float(torch.from_numpy(embedding.copy()) @ joined) > 0.99999
+
+
+def _embed(embedder: Embedder, crops: np.ndarray) -> torch.Tensor:
+    pixels = (crops - np.float32(embedder.config.mean)) / np.float32(embedder.config.std)
+    with torch.inference_mode():
+        return functional.normalize(embedder(torch.from_numpy(pixels).permute(0, 3, 1, 2)))
 
 
 @pytest.mark.triton
@@ -211,7 +256,7 @@ def test_served_responses_match_pytorch(built: tuple[Path, str]) -> None:
         found = client.recognize_image(image)
 
     prepared = reference.prepare(image[None], CONFIG, "image")
-    detector = build_detector_graph(None, config=CONFIG.detector, random_seed=SEED)
+    detector = build_detector_graph(None, config=CONFIG.detector_config, random_seed=SEED)
     with torch.inference_mode():
         boxes, scores, _ = detector(torch.from_numpy(prepared["pixels"]), torch.from_numpy(prepared["image_size"]))
     is_kept = scores[0] > CONFIG.image.min_score
@@ -223,17 +268,13 @@ def test_served_responses_match_pytorch(built: tuple[Path, str]) -> None:
     np.testing.assert_allclose(found.scores, scores[0, is_kept][order], atol=5e-3)
 
     embedders = [
-        build_embedder(None, config=CONFIG.embedder(name), random_seed=SEED + position)
-        for position, name in enumerate(EMBEDDERS, start=1)
+        build_embedder(None, config=embedder, random_seed=SEED + position)
+        for position, embedder in enumerate(CONFIG.embedder_models.values(), start=1)
     ]
     for box, embedding in zip(found.boxes, found.embeddings, strict=True):
         pixel_box = box.astype(np.int32)
         width, height = pixel_box[2] - pixel_box[0], pixel_box[3] - pixel_box[1]
         size = np.array(list(CONFIG.templates.values())[nearest_template(width, height)])
         crops = reference.crop(image[None], pixel_box[None], size).astype(np.float32)
-        parts = []
-        for embedder in embedders:
-            pixels = (crops - np.float32(embedder.config.mean)) / np.float32(embedder.config.std)
-            with torch.inference_mode():
-                parts.append(functional.normalize(embedder(torch.from_numpy(pixels).permute(0, 3, 1, 2))))
+        parts = [_embed(embedder, crops) for embedder in embedders]
         assert float(torch.from_numpy(embedding.copy()) @ torch.cat(parts, dim=1)[0] / 2) > 0.9999

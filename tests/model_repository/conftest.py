@@ -12,7 +12,7 @@ from export.build import copy_python_models
 from export.config import PipelineConfig, demo
 from export.graphs.crop import build_crop
 from export.graphs.prepare import build_prepare
-from export.signature import EMBEDDERS, KINDS, MODELS
+from export.signature import KINDS, signatures
 from export.triton.model_config import REPOSITORY, write_files
 from livematch.local.local_server import LocalServer
 from tests.model_repository import handmade
@@ -44,11 +44,11 @@ def handmade_repository(config: PipelineConfig, tmp_path_factory: pytest.TempPat
     """A complete repository with the detector and embedders of tests/model_repository/handmade.py."""
     folder = tmp_path_factory.mktemp("handmade")
     write_files(config, folder, model_identity="handmade-0")
-    copy_python_models(folder)
+    copy_python_models(config, folder)
     graphs = {f"prepare_{kind}": build_prepare(config, kind) for kind in KINDS}
     graphs["crop"] = build_crop()
-    graphs["detector"] = handmade.build_detector(config.detector.pixel_mean_bgr[0])
-    graphs |= {name: handmade.build_embedder(position) for position, name in enumerate(EMBEDDERS)}
+    graphs["detector"] = handmade.build_detector(config.detector_config.pixel_mean_bgr[0])
+    graphs |= {name: handmade.build_embedder(position) for position, name in enumerate(config.embedder_models)}
     for model, graph in graphs.items():
         onnx.save(graph, folder / model / "1" / "model.onnx")
     return folder
@@ -62,8 +62,9 @@ def handmade_server(handmade_repository: Path) -> Iterator[LocalServer]:
 
 
 @pytest.fixture
-def infer(handmade_server: LocalServer) -> Iterator[Infer]:
+def infer(handmade_server: LocalServer, config: PipelineConfig) -> Iterator[Infer]:
     """infer(model, tensor=array, …) returns all outputs of a model."""
+    models = signatures(config)
     with triton.InferenceServerClient(handmade_server.url) as client:
 
         def call(model: str, **inputs: np.ndarray) -> dict[str, np.ndarray]:
@@ -73,6 +74,6 @@ def infer(handmade_server: LocalServer) -> Iterator[Infer]:
                 tensors.append(triton.InferInput(name, array.shape, dtypes[str(array.dtype)]))
                 tensors[-1].set_data_from_numpy(array)
             response = client.infer(model, tensors, client_timeout=60)
-            return {tensor.name: response.as_numpy(tensor.name) for tensor in MODELS[model].outputs}
+            return {tensor.name: response.as_numpy(tensor.name) for tensor in models[model].outputs}
 
         yield call

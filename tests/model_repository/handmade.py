@@ -11,7 +11,6 @@ from onnxscript import FLOAT, INT32, UINT8, script
 from onnxscript import opset18 as op
 
 from export.graphs.prepare import bind
-from export.signature import EMBEDDING_SIZE
 
 NUM_WEAK = 5
 WEAK_SCORE = 0.6
@@ -86,7 +85,7 @@ def build_slow_detector(blue_mean: float) -> onnx.ModelProto:
 
 
 def build_embedder(position: int, *, unit: float = 100) -> onnx.ModelProto:
-    tail = np.zeros((1, EMBEDDING_SIZE - 5), np.float32)
+    tail = np.zeros((1, 512 - 5), np.float32)
     tail[0, 0] = unit * (position + 1)
     return bind(_embedder.to_model_proto(), {"tail": tail})
 

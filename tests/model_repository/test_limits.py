@@ -39,7 +39,7 @@ def slow_repository(
     """A repository whose detector takes long enough for its queue to fill."""
     pytest.importorskip("pytriton", reason="needs nvidia-pytriton")
     copy = shutil.copytree(handmade_repository, tmp_path_factory.mktemp("slow") / "repository")
-    detector = handmade.build_slow_detector(config.detector.pixel_mean_bgr[0])
+    detector = handmade.build_slow_detector(config.detector_config.pixel_mean_bgr[0])
     onnx.save(detector, copy / "detector" / "1" / "model.onnx")
     return limited(config, copy, max_queue_size=MAX_QUEUE_SIZE)
 
@@ -52,8 +52,8 @@ def server(slow_repository: Path) -> Iterator[LocalServer]:
 
 def limited(config: PipelineConfig, repository: Path, **settings: int) -> Path:
     """Write these settings of the detector to the repository, and return it."""
-    detector = replace(config.serving["detector"], **settings)
-    write_files(replace(config, serving=config.serving | {"detector": detector}), repository)
+    serving = replace(config.serving, detector=replace(config.serving.detector, **settings))
+    write_files(replace(config, serving=serving), repository)
     return repository
 
 

@@ -23,9 +23,13 @@ class EmbedderConfig(JsonConfig):
     embedding_size: int = 512
     gem_p: float = 3.0
     gem_learnable: bool = False
-    template: str = "SM"  # the crop sizes at test time, a key of training.embedder.templates.TEMPLATES
+    template: str = "SM"  # the crop sizes at test time, see training.embedder.templates.crop_sizes
     mean: tuple[float, float, float] = IMAGENET_MEAN  # RGB, on the scale 0..255
     std: tuple[float, float, float] = IMAGENET_STD
+
+    def __post_init__(self) -> None:
+        if self.embedding_size < 1:
+            raise ValueError(f"embedding_size is {self.embedding_size}, not positive")
 
 
 PRODUCTION: dict[str, EmbedderConfig] = {

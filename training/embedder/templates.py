@@ -1,5 +1,6 @@
 """The crop sizes: a crop is resized to the template of the nearest aspect ratio, so that a batch has one shape."""
 
+import re
 from bisect import bisect_left
 from itertools import pairwise
 
@@ -77,6 +78,21 @@ TEMPLATES: dict[str, tuple[tuple[int, int], ...]] = {
 
 The production networks are trained with S, SM and M and used with SM. The demo uses XS; XS-S and XS-M are smaller and
 larger by about the same factors."""
+
+
+def crop_sizes(name: str) -> dict[float, tuple[int, int]]:
+    """Return the (width, height) in pixels of a crop by aspect ratio (width / height).
+
+    `name` is a key of TEMPLATES, or one size for all crops, width x height, such as "224x224"; ValueError otherwise.
+    """
+    if name in TEMPLATES:
+        return dict(zip(ASPECT_RATIOS, TEMPLATES[name], strict=True))
+    match = re.fullmatch(r"([1-9]\d*)x([1-9]\d*)", name)
+    if match is None:
+        raise ValueError(f"crops is {name!r}, not one of {', '.join(TEMPLATES)} or a size such as '224x224'")
+    width, height = int(match[1]), int(match[2])
+    return {width / height: (width, height)}
+
 
 _MIDDLES = tuple((a + b) / 2 for a, b in pairwise(ASPECT_RATIOS))
 

@@ -14,7 +14,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from livematch.errors import FeaturesError, describe_error
-from livematch.types import EMBEDDING_SIZE
 
 COLUMNS = ("source", "name", "frame_index", "box", "score", "embedding")
 IDENTITY_KEY = b"livematch:model_identity"
@@ -24,7 +23,7 @@ BOUNDED_READING = {"buffer_size": 1 << 20, "pre_buffer": False}
 _READ_ROWS = 256  # per step of Arrow; 2 MB of 2048-d embeddings
 
 
-def features_schema(embedding_size: int = EMBEDDING_SIZE) -> pa.Schema:
+def features_schema(embedding_size: int) -> pa.Schema:
     """Return the schema of the files that livematch writes; `livematch.features.table` explains the columns."""
     return pa.schema(
         [

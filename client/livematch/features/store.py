@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 from livematch.errors import FeaturesError
 from livematch.features.parquet import BOUNDED_READING, IDENTITY_KEY, features_schema, read_identity, reading
 from livematch.files import replace_file
-from livematch.types import EMBEDDING_SIZE, Recognition
+from livematch.types import Recognition
 
 SELECTION_KEY = b"livematch:selection"
 WITHOUT_BOXES_KEY = b"livematch:without_boxes"
@@ -37,7 +37,8 @@ _END_OF_STREAM = b"\xff\xff\xff\xff\x00\x00\x00\x00"  # of Arrow's IPC stream fo
 class FeaturesStore:
     """A features file that grows by one source file at a time.
 
-    >>> with FeaturesStore(path, model_identity=client.model_identity, selection="images") as store:
+    >>> identity, size = client.model_identity, client.embedding_size
+    >>> with FeaturesStore(path, model_identity=identity, embedding_size=size, selection="images") as store:
     ...     store.append(("000013", "0"), [(-1, recognition)])
     ...     store.finish()
 
@@ -46,6 +47,7 @@ class FeaturesStore:
     Args:
         path: the features file. If it exists, sources are added to it.
         model_identity: name of the models that the server has now; None if unknown.
+        embedding_size: length of the embeddings.
         selection: description of the frames that are stored of each source file, such as "frames 80:400:20".
 
     Raises:
@@ -53,7 +55,7 @@ class FeaturesStore:
             another run is writing it.
     """
 
-    def __init__(self, path: str | Path, *, model_identity: str | None, selection: str) -> None:
+    def __init__(self, path: str | Path, *, model_identity: str | None, embedding_size: int, selection: str) -> None:
         self.path = Path(path)
         self.partial_path = self.path.with_name(self.path.name + ".partial")
         self._model_identity = model_identity
@@ -61,7 +63,7 @@ class FeaturesStore:
         metadata = {SELECTION_KEY: selection.encode()}
         if model_identity is not None:
             metadata[IDENTITY_KEY] = model_identity.encode()
-        self._schema = features_schema().with_metadata(metadata)
+        self._schema = features_schema(embedding_size).with_metadata(metadata)
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self._file = self.partial_path.open("ab")
         try:
@@ -185,7 +187,8 @@ class FeaturesStore:
                 f"{self._model_identity or 'unnamed models'}: give another output file"
             )
         if not schema.equals(self._schema):
-            raise FeaturesError(f"{path} has other columns than a features file: {', '.join(schema.names)}")
+            columns = ", ".join(f"{field.name} {field.type}" for field in schema)
+            raise FeaturesError(f"{path} has other columns than a features file of this server: {columns}")
 
     def _row_groups(self) -> Iterator[pa.Table]:
         waiting: list[pa.RecordBatch] = []
@@ -225,6 +228,6 @@ def _to_batch(key: Key, recognitions: Sequence[tuple[int, Recognition]], schema:
         pa.array(np.repeat([frame_index for frame_index, _ in recognitions], counts), pa.int32()),
         pa.FixedSizeListArray.from_arrays(flat("boxes"), 4),
         flat("scores"),
-        pa.FixedSizeListArray.from_arrays(flat("embeddings"), EMBEDDING_SIZE),
+        pa.FixedSizeListArray.from_arrays(flat("embeddings"), schema.field("embedding").type.list_size),
     ]
     return pa.RecordBatch.from_arrays(columns, schema=schema)

@@ -7,7 +7,7 @@
 | frame_index | int32 | index of the frame in the video; -1 for images |
 | box | 4 x float32 | x0 y0 x1 y1 in pixels of the image or frame |
 | score | float32 | confidence of the detector, 0..1 |
-| embedding | 2048 x float32 | unit length |
+| embedding | D x float32 | unit length |
 
 The file's metadata names the models that made the embeddings. `livematch.features.store` writes these files.
 """

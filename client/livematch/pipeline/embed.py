@@ -159,7 +159,8 @@ def _embed(
         if options.strict:
             raise DecodeError(failure.reason)
         _log.warning("%s", failure.reason)
-    with FeaturesStore(output, model_identity=client.model_identity, selection=selection) as store:
+    identity, size = client.model_identity, client.embedding_size
+    with FeaturesStore(output, model_identity=identity, embedding_size=size, selection=selection) as store:
         start_s = time.monotonic()
         finished = store.finished
         waiting = [source for source in sources if source.key not in finished]

@@ -17,7 +17,7 @@ from livematch.features.table import Features, check_comparable
 from livematch.matching.vote import MatchOptions
 from livematch.media.videos import StreamFrame, read_stream
 from livematch.serving.client import Client
-from livematch.types import EMBEDDING_SIZE, Box, Recognition
+from livematch.types import Box, Recognition
 
 
 @dataclass(frozen=True)
@@ -134,7 +134,7 @@ def watch(
         DecodeError: the video cannot be opened, or breaks off.
         InputError: `every` or `num_frames` is below 1, or `limit` is not a positive number.
     """
-    check_comparable(products, "the server", client.model_identity, EMBEDDING_SIZE)
+    check_comparable(products, "the server", client.model_identity, client.embedding_size)
     window = Window(products, num_frames=num_frames, limit=limit)
     frames = read_stream(video, every)
     for frame in _newest(frames) if "://" in str(video) else frames:

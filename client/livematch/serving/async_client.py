@@ -51,6 +51,11 @@ class AsyncClient:
         """The name of the weights behind the embeddings; None if it has none, and before the client has connected."""
         return None if self._session is None else self._session.model_identity
 
+    @property
+    def embedding_size(self) -> int:
+        """The length of the embeddings; 0 before the first request."""
+        return 0 if self._session is None else self._session.embedding_size
+
     async def recognize_image(self, image: ImageInput) -> Recognition:
         """Detect and embed the garments of a product photo; see `Client.recognize_image`."""
         return await self._recognize(IMAGE_MODEL, image)

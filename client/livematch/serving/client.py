@@ -80,6 +80,11 @@ class Client:
         """The name of the weights behind the embeddings; None if the server's model repository has no name for them."""
         return self._session.model_identity
 
+    @property
+    def embedding_size(self) -> int:
+        """The length of the embeddings."""
+        return self._session.embedding_size
+
     def recognize_image(self, image: ImageInput) -> Recognition:
         """Detect and embed the garments of a product photo.
 

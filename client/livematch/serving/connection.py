@@ -16,7 +16,7 @@ from livematch.errors import ContractError, UnavailableError
 from livematch.serving.retry import Health
 from livematch.serving.settings import PRIORITIES, Settings, Tls
 from livematch.serving.shared_memory import SharedMemory
-from livematch.types import EMBEDDING_SIZE, Pixels
+from livematch.types import Pixels
 
 IMAGE_MODEL = "recognize_image"
 FRAME_MODEL = "recognize_frame"
@@ -26,7 +26,7 @@ _INPUTS: _Tensors = {"image": ("UINT8", (-1, -1, -1, 3))}
 _OUTPUTS: _Tensors = {
     "boxes": ("FP32", (-1, -1, 4)),
     "scores": ("FP32", (-1, -1)),
-    "embeddings": ("FP32", (-1, -1, EMBEDDING_SIZE)),
+    "embeddings": ("FP32", (-1, -1, -1)),  # the last size is the server's
     "num_detections": ("INT32", (-1, 1)),
 }
 
@@ -107,14 +107,22 @@ class Connection(Health):
                 parameters={} if settings.crop_scale == 1 else {"crop_scale": str(settings.crop_scale)},
             )
 
-    async def check_tensors(self, model: str) -> None:
-        """Raise ContractError if a model has other tensors than this client expects."""
+    async def check_tensors(self, model: str) -> int:
+        """Return the size of the embeddings; ContractError if a model has other tensors than this client expects."""
         metadata = await self._ask(self._triton.get_model_metadata, model, as_json=True)
+        size = 0
         for direction, expected in (("inputs", _INPUTS), ("outputs", _OUTPUTS)):
             found = {t["name"]: (t["datatype"], tuple(map(int, t["shape"]))) for t in metadata.get(direction, [])}
+            datatype, shape = found.get("embeddings", ("", (0,)))
+            if shape[-1] > 0:
+                size = shape[-1]
+                found["embeddings"] = datatype, (*shape[:-1], -1)
             if found != expected:
                 tensors = f"{_describe(found)} instead of {_describe(expected)}"
                 raise ContractError(f"{model} at {self.url} has unexpected {direction}: {tensors}")
+        if not size:
+            raise ContractError(f"{model} at {self.url} does not say how long its embeddings are")
+        return size
 
     async def read_identity(self) -> str | None:
         """Return the name of the weights behind the embeddings; None if the model repository has no name for them."""

@@ -36,6 +36,7 @@ class Session:
     """Connections to all servers of one client. `pause` waits for the given seconds, or until the client is closed."""
 
     model_identity: str | None = None
+    embedding_size: int = 0
 
     def __init__(
         self, settings: Settings, connections: Sequence[Connection], pause: Callable[[float], Awaitable[object]]
@@ -48,7 +49,8 @@ class Session:
     def copy(self, pause: Callable[[float], Awaitable[object]]) -> "Session":
         """Return a session with its own connections to the same servers, which it does not check again."""
         other = Session(self._settings, [connection.copy() for connection in self._connections], pause)
-        other.model_identity, other._has_warned = self.model_identity, self._has_warned
+        other.model_identity, other.embedding_size = self.model_identity, self.embedding_size
+        other._has_warned = self._has_warned
         return other
 
     async def close(self) -> None:
@@ -56,12 +58,13 @@ class Session:
             await connection.close()
 
     async def check_servers(self) -> None:
-        """Check all servers, with the errors of `Client`; set `model_identity`."""
+        """Check all servers, with the errors of `Client`; set `model_identity` and `embedding_size`."""
         identities = {}
+        sizes = set()
         for connection in self._connections:
             for model in (IMAGE_MODEL, FRAME_MODEL):
                 try:
-                    await self._call(partial(Connection.check_tensors, model=model), [connection])
+                    sizes.add(await self._call(partial(Connection.check_tensors, model=model), [connection]))
                 except RequestError as error:
                     raise ContractError(f"the server at {connection.url} does not serve {model}: {error}") from error
             try:
@@ -74,7 +77,10 @@ class Session:
         if len(set(identities.values())) > 1:
             found = ", ".join(f"{identity or 'unnamed models'} at {url}" for url, identity in identities.items())
             raise ContractError(f"the servers have different models: {found}")
+        if len(sizes) > 1:
+            raise ContractError(f"the models have embeddings of different sizes: {sorted(sizes)}")
         self.model_identity = next(iter(identities.values()))
+        (self.embedding_size,) = sizes
 
     async def check_identity(self) -> None:
         """Raise ContractError if a server that answers no longer serves the models it served at the beginning."""

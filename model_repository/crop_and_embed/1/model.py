@@ -12,8 +12,6 @@ import numpy as np
 import triton_python_backend_utils as pb_utils
 from detections import chunks, nearest_templates, pad_rows, select, to_pixels, to_unit_length, widen
 
-EMBEDDING_SIZE = 512  # of one embedder
-
 
 class CallError(Exception):
     """A call of another model has failed; `args` are the message, which names that model, and Triton's error code."""
@@ -29,7 +27,7 @@ class Image:
     scores: np.ndarray  # FP32 [k]
     crop_boxes: np.ndarray  # INT32 [k, 4]
     templates: np.ndarray  # INT [k], index of each box's template
-    embeddings: np.ndarray  # FP32 [k, 512 per embedder], filled in as they arrive
+    embeddings: np.ndarray  # FP32 [k, sum of all embedders' sizes], filled in as they arrive
 
 
 class TritonPythonModel:
@@ -37,7 +35,14 @@ class TritonPythonModel:
 
     def initialize(self, args: dict[str, str]) -> None:
         parameters = json.loads(args["model_config"])["parameters"]
-        self.embedders = parameters["embedders"]["string_value"].split()
+        embedders = [part.split(":") for part in parameters["embedders"]["string_value"].split()]
+        sizes = [int(size) for _, size in embedders]
+        self.embedding_size = sum(sizes)
+        starts = [sum(sizes[:position]) for position in range(len(sizes))]
+        # Which columns of an image's embeddings each embedder fills in, by its name.
+        self.columns = {
+            name: slice(start, start + size) for (name, _), start, size in zip(embedders, starts, sizes, strict=True)
+        }
         self.max_crops = int(parameters["max_crops"]["string_value"])
         templates = [template.split(":") for template in parameters["templates"]["string_value"].split()]
         self.aspect_ratios = np.array([float(ratio) for ratio, _ in templates])
@@ -70,7 +75,7 @@ class TritonPythonModel:
             boxes, scores = select(boxes, scores, num_detections[0], scale, min_score[0], pixels)
             crop_boxes = to_pixels(widen(boxes, crop_scale), pixels)
             templates = nearest_templates(crop_boxes, self.aspect_ratios)
-            embeddings = np.empty((len(boxes), EMBEDDING_SIZE * len(self.embedders)), np.float32)
+            embeddings = np.empty((len(boxes), self.embedding_size), np.float32)
             images.append(Image(index, pixels, boxes, scores, crop_boxes, templates, embeddings))
         return images
 
@@ -92,24 +97,23 @@ class TritonPythonModel:
             return
         stacked = np.concatenate(crops) if len(crops) > 1 else crops[0]
 
-        async def embed_chunk(chunk: slice, position: int) -> None:
+        async def embed_chunk(chunk: slice, embedder: str) -> None:
             try:
-                vectors = await _call(self.embedders[position], {"crops": stacked[chunk]}, "embedding")
+                vectors = await _call(embedder, {"crops": stacked[chunk]}, "embedding")
             except CallError as error:
                 errors.update((image.request, error.args) for image, _ in targets[chunk])
                 return
-            columns = slice(position * EMBEDDING_SIZE, (position + 1) * EMBEDDING_SIZE)
             for (image, row), vector in zip(targets[chunk], vectors, strict=True):
-                image.embeddings[row, columns] = vector
+                image.embeddings[row, self.columns[embedder]] = vector
                 if not np.isfinite(vector).all():
-                    message = f"crop_and_embed: embedding of {self.embedders[position]} is not finite"
+                    message = f"crop_and_embed: embedding of {embedder} is not finite"
                     errors[image.request] = (message, pb_utils.TritonError.INTERNAL)
 
         await asyncio.gather(
             *(
-                embed_chunk(chunk, position)
+                embed_chunk(chunk, embedder)
                 for chunk in chunks(len(stacked), self.max_crops)
-                for position in range(len(self.embedders))
+                for embedder in self.columns
             )
         )
 

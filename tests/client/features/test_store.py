@@ -16,7 +16,7 @@ def recognition(num_boxes: int, seed: int = 0) -> Recognition:
 
 
 def open_store(path, model_identity="demo-1", selection="images") -> FeaturesStore:
-    return FeaturesStore(path, model_identity=model_identity, selection=selection)
+    return FeaturesStore(path, model_identity=model_identity, embedding_size=2048, selection=selection)
 
 
 def test_round_trip(tmp_path):

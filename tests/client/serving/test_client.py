@@ -163,8 +163,19 @@ def test_a_copy_can_be_closed_alone_and_is_closed_with_its_original(loopback_ser
 
 
 def test_unexpected_tensors_are_named(loopback_server):
-    loopback_server.shapes["embeddings"] = ("FP32", [-1, -1, 512])
-    with pytest.raises(ContractError, match=r"recognize_image.*embeddings FP32 \[-1, -1, 512\].*\[-1, -1, 2048\]"):
+    loopback_server.shapes["embeddings"] = ("FP64", [-1, -1, 512])
+    with pytest.raises(ContractError, match=r"recognize_image.*embeddings FP64 \[-1, -1, -1\] instead of .*FP32"):
+        quick_client(loopback_server)
+
+
+def test_the_server_says_how_long_embeddings_are(loopback_server):
+    with quick_client(loopback_server) as client, client.copy() as copy:
+        assert client.embedding_size == copy.embedding_size == 2048
+    loopback_server.shapes["embeddings"] = ("FP32", [-1, -1, 384])
+    with quick_client(loopback_server) as client:
+        assert client.embedding_size == 384
+    loopback_server.shapes["embeddings"] = ("FP32", [-1, -1, -1])
+    with pytest.raises(ContractError, match=r"recognize_image.* does not say how long its embeddings are"):
         quick_client(loopback_server)
 
 

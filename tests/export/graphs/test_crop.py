@@ -9,6 +9,7 @@ import pytest
 from export.graphs.crop import build_crop
 from export.parity.check import check_crop, check_signature
 from export.parity.reference import crop
+from export.signature import CROP
 
 HEIGHT, WIDTH = 173, 131
 BOXES = np.array(
@@ -57,5 +58,5 @@ def test_no_boxes(session: onnxruntime.InferenceSession, image: np.ndarray) -> N
 
 def test_file_passes_its_own_checks(tmp_path: Path) -> None:
     onnx.save(build_crop(), tmp_path / "crop.onnx")
-    check_signature(tmp_path / "crop.onnx", "crop")
+    check_signature(tmp_path / "crop.onnx", CROP)
     assert check_crop(tmp_path / "crop.onnx")["max_crops_difference"] <= 1

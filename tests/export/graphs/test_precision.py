@@ -15,6 +15,7 @@ from export.graphs.precision import fold_norms, to_half
 from export.onnx.export import export_detector, export_embedder
 from export.parity.check import check_detector, check_embedder, check_signature
 from export.parity.inputs import folder_batches
+from export.signature import signatures
 from training.detector import config as detector_config
 from training.embedder import model as embedder_model
 
@@ -80,7 +81,7 @@ def test_detector_is_half_with_float_islands(detector: Path) -> None:
     assert types["Conv"].count("fp16") > 30
     assert types["Gemm"].count("fp16") == types["Gemm"].count("fp32") == 2  # hidden; predicting
     assert "NonMaxSuppression" not in {node.op_type for node in onnx.load(detector).graph.node}
-    check_signature(detector, "detector")
+    check_signature(detector, signatures(demo())["detector"])
 
 
 def test_embedder_is_half_with_float_islands(embedder: Path) -> None:
@@ -90,7 +91,7 @@ def test_embedder_is_half_with_float_islands(embedder: Path) -> None:
     assert set(types["Conv"]) == {"fp16"}
     # TensorRT accepts a uint8 input only if a Cast reads it.
     assert {node.op_type for node in onnx.load(embedder).graph.node if "crops" in node.input} == {"Cast"}
-    check_signature(embedder, "embedder_b6")
+    check_signature(embedder, signatures(demo())["embedder_b6"])
 
 
 @pytest.mark.parametrize("network", ["detector", "embedder"])

@@ -148,7 +148,7 @@ def test_parity_command_reports_each_image(path: Path, tmp_path: Path, capsys: p
     for name, size in (("a.png", (60, 80)), ("b.jpg", (200, 100))):
         Image.fromarray(noise).resize(size).save(images / name)
     arguments = ["detector", "--onnx", str(path), "--checkpoint", str(checkpoint), "--images", str(images)]
-    arguments += ["--config", "demo"]
+    arguments += ["--pipeline", "demo"]
     assert parity_main(arguments) == 0
     report = json.loads(capsys.readouterr().out)
     assert report["precision"] == "fp32" and report["matched_share"] >= 0.995

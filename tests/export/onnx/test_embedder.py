@@ -14,6 +14,7 @@ from export.onnx.export import export_embedder
 from export.parity.__main__ import main as parity_main
 from export.parity.check import check_embedder, check_signature, open_onnx
 from export.parity.compare import ParityError
+from export.signature import embedder_signature
 from training.embedder.model import DEMO, save_embedder
 
 SIZES = ((160, 40), (116, 116), (81, 103), (64, 33))  # height, width; none of them traced
@@ -82,7 +83,7 @@ def test_other_tensors_are_noticed(onnx_path: Path, tmp_path: Path) -> None:
     onnx.compose.add_prefix(model, "x_", rename_nodes=False, inplace=True)
     onnx.save(model, tmp_path / "renamed.onnx")
     with pytest.raises(ParityError, match="x_crops"):
-        check_signature(tmp_path / "renamed.onnx", "embedder_b6")
+        check_signature(tmp_path / "renamed.onnx", embedder_signature(512))
 
 
 def test_command_lines(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -92,7 +93,7 @@ def test_command_lines(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
     assert line.startswith("export.embedder: ") and "embedder_b5a" in line
     save_embedder(build_embedder(None, config=DEMO["b5a"], random_seed=1), checkpoint)
     assert main(["--checkpoint", str(checkpoint), "--output", str(output)]) == 0
-    arguments = ["embedder", "--onnx", str(output), "--checkpoint", str(checkpoint), "--config", "demo"]
+    arguments = ["embedder", "--onnx", str(output), "--checkpoint", str(checkpoint), "--pipeline", "demo"]
     capsys.readouterr()
     assert parity_main(arguments) == 0
     assert json.loads(capsys.readouterr().out)["max_embedding_difference"] < 1e-6

@@ -12,15 +12,15 @@ import torch
 from export.config import demo, production
 from export.parity.__main__ import main as parity_main
 from export.parity.engines import detector_feeds, embedder_feeds
-from export.signature import EMBEDDERS
-from export.tensorrt.profiles import ENGINES, profiles
+from export.tensorrt.profiles import profiles
+from export.triton.model_config import write_files
 
 needs_no_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
 
 
 def arguments(engine: str, repository: Path, reference: Path) -> list[str]:
     return [
-        *("engines", "--engine", engine, "--config", "demo"),
+        *("engines", "--engine", engine),
         *("--repository", str(repository), "--reference", str(reference)),
     ]
 
@@ -49,8 +49,8 @@ def test_onnxruntime_falling_back_to_the_cpu_is_an_error(
 
 
 def test_other_weights_are_noticed(demo_repository: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    for model in ENGINES:
-        (tmp_path / model / "1").mkdir(parents=True)
+    write_files(demo(), tmp_path)
+    for model in demo().networks:
         source = {"embedder_b6": "embedder_b7"}.get(model, model)
         shutil.copy(demo_repository / source / "1" / "model.onnx", tmp_path / model / "1")
     assert parity_main(arguments("onnxruntime-cpu", tmp_path, demo_repository)) == 3
@@ -71,12 +71,15 @@ def test_missing_repository_is_one_line(
     demo_repository: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert parity_main(arguments("onnxruntime-cpu", tmp_path, demo_repository)) == 2
+    assert "is no model repository of export.build: pipeline.json is missing" in capsys.readouterr().err
+    write_files(demo(), tmp_path)
+    assert parity_main(arguments("onnxruntime-cpu", tmp_path, demo_repository)) == 2
     assert "model.onnx is missing" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("config", [demo(), production()], ids=lambda config: config.name)
 def test_inputs_fit_the_profiles(config: object) -> None:
-    for model, all_feeds in (("detector", detector_feeds), (EMBEDDERS[0], embedder_feeds)):
+    for model, all_feeds in (("detector", detector_feeds), ("embedder_b5a", embedder_feeds)):
         for feeds in all_feeds(config):
             assert any(
                 all(
@@ -106,5 +109,5 @@ def test_tensorrt_agrees(demo_repository: Path, tmp_path: Path) -> None:
     from export.tensorrt import build as tensorrt
 
     shutil.copytree(demo_repository, tmp_path, dirs_exist_ok=True)
-    assert tensorrt.main(["--repository", str(tmp_path), "--config", "demo"]) == 0
+    assert tensorrt.main(["--repository", str(tmp_path)]) == 0
     assert parity_main(arguments("tensorrt", tmp_path, demo_repository)) == 0

