@@ -98,6 +98,20 @@ def test_wider_crops_leave_the_boxes(handmade_server: LocalServer, config: Pipel
         np.testing.assert_allclose(embedding, expected_embedding(image, box, config), atol=3e-3)
 
 
+def test_a_request_may_set_the_minimum_score(handmade_server: LocalServer, infer: Infer) -> None:
+    image = handmade.make_image(3)[0]
+    for min_score, expected in ((None, 3), (0.5, 3 + handmade.NUM_WEAK), (0.9989, 1), (1, 0)):
+        with livematch.Client(handmade_server.url, min_score=min_score) as client:
+            assert len(client.recognize_image(image)) == expected
+    tensor = triton.InferInput("image", (1, *image.shape), "UINT8")
+    tensor.set_data_from_numpy(image[np.newaxis])
+    with (
+        triton.InferenceServerClient(handmade_server.url) as client,
+        pytest.raises(InferenceServerException, match=r"crop_and_embed: min_score is 1\.5, not from 0 to 1"),
+    ):
+        client.infer("recognize_image", [tensor], parameters={"min_score": "1.5"})
+
+
 @pytest.mark.parametrize(("height", "width"), [(7, 300), (640, 33), (1, 1), (1000, 1504)])
 def test_unusual_sizes(infer: Infer, config: PipelineConfig, height: int, width: int) -> None:
     image = handmade.make_image(4, height, width)

@@ -109,6 +109,12 @@ def _add_connection_options(parser: argparse.ArgumentParser) -> None:
     about_tries = "tries per request and server while all servers are down or overloaded"
     _add_setting(parser, "--max-tries", 10, about_tries, type=_positive, metavar="N")
     about_scale = "scale the crops by F, 1 to 2; use the same for images and videos"
+    parser.add_argument(
+        "--min-score",
+        type=float,
+        metavar="S",
+        help="keep detections that score more, 0 to 1 (default: the server's limits)",
+    )
     _add_setting(parser, "--crop-scale", "1", about_scale, type=float, metavar="F")
     about_memory = "send images through shared memory, to servers on this machine; always on with --repository"
     parser.add_argument("--shared-memory", action="store_true", help=about_memory)

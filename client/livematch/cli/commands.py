@@ -11,6 +11,9 @@ EXIT_ERROR = 2
 EXIT_FAILURES = 3
 """Done, but some sources failed, or a check found something."""
 
+EXIT_NOTHING = 4
+"""Done, but nothing was found: no garment in any file, or no match."""
+
 EXIT_INTERRUPTED = 130
 
 

@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 import livematch
 from livematch.cli.arguments import parse_arguments
-from livematch.cli.commands import EXIT_FAILURES, run_command
+from livematch.cli.commands import EXIT_FAILURES, EXIT_NOTHING, run_command
 from livematch.errors import LivematchError, LocalServerError, UnavailableError
 
 # `livematch.NAME` is imported on first use, and each command imports other names when it runs, so that
@@ -42,7 +42,21 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run_and_print_summary(options: argparse.Namespace) -> int:
     summary = _COMMANDS[options.command](options)
     print(json.dumps(summary, ensure_ascii=False), flush=True)
-    return EXIT_FAILURES if summary.get("num_failures") else 0
+    nothing = _nothing_found(summary)
+    if nothing:
+        logging.getLogger("livematch").warning("%s", nothing)
+    if summary.get("num_failures"):
+        return EXIT_FAILURES
+    return EXIT_NOTHING if nothing else 0
+
+
+def _nothing_found(summary: dict[str, Any]) -> str:
+    """Return what a command looked for in vain, "" if it found something."""
+    parts = {"photos": summary.get("images"), "clips": summary.get("videos"), "files": summary}
+    for name, part in parts.items():
+        if part and part.get("num_stored") and not part.get("num_boxes"):
+            return f"nothing was detected in {part['num_stored']} {name}; --min-score sets the limit for scores"
+    return "no item matches any clip" if summary.get("num_matches") == 0 else ""
 
 
 def _serve(options: argparse.Namespace) -> NoReturn:
@@ -183,6 +197,7 @@ def _connect(options: argparse.Namespace) -> Iterator["livematch.Client"]:
     settings: dict[str, Any] = {
         "max_tries": options.max_tries,
         "crop_scale": options.crop_scale,
+        "min_score": options.min_score,
         "priority": "live" if options.command == "watch" else "batch",
     }
     if options.repository is None:

@@ -153,6 +153,8 @@ def _embed(
 ) -> EmbedSummary:
     if client.crop_scale != 1:
         selection += f", crops scaled by {client.crop_scale}"
+    if client.min_score is not None:
+        selection += f", scores above {client.min_score}"
     sources = take_shard(listing[0], options.shard)
     failures = listing[1] if options.shard[0] == 0 else []  # they belong to no shard, so the first one reports them
     for failure in failures:

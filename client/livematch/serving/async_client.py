@@ -40,8 +40,11 @@ class AsyncClient:
         priority: Literal["live", "batch"] = "batch",
         access_key: str | None = None,
         tls: Tls | None = None,
+        min_score: float | None = None,
     ) -> None:
-        self._settings = Settings(urls, max_tries, first_pause_s, timeout_s, crop_scale, priority, access_key, tls)
+        self._settings = Settings(
+            urls, max_tries, first_pause_s, timeout_s, crop_scale, priority, access_key, tls, min_score
+        )
         self._closed = asyncio.Event()
         self._connecting = asyncio.Lock()
         self._session: Session | None = None

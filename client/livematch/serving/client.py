@@ -42,6 +42,7 @@ class Client:
             run on this machine and allow it.
         access_key: the key of servers that require one.
         tls: encrypt the connection.
+        min_score: detections must score more than this, 0 to 1; None for the server's own limit.
 
     Raises:
         InputError: an argument has the wrong type or is out of its range.
@@ -62,9 +63,10 @@ class Client:
         shared_memory: bool = False,
         access_key: str | None = None,
         tls: Tls | None = None,
+        min_score: float | None = None,
     ) -> None:
-        settings = Settings(urls, max_tries, first_pause_s, timeout_s, crop_scale, priority, access_key, tls)
-        self.crop_scale = crop_scale
+        settings = Settings(urls, max_tries, first_pause_s, timeout_s, crop_scale, priority, access_key, tls, min_score)
+        self.crop_scale, self.min_score = crop_scale, min_score
         self._closed = threading.Event()
         self._copies: weakref.WeakSet[Client] = weakref.WeakSet()
         connections = [Connection(url, settings, shared_memory=shared_memory) for url in settings.addresses]

@@ -104,7 +104,7 @@ class Connection(Health):
                 outputs=[triton.InferRequestedOutput(name) for name in _OUTPUTS],
                 priority=PRIORITIES[settings.priority],
                 timeout=int(settings.timeout_s * 1e6),  # in µs; nobody waits for the response after that
-                parameters={} if settings.crop_scale == 1 else {"crop_scale": str(settings.crop_scale)},
+                parameters=settings.parameters,
             )
 
     async def check_tensors(self, model: str) -> int:

@@ -55,6 +55,7 @@ class Settings:
     priority: Literal["live", "batch"]
     access_key: str | None
     tls: Tls | None
+    min_score: float | None
 
     def __post_init__(self) -> None:
         urls = [self.urls] if isinstance(self.urls, str) else self.urls
@@ -68,6 +69,8 @@ class Settings:
         _check_number("first_pause_s", self.first_pause_s, 0, _LONGEST_S)
         _check_number("timeout_s", self.timeout_s, 1e-6, _LONGEST_S)
         _check_number("crop_scale", self.crop_scale, 1, 2)
+        if self.min_score is not None:
+            _check_number("min_score", self.min_score, 0, 1)
         if not isinstance(self.priority, str) or self.priority not in PRIORITIES:
             raise InputError(f"priority must be one of {', '.join(PRIORITIES)}, got {self.priority!r}")
         key = self.access_key  # gRPC rejects a header with any other character
@@ -82,6 +85,12 @@ class Settings:
     def addresses(self) -> list[str]:
         """The servers' addresses without duplicates."""
         return [self.urls] if isinstance(self.urls, str) else list(dict.fromkeys(self.urls))
+
+    @property
+    def parameters(self) -> dict[str, str]:
+        """The parameters of every request; those with the server's own values are left out."""
+        parameters = {} if self.crop_scale == 1 else {"crop_scale": str(self.crop_scale)}
+        return parameters if self.min_score is None else parameters | {"min_score": str(self.min_score)}
 
     @property
     def headers(self) -> dict[str, str]:

@@ -34,8 +34,10 @@ def select(
     height, width = image.shape[:2]
     if height == 0 or width == 0:
         raise ValueError(f"image has no pixels: {list(image.shape)}")
+    if not 0 <= min_score <= 1:
+        raise ValueError(f"min_score is {min_score}, not from 0 to 1")
     if num_detections == INEXACT:
-        raise ValueError("the detector's non-maximum suppression did not settle; a float32 detector settles it always")
+        raise ValueError("the detections are not exact; export the detector without --precision fp16")
     if not 0 <= num_detections <= len(boxes):
         raise ValueError(f"num_detections is {num_detections}, not 0 to {len(boxes)}")
     if not (np.isfinite(scale).all() and (scale > 0).all()):

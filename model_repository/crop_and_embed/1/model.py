@@ -69,10 +69,12 @@ class TritonPythonModel:
         """Return the images of a request with their selected detections; raises ValueError for invalid tensors."""
         names = ("image", "boxes", "scores", "num_detections", "scale", "min_score")
         tensors = [pb_utils.get_input_tensor_by_name(request, name).as_numpy() for name in names]
-        crop_scale = float(json.loads(request.parameters()).get("crop_scale", 1))
+        parameters = json.loads(request.parameters())
+        crop_scale = float(parameters.get("crop_scale", 1))
         images = []
-        for pixels, boxes, scores, num_detections, scale, min_score in zip(*tensors, strict=True):
-            boxes, scores = select(boxes, scores, num_detections[0], scale, min_score[0], pixels)
+        for pixels, boxes, scores, num_detections, scale, default in zip(*tensors, strict=True):
+            min_score = float(parameters.get("min_score", default[0]))
+            boxes, scores = select(boxes, scores, num_detections[0], scale, min_score, pixels)
             crop_boxes = to_pixels(widen(boxes, crop_scale), pixels)
             templates = nearest_templates(crop_boxes, self.aspect_ratios)
             embeddings = np.empty((len(boxes), self.embedding_size), np.float32)

@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 
 from livematch import Client, MatchOptions
 from livematch.cli.arguments import parse_arguments
@@ -150,7 +151,7 @@ def test_match_accepts_files_of_other_tools_with_a_warning(tmp_path, capsys):
         "clip": {"item_id": "item", "frame_index": 80, "result": [pair]}
     }
     code, summary, _ = run_command(capsys, *command, "-o", tmp_path / "result.json", "--limit", "0.001")
-    assert (code, summary) == (0, {"num_matches": 0})
+    assert (code, summary) == (4, {"num_matches": 0})
 
 
 def test_match_refuses_features_of_different_models(tmp_path, capsys):
@@ -293,8 +294,25 @@ def test_defaults_are_those_of_the_package():
     for option, name in (("every", "every"), ("window", "num_frames"), ("limit", "limit")):
         assert getattr(options, option) == defaults[name].default
     defaults = inspect.signature(Client).parameters
-    for option in ("max_tries", "crop_scale"):
+    for option in ("max_tries", "crop_scale", "min_score"):
         assert getattr(options, option) == defaults[option].default
+
+
+def test_nothing_found_is_said_and_has_its_own_exit_code(part, tmp_path, loopback_server, capsys):
+    for item_id in ("000013", "000021"):
+        (tmp_path / "empty" / item_id).mkdir(parents=True)
+        Image.fromarray(np.full((80, 96, 3), 255, np.uint8)).save(tmp_path / "empty" / item_id / "0.jpg")
+    server = ("--server", loopback_server.url)
+    code, summary, stderr = run_command(
+        capsys, "embed", "--images", tmp_path / "empty", "-o", tmp_path / "empty.parquet", *server
+    )
+    assert (code, summary["num_boxes"]) == (4, 0)
+    assert "livematch: nothing was detected in 2 files; --min-score sets the limit for scores" in stderr
+    code, _, _ = run_command(capsys, "embed", "--videos", part / "video", "-o", tmp_path / "videos.parquet", *server)
+    assert code == 0
+    files = ("--queries", tmp_path / "empty.parquet", "--gallery", tmp_path / "videos.parquet")
+    code, _, stderr = run_command(capsys, "match", *files, "-o", tmp_path / "result.json")
+    assert (code, stderr) == (4, "livematch: no item matches any clip\n")
 
 
 def test_matching_options_are_checked_before_anything_is_embedded(part, tmp_path, loopback_server, capsys):

@@ -224,6 +224,15 @@ def test_another_crop_scale_for_the_same_file_is_refused(client, part, tmp_path,
         Client(loopback_server.url, crop_scale=0.9)
 
 
+def test_another_minimum_score_for_the_same_file_is_refused(client, part, tmp_path, loopback_server):
+    embed_images(client, part / "image", tmp_path / "f.parquet")
+    with (
+        Client(loopback_server.url, min_score=0.5) as other,
+        pytest.raises(FeaturesError, match=r"holds images, not images, scores above 0\.5"),
+    ):
+        embed_images(other, part / "image", tmp_path / "f.parquet")
+
+
 def test_memory_does_not_grow_with_the_number_of_clips(tmp_path, drawing, loopback_server):
     drawing.write_clip(tmp_path / "clip.mp4", [drawing.draw((640, 360), (50, 60, 300, 200), (200, 40, 40))] * 11)
     code = (

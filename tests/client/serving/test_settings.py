@@ -21,6 +21,8 @@ from livematch import AsyncClient, Client, InputError, Tls
         ({"timeout_s": math.nan}, "timeout_s must be from 1e-06 to 86400, got nan"),
         ({"timeout_s": math.inf}, "timeout_s must be from 1e-06 to 86400, got inf"),
         ({"timeout_s": None}, "timeout_s must be a number, got None"),
+        ({"min_score": -0.1}, "min_score must be from 0 to 1, got -0.1"),
+        ({"min_score": "high"}, "min_score must be a number, got 'high'"),
         ({"crop_scale": 0.9}, "crop_scale must be from 1 to 2, got 0.9"),
         ({"crop_scale": "1.2"}, "crop_scale must be a number, got '1.2'"),
         ({"priority": "x"}, "priority must be one of live, batch, got 'x'"),
