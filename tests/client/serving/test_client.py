@@ -164,7 +164,7 @@ def test_a_copy_can_be_closed_alone_and_is_closed_with_its_original(loopback_ser
 
 def test_unexpected_tensors_are_named(loopback_server):
     loopback_server.shapes["embeddings"] = ("FP64", [-1, -1, 512])
-    with pytest.raises(ContractError, match=r"recognize_image.*embeddings FP64 \[-1, -1, -1\] instead of .*FP32"):
+    with pytest.raises(ContractError, match=r"recognize_image.*embeddings FP64 .* instead of .*embeddings FP32"):
         quick_client(loopback_server)
 
 
