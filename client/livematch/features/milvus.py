@@ -15,7 +15,7 @@ from typing import Any, Self
 import numpy as np
 
 from livematch.errors import FeaturesError, InputError, LivematchError, UnavailableError, describe_error
-from livematch.features.table import Features, check_comparable
+from livematch.features.table import Features, check_comparable, require_selection
 
 PREFIX = "milvus:"
 COLLECTION = "livematch_gallery"
@@ -73,8 +73,9 @@ class MilvusGallery:
         If a load was interrupted, repeat it.
 
         Raises:
-            FeaturesError: `features` have embeddings of another model or size than the gallery's.
+            FeaturesError: `features` hold images, or have embeddings of another model or size than the gallery's.
         """
+        require_selection(features, "frames", "a gallery (clips)")
         with self._translated():
             if self._client.has_collection(COLLECTION):
                 self._check_comparable(features)

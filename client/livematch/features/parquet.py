@@ -17,6 +17,7 @@ from livematch.errors import FeaturesError, describe_error
 
 COLUMNS = ("source", "name", "frame_index", "box", "score", "embedding")
 IDENTITY_KEY = b"livematch:model_identity"
+SELECTION_KEY = b"livematch:selection"
 BOUNDED_READING = {"buffer_size": 1 << 20, "pre_buffer": False}
 """Options of pq.ParquetFile: read page by page, because other tools write row groups of a million rows."""
 
@@ -119,6 +120,7 @@ def open_file(path: Path) -> dict[str, Any]:
         "scores": np.concatenate(scores),
         "embeddings": EmbeddingFiles([path], _embedding_size(schema, path)),
         "model_identity": read_identity(schema),
+        "selection": (schema.metadata or {}).get(SELECTION_KEY, b"").decode(),
         "origin": str(path),
     }
 

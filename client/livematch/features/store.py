@@ -20,11 +20,17 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from livematch.errors import FeaturesError
-from livematch.features.parquet import BOUNDED_READING, IDENTITY_KEY, features_schema, read_identity, reading
+from livematch.features.parquet import (
+    BOUNDED_READING,
+    IDENTITY_KEY,
+    SELECTION_KEY,
+    features_schema,
+    read_identity,
+    reading,
+)
 from livematch.files import replace_file
 from livematch.types import Recognition
 
-SELECTION_KEY = b"livematch:selection"
 WITHOUT_BOXES_KEY = b"livematch:without_boxes"
 ROW_GROUP_ROWS = 4096
 

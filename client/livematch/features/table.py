@@ -15,7 +15,7 @@ The file's metadata names the models that made the embeddings. `livematch.featur
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -51,6 +51,7 @@ class Features:
         embeddings: float32 [n,size] of any length but zero (matching uses their direction only), or files to read
             them from.
         model_identity: name of the models that made the embeddings; None if unknown.
+        selection: what the table holds of each source, such as "images" or "frames 80:400:20"; "" if unknown.
         origin: name of the table in error messages.
 
     Raises:
@@ -68,9 +69,11 @@ class Features:
         scores: npt.ArrayLike,
         embeddings: npt.ArrayLike | EmbeddingFiles,
         model_identity: str | None = None,
+        selection: str = "",
         origin: str = "features",
     ) -> None:
         self.model_identity = model_identity
+        self.selection = selection
         self.origin = origin
         self.sources = list(sources)
         self.names = list(names)
@@ -189,6 +192,7 @@ def open_features(paths: str | Path | Sequence[str | Path]) -> Features:
         scores=np.concatenate([table.scores for table in tables]),
         embeddings=EmbeddingFiles([Path(path) for path in paths], first.embedding_size),
         model_identity=next((table.model_identity for table in tables if table.model_identity), None),
+        selection=next((table.selection for table in tables if table.selection), ""),
         origin=", ".join(table.origin for table in tables),
     )
 
@@ -214,6 +218,12 @@ def check_comparable(features: Features, origin: str, model_identity: str | None
         first = f"{features.origin} by {features.model_identity or 'an unnamed model'} ({features.embedding_size}-d)"
         second = f"{origin} by {model_identity or 'an unnamed model'} ({embedding_size}-d)"
         raise FeaturesError(f"features of different models cannot be compared: {first}, {second}")
+
+
+def require_selection(features: Features, kind: Literal["images", "frames"], role: str) -> None:
+    """Raise FeaturesError if `features` are known to hold the other kind than `role` must, such as "the gallery"."""
+    if features.selection and not features.selection.startswith(kind):
+        raise FeaturesError(f"{features.origin} holds {features.selection}, but {role} must hold {kind}")
 
 
 def factorize(ids: Sequence[str]) -> npt.NDArray[np.intp]:

@@ -12,7 +12,7 @@ import numpy as np
 
 from livematch.errors import InputError
 from livematch.features.milvus import MilvusGallery
-from livematch.features.table import Features, check_comparable, factorize
+from livematch.features.table import Features, check_comparable, factorize, require_selection
 from livematch.matching.nearest import DECIMALS, DEFAULT_MEMORY_BYTES, Distances, Indices, nearest
 from livematch.types import Match, Pair
 
@@ -89,11 +89,14 @@ def match(
         At most one match per clip and per item, in the gallery's order of clips.
 
     Raises:
-        FeaturesError: queries and gallery have embeddings of different models or sizes, a file is damaged, or the
-            Milvus gallery does not exist.
+        FeaturesError: queries and gallery are exchanged or have embeddings of different models or sizes, a file is
+            damaged, or the Milvus gallery does not exist.
         InputError: `memory_bytes` is too small.
         UnavailableError: the Milvus cluster does not respond.
     """
+    require_selection(queries, "images", "queries (product photos)")
+    if isinstance(gallery, Features):
+        require_selection(gallery, "frames", "a gallery (clips)")
     if not len(queries):
         return []
     if isinstance(gallery, MilvusGallery):

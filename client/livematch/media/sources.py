@@ -40,7 +40,7 @@ def list_images(directory: str | Path) -> tuple[list[Source], list[Failure]]:
         a file whose name differs from another one only in the extension, and a name that is not UTF-8.
 
     Raises:
-        InputError: `directory` is not a folder.
+        InputError: `directory` is not a folder, or holds no folders.
     """
     sources: list[Source] = []
     failures: list[Failure] = []
@@ -58,14 +58,20 @@ def list_images(directory: str | Path) -> tuple[list[Source], list[Failure]]:
             failures.append(Failure("image", folder.name, "", "list", f"{folder}: {reason}"))
         else:
             sources += _check_names((Source("image", folder.name, path.stem, path) for path in paths), failures)
+    if not sources and not failures:
+        found = "files, but no folders" if _list_files(Path(directory)) else "nothing"
+        raise InputError(f"{directory} holds {found}: expected {directory}/<item id>/<image>.jpg")
     return sources, failures
 
 
 def list_videos(directory: str | Path) -> tuple[list[Source], list[Failure]]:
-    """List the files in `directory` itself; see `list_images`."""
+    """List the files in `directory` itself; see `list_images`. Raises InputError if there are none."""
     failures: list[Failure] = []
-    videos = (Source("video", path.stem, "", path) for path in _list_files(Path(directory)))
-    return list(_check_names(videos, failures)), failures
+    paths = _list_files(Path(directory))
+    if not paths:
+        found = "folders, but no files" if _list_visible(Path(directory)) else "nothing"
+        raise InputError(f"{directory} holds {found}: expected {directory}/<video id>.mp4")
+    return list(_check_names((Source("video", path.stem, "", path) for path in paths), failures)), failures
 
 
 def take_shard(sources: list[Source], shard: tuple[int, int]) -> list[Source]:

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from livematch.errors import InputError
-from livematch.features.table import Features, check_comparable
+from livematch.features.table import Features, check_comparable, require_selection
 from livematch.matching.vote import MatchOptions
 from livematch.media.videos import StreamFrame, read_stream
 from livematch.serving.client import Client
@@ -129,11 +129,12 @@ def watch(
         limit: squared distance below which a box counts as showing a product.
 
     Raises:
-        FeaturesError: `products` were made by other models than the server serves.
+        FeaturesError: `products` hold frames, or were made by other models than the server serves.
         RequestError, UnavailableError, ContractError: see `Client.recognize_image`.
         DecodeError: the video cannot be opened, or breaks off.
         InputError: `every` or `num_frames` is below 1, or `limit` is not a positive number.
     """
+    require_selection(products, "images", "a gallery of products (photos)")
     check_comparable(products, "the server", client.model_identity, client.embedding_size)
     window = Window(products, num_frames=num_frames, limit=limit)
     frames = read_stream(video, every)
