@@ -57,7 +57,7 @@ class Artifact:
     """One ONNX file to build."""
 
     model: str
-    write: Callable[[Path], None]
+    write: Callable[[Path], object]
     check: Callable[[Path], Report]
     inputs: tuple[bytes, ...]  # what the file is built from: a checkpoint's files, or the graph itself
 
@@ -141,7 +141,7 @@ def _networks(
             checkpoint = checkpoints / f"{model}.pth"
             inputs = [checkpoint.with_suffix(suffix).read_bytes() for suffix in (".pth", ".json")]
             _check_settings(model, checkpoint.with_suffix(".json"), config)
-        write: Callable[..., None] = export_detector
+        write: Callable[..., object] = export_detector
         check: Callable[..., Report] = check_detector
         if model != "detector":
             write, check = export_embedder, partial(check_embedder, sizes=config.crop_sizes)

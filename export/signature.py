@@ -52,7 +52,7 @@ class Signature:
 
 
 _IMAGE = Tensor("image", "UINT8", ("B", "H", "W", 3))  # RGB
-_PIXELS = Tensor("pixels", "FP32", ("B", 3, "H'", "W'"))  # BGR, mean-subtracted, zero-padded
+_PIXELS = Tensor("pixels", "FP32", ("B", 3, "H'", "W'"))  # BGR, mean 0 and scaled as in training, zero-padded
 _IMAGE_SIZE = Tensor("image_size", "FP32", ("B", 2))  # height, width of the resized image inside its padding
 _SCALE = Tensor("scale", "FP32", ("B", 2))  # resized / original; height, width
 _MIN_SCORE = Tensor("min_score", "FP32", ("B", 1))
@@ -62,6 +62,7 @@ _DETECTED = (  # boxes x0 y0 x1 y1 in resized pixels, sorted by score, zero-padd
     Tensor("scores", "FP32", ("B", MAX_DETECTIONS)),
     _NUM_DETECTIONS,
 )
+_LABELS = Tensor("labels", "INT32", ("B", MAX_DETECTIONS))  # the class of each box, from 0 on
 _RECOGNIZED = (  # boxes x0 y0 x1 y1 in pixels of `image`; rows past num_detections are zero
     Tensor("boxes", "FP32", ("B", "N", 4)),
     Tensor("scores", "FP32", ("B", "N")),
@@ -77,7 +78,7 @@ _EMBEDDER = Signature((_CROPS,), (Tensor("embedding", "FP32", ("n", EMBEDDING_SI
 MODELS: dict[str, Signature] = {
     **{f"recognize_{kind}": _RECOGNIZE for kind in KINDS},
     **{f"prepare_{kind}": _PREPARE for kind in KINDS},
-    "detector": Signature((_PIXELS, _IMAGE_SIZE), _DETECTED, "network"),
+    "detector": Signature((_PIXELS, _IMAGE_SIZE), (*_DETECTED, _LABELS), "network"),
     "crop": Signature(
         (
             Tensor("image", "UINT8", (1, "H", "W", 3)),

@@ -81,7 +81,7 @@ def _check_detector(found: Runner, expected: Runner, config: PipelineConfig) -> 
         for image in range(len(feeds["pixels"])):
             pair = compare.detections_of(outputs, image), compare.detections_of(expected_outputs, image)
             num_matched += compare.compare_detections(*pair, _LIMITS)[0]
-            num_all += max(len(scores) for _, scores in pair)
+            num_all += max(len(scores) for _, scores, _ in pair)
     fraction = num_matched / num_all if num_all else 0.0  # without detections there is no evidence
     is_passed = fraction >= _LIMITS.min_matched_fraction
     return {"num_detections": num_all, "matched_share": fraction, "is_passed": is_passed}

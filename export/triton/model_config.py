@@ -166,8 +166,10 @@ def _ensemble(name: str, config: PipelineConfig) -> proto.ModelConfig:
         step = message.ensemble_scheduling.step.add(model_name=model, model_version=-1)
         input_names = detected if model == "crop_and_embed" else {}
         output_names = detected if model == "detector" else {}
+        used = [tensor.name for tensor in MODELS["crop_and_embed"].inputs]
         for tensor in MODELS[model].inputs:
             step.input_map[tensor.name] = input_names.get(tensor.name, tensor.name)
         for tensor in MODELS[model].outputs:
-            step.output_map[tensor.name] = output_names.get(tensor.name, tensor.name)
+            if model != "detector" or tensor.name in used:
+                step.output_map[tensor.name] = output_names.get(tensor.name, tensor.name)
     return message

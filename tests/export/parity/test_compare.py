@@ -9,12 +9,14 @@ OUTPUTS = {
     "boxes": np.arange(24, dtype=np.float32).reshape(2, 3, 4),
     "scores": np.array([[0.9, 0.8, 0.0], [0.7, 0.6, 0.5]], np.float32),
     "num_detections": np.array([[2], [-1]], np.int32),
+    "labels": np.array([[7, 0, 0], [3, 3, 3]], np.int32),
 }
 
 
 def test_rows_past_the_count_are_left_out() -> None:
-    boxes, scores = detections_of(OUTPUTS, 0)
+    boxes, scores, labels = detections_of(OUTPUTS, 0)
     assert boxes.tolist() == [[0, 1, 2, 3], [4, 5, 6, 7]] and scores.tolist() == pytest.approx([0.9, 0.8])
+    assert labels.tolist() == [7, 0]
 
 
 def test_inexact_detections_are_an_error() -> None:
