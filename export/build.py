@@ -25,7 +25,7 @@ import timm
 import torch
 import torchvision
 
-from export.config import CONFIGS, PipelineConfig, add_config_options
+from export.config import CONFIGS, PipelineConfig, add_config_options, add_detector_option, with_detector
 from export.graphs.crop import build_crop
 from export.graphs.precision import PRECISIONS
 from export.graphs.prepare import build_prepare
@@ -33,7 +33,7 @@ from export.onnx import files as onnx_files
 from export.onnx.export import export_detector, export_embedder
 from export.parity.check import check_crop, check_detector, check_embedder, check_prepare
 from export.parity.compare import ParityError, Report
-from export.signature import EMBEDDERS, KINDS, MODELS
+from export.signature import EMBEDDERS, KINDS, MAX_DETECTIONS, MODELS
 from export.triton.model_config import REPOSITORY, write_files
 from livematch.cli.commands import EXIT_FAILURES, run_command
 from livematch.files import replace_file
@@ -87,7 +87,7 @@ def build(
     Args:
         config: the pipeline to build, such as `export.config.demo()`.
         output: the repository's folder; it may hold an earlier build.
-        checkpoints: a folder with detector.pth, embedder_b5a.pth, … and a JSON beside each.
+        checkpoints: a folder with detector.pth (or .pkl), embedder_b5a.pth, … and a JSON beside each.
         random_seed: the seed of random weights, instead of checkpoints.
         precision: "fp32" or "fp16", the precision of the networks.
 
@@ -98,6 +98,8 @@ def build(
     """
     if (checkpoints is None) == (random_seed is None):
         raise ValueError("give either a folder of checkpoints or a random seed")
+    if config.detector.max_detections != MAX_DETECTIONS:
+        raise ValueError(f"max_detections is {config.detector.max_detections}, must be {MAX_DETECTIONS} to be served")
     artifacts = [*_graphs(config), *_networks(config, checkpoints, random_seed, precision)]
     write_files(config, output)
     copy_python_models(output)
@@ -139,7 +141,9 @@ def _networks(
         else:
             assert checkpoints is not None
             checkpoint = checkpoints / f"{model}.pth"
-            inputs = [checkpoint.with_suffix(suffix).read_bytes() for suffix in (".pth", ".json")]
+            if model == "detector" and not checkpoint.exists() and checkpoint.with_suffix(".pkl").exists():
+                checkpoint = checkpoint.with_suffix(".pkl")  # of detectron2's model zoo
+            inputs = [checkpoint.read_bytes(), checkpoint.with_suffix(".json").read_bytes()]
             _check_settings(model, checkpoint.with_suffix(".json"), config)
         write: Callable[..., object] = export_detector
         check: Callable[..., Report] = check_detector
@@ -198,13 +202,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="DIR")
     parser.add_argument("--precision", choices=PRECISIONS, default="fp32", help="of the networks; default: %(default)s")
+    add_detector_option(parser)
     options = vars(parser.parse_args(argv))
     return run_command("export.build", lambda: _run(**options))
 
 
-def _run(*, config: str, gpu_memory: int, **options: Any) -> int:
+def _run(*, config: str, gpu_memory: int, detector_config: Path | None, **options: Any) -> int:
+    pipeline = with_detector(CONFIGS[config](gpu_memory), detector_config)
     try:
-        identity = build(CONFIGS[config](gpu_memory), **options)
+        identity = build(pipeline, **options)
     except ParityError as error:
         print(f"export.build: {error}", file=sys.stderr)
         return EXIT_FAILURES

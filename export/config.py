@@ -1,10 +1,12 @@
 """Define the settings that a model repository is built from; `production()` and `demo()` differ only in numbers."""
 
 import argparse
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 from training.detector import config as detector_config
 from training.detector.config import DetectorConfig
+from training.detector.detectron2_config import read_config
 from training.embedder import model as embedder_model
 from training.embedder.model import EmbedderConfig
 from training.embedder.templates import ASPECT_RATIOS, TEMPLATES
@@ -153,3 +155,15 @@ def add_config_options(parser: argparse.ArgumentParser, default: str | None = "p
         metavar="GB",
         help="of the GPU that serves; decides the largest batches; default: %(default)s",
     )
+
+
+def add_detector_option(parser: argparse.ArgumentParser) -> None:
+    """Add the option --detector-config, the second argument of `with_detector`."""
+    parser.add_argument(
+        "--detector-config", type=Path, metavar="FILE", help="the JSON, or detectron2's YAML, of another detector"
+    )
+
+
+def with_detector(config: PipelineConfig, detector_config: Path | None) -> PipelineConfig:
+    """Return the pipeline with the detector that a file describes, if one is given; raises as `read_config` does."""
+    return config if detector_config is None else replace(config, detector=read_config(detector_config))

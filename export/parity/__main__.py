@@ -16,7 +16,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from export.config import CONFIGS, PipelineConfig, add_config_options
+from export.config import CONFIGS, PipelineConfig, add_config_options, add_detector_option, with_detector
 from export.parity.check import check_crop, check_detector, check_embedder, check_prepare
 from export.parity.compare import ParityError, Report
 from export.parity.engines import check_engines
@@ -48,12 +48,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     command.add_argument("--reference", type=Path, required=True, metavar="DIR", help="built with --precision fp32")
     for command in commands.choices.values():
         add_config_options(command)
+        add_detector_option(command)
     arguments = parser.parse_args(argv)
     return run_command("export.parity", lambda: _run(arguments))
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    config = CONFIGS[arguments.config](arguments.gpu_memory)
+    config = with_detector(CONFIGS[arguments.config](arguments.gpu_memory), arguments.detector_config)
     if arguments.model == "engines":
         report = check_engines(arguments.engine, arguments.repository, arguments.reference, config)
         print(json.dumps(report))
@@ -77,9 +78,14 @@ def _check(arguments: argparse.Namespace, config: PipelineConfig) -> Report:
         case "embedder":
             return check_embedder(path, arguments.checkpoint, sizes=config.crop_sizes)
         case "detector":
-            batches = folder_batches(arguments.images, config) if arguments.images else None
-            backbone, reference = arguments.backbone, arguments.reference
-            return check_detector(path, arguments.checkpoint, backbone=backbone, batches=batches, reference=reference)
+            return check_detector(
+                path,
+                arguments.checkpoint,
+                config=config.detector if arguments.detector_config else None,  # else the JSON of the checkpoint
+                backbone=arguments.backbone,
+                batches=folder_batches(arguments.images, config) if arguments.images else None,
+                reference=arguments.reference,
+            )
         case prepare:
             return check_prepare(path, config, prepare.removeprefix("prepare_"))
 

@@ -16,7 +16,7 @@ from torch.nn import functional
 from torchvision.ops import box_iou
 
 import livematch
-from export.build import Artifact, _bring_up_to_date, _check_settings, build, main, source_files
+from export.build import Artifact, _bring_up_to_date, _check_settings, _networks, build, main, source_files
 from export.config import PipelineConfig, demo, production
 from export.graphs.checkpoints import build_detector_graph, build_embedder
 from export.parity import reference
@@ -181,6 +181,27 @@ def test_checkpoints_of_another_pipeline_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"embedder_b5a\.json .* template is 'XS', not 'SM'"):
         build(other_templates, tmp_path / "out", checkpoints=demo_checkpoints)
     assert not (tmp_path / "out").exists()
+
+
+def test_another_detector_is_named_and_must_fit_the_outputs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    checkpoints = ROOT / "training" / "demo" / "checkpoints"
+    other = replace(demo().detector, num_classes=13)
+    other.save(tmp_path / "other.json")
+    arguments = ["--config", "demo", "--checkpoints", str(checkpoints), "--output", str(tmp_path / "out")]
+    assert main([*arguments, "--detector-config", str(tmp_path / "other.json")]) == 2
+    assert "detector.json does not match the config 'demo': num_classes is 1, not 13" in capsys.readouterr().err
+    replace(other, max_detections=50).save(tmp_path / "other.json")
+    assert main([*arguments, "--detector-config", str(tmp_path / "other.json")]) == 2
+    assert capsys.readouterr().err == "export.build: max_detections is 50, must be 100 to be served\n"
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_detector_may_be_a_pickle_of_the_model_zoo(tmp_path: Path) -> None:
+    demo().detector.save(tmp_path / "detector.json")
+    for suffix in (".pkl", ".pth"):
+        (tmp_path / f"detector{suffix}").write_text(suffix)
+        detector = next(_networks(demo(), tmp_path, None, "fp32"))
+        assert detector.model == "detector" and detector.inputs[0] == suffix.encode()
 
 
 @pytest.mark.parametrize(
