@@ -195,9 +195,15 @@ def _anchor_ratios(ratios: Any) -> tuple[float, ...]:
 
 
 class _Loader(yaml.SafeLoader):  # type: ignore[misc]  # PyYAML has no types
-    """Reads a Python tag, such as the zoo's !!python/object/apply:eval for RetinaNet, as a string: nothing is run."""
+    """Reads !!python/tuple, and any other Python tag, such as the zoo's !!python/object/apply:eval, as a string.
+
+    Nothing in a file is run.
+    """
 
 
+_Loader.add_constructor(
+    "tag:yaml.org,2002:python/tuple", lambda loader, node: tuple(loader.construct_sequence(node, deep=True))
+)
 _Loader.add_multi_constructor("tag:yaml.org,2002:python/", lambda loader, suffix, node: f"!!python/{suffix}")
 
 

@@ -99,6 +99,15 @@ def test_many_classes_are_those_of_the_graph(many_classes: Path) -> None:
         assert overlap[is_same_class].max() <= 0.5 < overlap[~is_same_class].max()
 
 
+@pytest.mark.slow
+def test_many_classes_in_half_precision(tmp_path: Path) -> None:
+    path = tmp_path / "model.onnx"
+    export_detector(None, path, config=MANY_CLASSES, random_seed=0, precision="fp16")
+    assert "NonMaxSuppression" not in {node.op_type for node in onnx.load(path).graph.node}
+    report = check_detector(path, None, config=MANY_CLASSES, random_seed=0)
+    assert report["precision"] == "fp16" and report["num_detections"] == 500
+
+
 def test_graph_of_many_classes_is_static(many_classes: Path) -> None:
     model = onnx.load(many_classes)
     assert not FORBIDDEN & {node.op_type for node in model.graph.node}

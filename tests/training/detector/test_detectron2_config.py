@@ -1,5 +1,6 @@
 """detectron2's YAML configs: what is read, inherited and refused by name."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,8 @@ MODEL:
   ROI_HEADS: {NAME: "StandardROIHeads", IN_FEATURES: ["p2", "p3", "p4", "p5"]}
   ROI_BOX_HEAD: {NAME: "FastRCNNConvFCHead", NUM_FC: 2, POOLER_RESOLUTION: 7}
   ROI_MASK_HEAD: {NUM_CONV: 4}
-SOLVER: {STEPS: (60000, 80000)}
+SOLVER:
+  STEPS: (60000, 80000)
 VERSION: 2
 """
 
@@ -165,6 +167,13 @@ def test_tags_of_python_are_not_run(base: Path) -> None:
     assert not ran.exists()
 
 
+def test_tuples_are_read_in_every_notation(base: Path) -> None:
+    path = base.with_name("tuples.yaml")
+    for weights in ("(1.0, 2.0, 3.0, 4.0)", "[1, 2, 3, 4]", "!!python/tuple [1, 2, 3, 4]"):
+        path.write_text(f"_BASE_: Base.yaml\nMODEL:\n  ROI_BOX_HEAD:\n    BBOX_REG_WEIGHTS: {weights}\n")
+        assert read_config(path).box_weights == (1, 2, 3, 4)
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -213,6 +222,18 @@ def test_defaults_and_keys_are_those_of_detectron2() -> None:
     for section, names in _TRAINING_ONLY.items():
         known = {key.rpartition(".")[2] for key in (*DEFAULTS, *REQUIRED) if key.rpartition(".")[0] == section}
         assert set(value_of(section)) == known | names and not known & names, section
+
+
+@pytest.mark.detectron2
+def test_a_config_that_training_wrote_is_read(base: Path) -> None:
+    pytest.importorskip("detectron2", reason="detectron2 is not installed")
+    from detectron2.config import get_cfg
+
+    cfg = get_cfg()
+    cfg.merge_from_file(str(base))
+    cfg.MODEL.ROI_HEADS.NUM_CLASSES = 13
+    (base.parent / "config.yaml").write_text(cfg.dump())
+    assert read_config(base.parent / "config.yaml") == replace(read_config(base), num_classes=13)
 
 
 @pytest.mark.detectron2
