@@ -26,7 +26,14 @@ import timm
 import torch
 import torchvision
 
-from export.config import PipelineConfig, add_gpu_memory_option, add_pipeline_option, load_pipeline, resolve
+from export.config import (
+    PipelineConfig,
+    add_gpu_memory_option,
+    add_pipeline_option,
+    find_checkpoint,
+    load_pipeline,
+    resolve,
+)
 from export.graphs.crop import build_crop
 from export.graphs.precision import PRECISIONS
 from export.graphs.prepare import build_prepare
@@ -56,7 +63,7 @@ class Artifact:
     """One ONNX file to build."""
 
     model: str
-    write: Callable[[Path], None]
+    write: Callable[[Path], object]
     check: Callable[[Path], Report]
     inputs: tuple[bytes, ...]  # what the file is built from: a checkpoint's files, or the graph itself
 
@@ -86,7 +93,7 @@ def build(
     Args:
         config: the pipeline to build, such as `export.config.demo()`.
         output: the repository's folder; it may hold an earlier build.
-        checkpoints: a folder with detector.pth, an embedder_NAME.pth for each embedder, and a JSON beside each.
+        checkpoints: a folder as `export.config.resolve` reads it.
         random_seed: the seed of random weights, instead of checkpoints.
         precision: "fp32" or "fp16", the precision of the networks.
 
@@ -139,9 +146,11 @@ def _networks(
             inputs = [repr(tuple(weights.values())).encode()]
         else:
             assert checkpoints is not None
-            checkpoint = checkpoints / f"{model}.pth"
-            inputs = [checkpoint.with_suffix(suffix).read_bytes() for suffix in (".pth", ".json")]
-        write: Callable[..., None] = export_detector
+            checkpoint, settings = find_checkpoint(checkpoints, model)
+            inputs = [checkpoint.read_bytes(), settings.read_bytes()]
+            if model == "detector":
+                weights["config"] = config.detector_config
+        write: Callable[..., object] = export_detector
         check: Callable[..., Report] = check_detector
         if model != "detector":
             crop_size = config.only_crop_size
@@ -185,7 +194,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     add_pipeline_option(parser)
     add_gpu_memory_option(parser)
     weights = parser.add_mutually_exclusive_group(required=True)
-    weights.add_argument("--checkpoints", type=Path, metavar="DIR", help="with detector.pth, embedder_….pth")
+    weights.add_argument("--checkpoints", type=Path, metavar="DIR", help="with detector.pth or .pkl, embedder_….pth")
     weights.add_argument(
         "--random-weights", dest="random_seed", type=int, metavar="SEED", help="instead of checkpoints"
     )

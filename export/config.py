@@ -14,6 +14,7 @@ from typing import Annotated, Any, TypeVar
 from pydantic import ConfigDict, Field, NonNegativeInt, PositiveInt, TypeAdapter, ValidationError
 
 from training.detector.config import DetectorConfig
+from training.detector.detectron2_config import read_config
 from training.embedder.model import EmbedderConfig
 from training.embedder.templates import crop_sizes
 
@@ -88,7 +89,7 @@ class PipelineConfig:
     max_image_side_px: PositiveInt = 8192  # of a request's image; larger ones are refused
     crops: str  # a set of sizes by aspect ratio, such as "SM", or one size, width x height, such as "224x224"
     class_names: tuple[str, ...] = ("garment",)
-    detector: DetectorConfig | None = None  # None: as the JSON beside its checkpoint says
+    detector: DetectorConfig | None = None  # None: as the file beside its checkpoint says
     embedders: Annotated[dict[EmbedderName, EmbedderConfig | None], Field(min_length=1)]
     """By name; their embeddings are concatenated in this order. None: as the JSON beside its checkpoint says."""
     serving: ServingConfigs
@@ -193,31 +194,45 @@ def load_pipeline(path: Path, gpu_memory_gb: int | None = None) -> PipelineConfi
 
 
 def resolve(config: PipelineConfig, checkpoints: Path) -> PipelineConfig:
-    """Return the config with the architectures that the JSON files beside the checkpoints describe.
+    """Return the config with the architectures that the files beside the checkpoints describe.
+
+    Args:
+        checkpoints: a folder with detector.pth, or .pkl of detectron2's model zoo, an embedder_NAME.pth for each
+            embedder, and a JSON beside each; beside the detector, it may be detectron2's YAML, detector.yaml.
 
     Raises:
         FileNotFoundError: a checkpoint or its JSON is missing; the message names all of them.
-        ValueError: a JSON file cannot be read, or contradicts the pipeline; the message lists the differences.
+        ValueError: such a file cannot be read, describes what cannot be exported, or contradicts the pipeline; the
+            message lists the differences.
     """
-    paths = {model: checkpoints / f"{model}.pth" for model in config.networks}
-    needed = [file for path in paths.values() for file in (path, path.with_suffix(".json"))]
-    if missing := [str(file) for file in needed if not file.exists()]:
+    paths = {model: find_checkpoint(checkpoints, model) for model in config.networks}
+    if missing := [str(file) for pair in paths.values() for file in pair if not file.exists()]:
         raise FileNotFoundError(f"missing: {', '.join(missing)}")
-    detector = DetectorConfig.load(paths["detector"].with_suffix(".json"))
+    _, settings = paths["detector"]
+    detector = read_config(settings)
     if config.detector is not None:
-        _require_equal(config, paths["detector"], vars(detector), vars(config.detector))
+        _require_equal(config, settings, vars(detector), vars(config.detector))
     embedders: dict[str, EmbedderConfig | None] = {}
     for name in config.embedders:
-        path = paths[f"embedder_{name}"]
-        embedder = embedders[name] = EmbedderConfig.load(path.with_suffix(".json"))
-        _require_equal(config, path, vars(embedder), {"template": config.crops})
+        _, settings = paths[f"embedder_{name}"]
+        embedder = embedders[name] = EmbedderConfig.load(settings)
+        _require_equal(config, settings, vars(embedder), {"template": config.crops})
     return replace(config, detector=detector, embedders=embedders)
 
 
-def _require_equal(config: PipelineConfig, checkpoint: Path, found: dict[str, Any], expected: dict[str, Any]) -> None:
+def find_checkpoint(checkpoints: Path, model: str) -> tuple[Path, Path]:
+    """Return the paths of a network's weights and of their description; they need not exist."""
+
+    def first(*suffixes: str) -> Path:
+        paths = [checkpoints / f"{model}{suffix}" for suffix in suffixes]
+        return next((path for path in paths if path.exists()), paths[0])
+
+    return (first(".pth", ".pkl"), first(".json", ".yaml")) if model == "detector" else (first(".pth"), first(".json"))
+
+
+def _require_equal(config: PipelineConfig, path: Path, found: dict[str, Any], expected: dict[str, Any]) -> None:
     faults = [f"{name} is {found[name]!r}, not {value!r}" for name, value in expected.items() if found[name] != value]
     if faults:
-        path = checkpoint.with_suffix(".json")
         raise ValueError(f"{path} does not match the pipeline {config.name!r}: {', '.join(faults)}")
 
 

@@ -73,7 +73,8 @@ def detector_signature(max_detections: int) -> Signature:
     """Return the signature of a detector; boxes are in resized pixels, sorted by score, zero-padded."""
     boxes = Tensor("boxes", "FP32", ("B", max_detections, 4))  # x0 y0 x1 y1
     scores = Tensor("scores", "FP32", ("B", max_detections))
-    return Signature((_PIXELS, _IMAGE_SIZE), (boxes, scores, _NUM_DETECTIONS), "network")
+    labels = Tensor("labels", "INT32", ("B", max_detections))  # the class of each box, from 0 on
+    return Signature((_PIXELS, _IMAGE_SIZE), (boxes, scores, _NUM_DETECTIONS, labels), "network")
 
 
 def embedder_signature(embedding_size: int, crop_size: tuple[int, int] | None = None) -> Signature:
@@ -103,5 +104,5 @@ def signatures(config: PipelineConfig) -> dict[str, Signature]:
             model: embedder_signature(embedder.embedding_size, config.only_crop_size)
             for model, embedder in config.embedder_models.items()
         },
-        "crop_and_embed": Signature((_IMAGE, *detector.outputs, _SCALE, _MIN_SCORE), recognized, "python"),
+        "crop_and_embed": Signature((_IMAGE, *detector.outputs[:3], _SCALE, _MIN_SCORE), recognized, "python"),
     }

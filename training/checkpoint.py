@@ -19,6 +19,10 @@ MIN_SCALE = 1.0
 gradients still overflow below this scale, the gradients themselves are wrong."""
 
 
+MAY_BE_MISSING = {"may_be_missing": True}
+"""Metadata of a field that files of earlier versions lack; they are loaded with its default."""
+
+
 UNREADABLE = (
     pickle.UnpicklingError,
     struct.error,
@@ -48,7 +52,10 @@ class JsonConfig:
 
     @classmethod
     def load(cls, path: Path) -> Self:
-        """Read a config. Raises ValueError, naming the file, for invalid JSON and for unknown or missing fields."""
+        """Read a config. Raises ValueError, naming the file, for invalid JSON and for unknown or missing fields.
+
+        Only fields with the metadata MAY_BE_MISSING may be missing.
+        """
         try:
             values = json.loads(path.read_text(encoding="utf-8"))
         except ValueError as error:
@@ -56,8 +63,9 @@ class JsonConfig:
         names = {field.name for field in fields(cls)}
         if not isinstance(values, dict):
             raise ValueError(f"{path}: not a {cls.__name__} but a {type(values).__name__}")
-        if set(values) != names:
-            raise ValueError(f"{path}: not a {cls.__name__}; fields that differ: {sorted(names ^ set(values))}")
+        optional = {field.name for field in fields(cls) if field.metadata == MAY_BE_MISSING}
+        if differing := names ^ (set(values) | optional):
+            raise ValueError(f"{path}: not a {cls.__name__}; fields that differ: {sorted(differing)}")
         return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
 
 

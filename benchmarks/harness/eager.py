@@ -94,7 +94,7 @@ class EagerNetworks:
     def run_graph(self, pixels: torch.Tensor, image_size: torch.Tensor) -> tuple[FloatArray, FloatArray]:
         """Run the detector graph on prepared pixels [1,3,H,W], and return its boxes [k,4] and scores [k]."""
         with self.device:  # the graph creates its grids on the default device
-            boxes, scores, num_detections = self.detector(pixels.to(self.device), image_size.to(self.device))
+            boxes, scores, num_detections, _ = self.detector(pixels.to(self.device), image_size.to(self.device))
         num = int(num_detections[0, 0])
         return boxes[0, :num].cpu().numpy(), scores[0, :num].cpu().numpy()
 

@@ -28,7 +28,7 @@ def build_detector_graph(
 
     Args:
         checkpoint: read by `training.detector.weights.load_checkpoint`; None for random weights.
-        config: the architecture, for random weights only; a checkpoint has its own in the JSON beside it.
+        config: the architecture; by default that in the JSON beside the checkpoint.
         random_seed: the seed of the random weights.
         backbone: the backbone of a checkpoint without JSON; its other settings are those of production.
         max_proposals: replaces post_nms_top_k of the config.
@@ -38,10 +38,13 @@ def build_detector_graph(
         ValueError: the checkpoint's keys or shapes do not match the config, or the arguments contradict each other.
         FileNotFoundError: the checkpoint is missing.
     """
-    if checkpoint is not None and config is None and random_seed is None:
-        config = _read_config(checkpoint, backbone)
-    elif checkpoint is not None or config is None or random_seed is None:
+    if (checkpoint is None) == (random_seed is None) or (checkpoint is None and config is None):
         raise ValueError("give either a checkpoint, or a config and a random seed")
+    if config is None:
+        assert checkpoint is not None
+        config = _read_config(checkpoint, backbone)
+    elif backbone not in (None, config.backbone):
+        raise ValueError(f"backbone is {backbone!r}, but {config.backbone!r} in the config")
     if max_proposals is not None:
         config = replace(config, post_nms_top_k=max_proposals)
     if max_detections is not None:
@@ -127,6 +130,7 @@ def _fit_random_weights(graph: DetectorGraph) -> None:
         F.interpolate(torch.rand(1, 3, cells, cells) * 255 - 110, (192, 192), mode="bicubic")
         for cells in (3, 6, 12, 24)
     ]
-    graph(torch.cat(images), torch.full((len(images), 2), 192.0))
+    pixels = torch.cat(images) / torch.tensor(graph.config.pixel_std_bgr).view(3, 1, 1)
+    graph(pixels, torch.full((len(images), 2), 192.0))
     for hook in hooks:
         hook.remove()

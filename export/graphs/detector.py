@@ -5,7 +5,7 @@ It holds the weights under detectron2's names and computes the same boxes as `tr
 boxes out, this graph masks them. Shape letters:
 
     B images    L pyramid levels    A anchors per location    N anchors of one level    K pre_nms_top_k
-    P post_nms_top_k    D max_detections    C fpn_channels
+    P post_nms_top_k    M candidates    D max_detections    C channels    Y classes
 
 Boxes are x0 y0 x1 y1 in pixels of the padded image; sizes are (height, width). The weights of the backbone and of the
 hidden layers may be float16 (see `export.graphs.precision`); all arithmetic on logits and boxes is float32.
@@ -20,17 +20,20 @@ from torch import Tensor, nn
 from torchvision.ops import roi_align
 
 from export.graphs.nms import Nms
-from training.detector.backbone import VoVNet
+from training.detector.backbone import build_backbone
 from training.detector.config import LEVELS, DetectorConfig
 
 LOWEST = -1e30
 """The logit of a masked box, far below any that a network computes."""
 
 INEXACT = -1
-"""The number of detections of an image whose result is not exact; `crop_and_embed` answers with an error then."""
+"""The number of detections of an image whose result is not exact or not finite; `crop_and_embed` refuses it."""
 
 MAX_LOG_SCALE = math.log(1000 / 16)
 """detectron2's limit on predicted log width and height, so that exp cannot overflow."""
+
+
+Outputs = tuple[Tensor, Tensor, Tensor, Tensor]  # boxes, scores, num_detections, labels
 
 
 class DetectorGraph(nn.Module):
@@ -43,6 +46,8 @@ class DetectorGraph(nn.Module):
                 f"max_detections {config.max_detections} <= post_nms_top_k {config.post_nms_top_k} <= "
                 f"{len(LEVELS)} levels x pre_nms_top_k {config.pre_nms_top_k} does not hold"
             )
+        if config.num_classes > 1 and config.max_detections > config.max_candidates:
+            raise ValueError(f"max_detections {config.max_detections} exceeds max_candidates {config.max_candidates}")
         self.config = config
         self.backbone = Pyramid(config)
         self.proposal_generator = ProposalGenerator(config)
@@ -52,30 +57,32 @@ class DetectorGraph(nn.Module):
         """Yield the parts that half precision turns into float16."""
         yield from (self.backbone, self.proposal_generator.rpn_head.conv, self.roi_heads.box_head)
 
-    def forward(self, pixels: Tensor, image_size: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Detect garments.
+    def forward(self, pixels: Tensor, image_size: Tensor) -> Outputs:
+        """Detect objects, such as garments.
 
         Args:
-            pixels: float32 [B, 3, H, W] BGR, mean subtracted, zero outside each image; H and W multiples of 32.
+            pixels: float32 [B, 3, H, W] BGR, mean subtracted and divided by the standard deviation as the config says,
+                zero outside each image; H and W multiples of 32.
             image_size: float32 [B, 2], each image's own (height, width) within H, W.
 
         Returns:
             boxes: float32 [B, D, 4] within image_size, zero past the count.
             scores: float32 [B, D] in descending order, zero past the count.
             num_detections: int32 [B, 1]; INEXACT for an image whose boxes the unrolled NMS could not settle.
+            labels: int32 [B, D], the class of each box, from 0 on; zero past the count.
         """
         levels = self.backbone(pixels)
         proposals = self.proposal_generator(levels, image_size)
-        detections: tuple[Tensor, Tensor, Tensor] = self.roi_heads(levels[:-1], *proposals, image_size)
+        detections: Outputs = self.roi_heads(levels[:-1], *proposals, image_size)
         return detections
 
 
 class Pyramid(nn.Module):
-    """VoVNet and its feature pyramid."""
+    """The backbone and its feature pyramid."""
 
     def __init__(self, config: DetectorConfig) -> None:
         super().__init__()
-        self.bottom_up = VoVNet(config.backbone, config.norm)
+        self.bottom_up = build_backbone(config)
         for level, channels in zip(LEVELS, self.bottom_up.channels, strict=False):
             self.add_module(f"fpn_lateral{level}", nn.Conv2d(channels, config.fpn_channels, 1))
             self.add_module(f"fpn_output{level}", nn.Conv2d(config.fpn_channels, config.fpn_channels, 3, padding=1))
@@ -162,30 +169,35 @@ class ProposalGenerator(nn.Module):
 
 
 class BoxHead(nn.Module):
-    """Two fully connected layers on a pooled region."""
+    """Fully connected layers fc1, fc2, … on a pooled region."""
 
     def __init__(self, config: DetectorConfig) -> None:
         super().__init__()
-        self.fc1 = nn.Linear(config.fpn_channels * config.pooled_size**2, config.box_head_dim)
-        self.fc2 = nn.Linear(config.box_head_dim, config.box_head_dim)
+        in_features = config.fpn_channels * config.pooled_size**2
+        for index in range(config.box_head_layers):
+            self.add_module(f"fc{index + 1}", nn.Linear(in_features, config.box_head_dim))
+            in_features = config.box_head_dim
 
     def forward(self, regions: Tensor) -> Tensor:
         """Map float32 [n, C, s, s] to float32 [n, box_head_dim]."""
-        hidden = F.relu(self.fc1(regions.flatten(1).to(self.fc1.weight.dtype)))
-        return F.relu(self.fc2(hidden)).float()
+        hidden = regions.flatten(1).to(self.get_parameter("fc1.weight").dtype)
+        for layer in self.children():
+            hidden = F.relu(layer(hidden))
+        return hidden.float()
 
 
 class BoxPredictor(nn.Module):
-    """Predict the logits of garment and background, and one set of deltas, because there is one class."""
+    """Predict the logits of the classes, the last of which is the background, and deltas for each class or for all."""
 
     def __init__(self, config: DetectorConfig) -> None:
         super().__init__()
-        self.cls_score = nn.Linear(config.box_head_dim, 2)
-        self.bbox_pred = nn.Linear(config.box_head_dim, 4)
+        num_boxes = 1 if config.has_class_agnostic_boxes else config.num_classes
+        self.cls_score = nn.Linear(config.box_head_dim, config.num_classes + 1)
+        self.bbox_pred = nn.Linear(config.box_head_dim, 4 * num_boxes)
 
 
 class RoiHeads(nn.Module):
-    """Classify and refine the proposals, apply the score threshold and NMS, and keep the best D."""
+    """Classify and refine the proposals, apply the score threshold and NMS of each class, and keep the best D."""
 
     smallest_sizes: Tensor
     scales: Tensor
@@ -207,22 +219,50 @@ class RoiHeads(nn.Module):
 
     def forward(
         self, levels: Sequence[Tensor], proposals: Tensor, is_proposal: Tensor, is_exact: Tensor, image_size: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    ) -> Outputs:
         """Take P2..P5 and the outputs of `ProposalGenerator`; return the outputs of `DetectorGraph.forward`."""
-        config = self.config
         hidden = self.box_head(self._pool(levels, proposals))
-        scores = self.box_predictor.cls_score(hidden).softmax(dim=1)[:, 0].unflatten(0, (-1, config.post_nms_top_k))
-        deltas = self.box_predictor.bbox_pred(hidden).unflatten(0, (-1, config.post_nms_top_k))
+        scores = self.box_predictor.cls_score(hidden).softmax(dim=1)
+        scores = scores[:, 0] if self.config.num_classes == 1 else scores[:, :-1]
+        scores = scores.unflatten(0, (-1, self.config.post_nms_top_k))
+        is_finite = (scores >= 0).flatten(1).all(dim=1)  # NaN, from an overflow anywhere in the network, is not
+        deltas = self.box_predictor.bbox_pred(hidden).unflatten(0, (-1, self.config.post_nms_top_k))
+        boxes, scores, labels, is_last_exact = self.select(scores, deltas, proposals, is_proposal, image_size)
+        num_detections = torch.where(is_exact & is_last_exact & is_finite, (scores > 0).sum(dim=1), INEXACT)
+        return boxes, scores, num_detections[:, None].to(torch.int32), labels.to(torch.int32)
+
+    def select(
+        self, scores: Tensor, deltas: Tensor, proposals: Tensor, is_proposal: Tensor, image_size: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Apply the score threshold and NMS, for each class by itself, and take the best D of all.
+
+        Args:
+            scores: float32 [B, P, Y], or [B, P] for one class.
+            deltas: float32 [B, P, 4 * Y] or, the same for all classes, [B, P, 4].
+            proposals: float32 [B, P, 4].
+            is_proposal: bool [B, P], False for a placeholder.
+            image_size: float32 [B, 2].
+
+        Returns:
+            Boxes [B, D, 4], scores [B, D] in descending order and labels int64 [B, D], all zero where fewer remain, and
+            is_exact [B].
+        """
+        config = self.config
+        labels = None
+        if config.num_classes == 1:
+            scores = torch.where(is_proposal & (scores > config.score_threshold), scores, 0.0)
+        else:
+            scores = torch.where(is_proposal[..., None] & (scores > config.score_threshold), scores, 0.0)
+            scores, labels, deltas, proposals = best_pairs(scores, deltas, proposals, config.max_candidates)
         boxes = clip(decode(deltas / self.box_weights, proposals), image_size)
 
-        scores = torch.where(is_proposal & (scores > config.score_threshold), scores, 0.0)
-        kept, is_last_exact = self.nms(boxes, scores)
+        kept, is_exact = self.nms(boxes, scores, labels, config.num_classes)
         scores = scores * kept
         scores, order = scores.topk(config.max_detections)
         is_detection = scores > 0
         boxes = take(boxes, order) * is_detection[..., None]
-        num_detections = torch.where(is_exact & is_last_exact, is_detection.sum(dim=1), INEXACT)
-        return boxes, scores, num_detections[:, None].to(torch.int32)
+        labels = torch.zeros_like(order) if labels is None else labels.gather(1, order) * is_detection
+        return boxes, scores, labels, is_exact
 
     def _pool(self, levels: Sequence[Tensor], proposals: Tensor) -> Tensor:
         """Pool each proposal to [C, s, s] with one RoiAlign over all levels (see `feature_atlas`); returns [B·P, …]."""
@@ -237,8 +277,34 @@ class RoiHeads(nn.Module):
         regions = torch.stack([image, x0, y0 + first_row, x1, y1 + first_row], dim=-1).flatten(0, 1)
         pooled_size = self.config.pooled_size
         atlas = feature_atlas(levels).float()
-        pooled: Tensor = roi_align(atlas, regions, pooled_size, spatial_scale=1.0, sampling_ratio=0, aligned=True)
+        pooled: Tensor = roi_align(atlas, regions, pooled_size, 1.0, self.config.sampling_ratio, aligned=True)
         return pooled
+
+
+def best_pairs(
+    scores: Tensor, deltas: Tensor, proposals: Tensor, max_candidates: int
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return the M pairs of proposal and class that score best: the candidates for class-wise NMS.
+
+    detectron2 applies NMS to all pairs above the score threshold. As better boxes never depend on worse ones, both
+    agree on everything among the first M pairs. So the detections are exact if at most M pairs exceed the threshold,
+    or if NMS leaves D of the first M; otherwise those that score less than all M candidates are missing.
+
+    Args:
+        scores: float32 [B, P, Y], 0 for a pair that is no candidate.
+        deltas: float32 [B, P, 4 * Y] or, the same for all classes, [B, P, 4].
+        proposals: float32 [B, P, 4].
+        max_candidates: M, unless there are fewer pairs.
+
+    Returns:
+        Scores [B, M] in descending order, labels int64 [B, M], and the pairs' deltas and proposals, both [B, M, 4].
+    """
+    num_proposals, num_classes = scores.shape[1:]
+    scores, pair = scores.flatten(1).topk(min(max_candidates, num_proposals * num_classes))
+    row = pair // num_classes
+    is_for_all = deltas.shape[2] == 4
+    deltas = take(deltas, row) if is_for_all else take(deltas.reshape(-1, num_proposals * num_classes, 4), pair)
+    return scores, pair - row * num_classes, deltas, take(proposals, row)
 
 
 def assign_levels(boxes: Tensor, smallest_sizes: Tensor) -> Tensor:

@@ -1,5 +1,9 @@
 """Greedy non-maximum suppression (NMS) as a mask over the boxes, in two forms with the same result.
 
+With labels, boxes suppress only boxes of their own class, which is exact in both forms: the unrolled one compares the
+labels, and the operator gets the scores of each class in a row of its own. torchvision instead moves each class to a
+place of its own when there are few boxes; but such coordinates have fewer bits left for the boxes themselves.
+
 As one operator it is fast on a CPU, but the number of boxes it returns depends on the data. Unrolled it has static
 shapes and uses only plain arithmetic, so that every TensorRT compiles it and a CUDA graph can capture it.
 
@@ -25,20 +29,26 @@ class Nms(nn.Module):
         self.max_iou = max_iou
         self.is_unrolled = False
 
-    def forward(self, boxes: Tensor, scores: Tensor) -> tuple[Tensor, Tensor]:
-        """Apply NMS to each of G groups.
+    def forward(
+        self, boxes: Tensor, scores: Tensor, labels: Tensor | None = None, num_classes: int = 1
+    ) -> tuple[Tensor, Tensor]:
+        """Apply NMS to each of G groups or, with labels, to each class of each group.
 
         Args:
             boxes: float32 [G, K, 4].
             scores: float32 [G, K]; a box with score 0 is ignored.
+            labels: int64 [G, K], the class of each box, below num_classes.
 
         Returns:
             mask: float32 [G, K], 1 for the boxes that are kept, 0 for the others.
             is_exact: bool [G], False if MAX_ITERATIONS were too few; never False for the operator.
         """
         if self.is_unrolled:
-            return unrolled_nms(boxes, scores, self.max_iou)
-        return nms_mask(boxes, scores, self.max_iou), torch.ones_like(scores[:, 0], dtype=torch.bool)
+            return unrolled_nms(boxes, scores, self.max_iou, labels)
+        is_exact = torch.ones_like(scores[:, 0], dtype=torch.bool)
+        if labels is None:
+            return nms_mask(boxes, scores, self.max_iou), is_exact
+        return class_nms_mask(boxes, scores, labels, num_classes, self.max_iou), is_exact
 
 
 @torch.library.custom_op("livematch::nms_mask", mutates_args=())
@@ -57,7 +67,22 @@ def _(boxes: Tensor, scores: Tensor, max_iou: float) -> Tensor:
     return torch.empty_like(scores)
 
 
-def unrolled_nms(boxes: Tensor, scores: Tensor, max_iou: float) -> tuple[Tensor, Tensor]:
+@torch.library.custom_op("livematch::class_nms_mask", mutates_args=())
+def class_nms_mask(boxes: Tensor, scores: Tensor, labels: Tensor, num_classes: int, max_iou: float) -> Tensor:
+    """Return the mask of `Nms.forward` with labels, class by class; also exported as NonMaxSuppression."""
+    mask = torch.zeros_like(scores)
+    for label in range(num_classes):
+        is_of_class = labels == label
+        mask += nms_mask(boxes, scores * is_of_class, max_iou)
+    return mask
+
+
+@class_nms_mask.register_fake
+def _(boxes: Tensor, scores: Tensor, labels: Tensor, num_classes: int, max_iou: float) -> Tensor:
+    return torch.empty_like(scores)
+
+
+def unrolled_nms(boxes: Tensor, scores: Tensor, max_iou: float, labels: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """Return the mask and `is_exact` of `Nms.forward`, computed in a fixed number of iterations."""
     num_boxes = scores.shape[1]
     is_present = scores > 0
@@ -65,6 +90,8 @@ def unrolled_nms(boxes: Tensor, scores: Tensor, max_iou: float) -> tuple[Tensor,
     is_better = (scores[:, :, None] > scores[:, None, :]) | (
         (scores[:, :, None] == scores[:, None, :]) & (rank[:, None] < rank)
     )
+    if labels is not None:
+        is_better = is_better & (labels[:, :, None] == labels[:, None, :])
     suppresses = (is_better & (_pairwise_iou(boxes) > max_iou)).float()  # [G, K, K], the better box first
     kept = previous = is_present
     for _ in range(min(num_boxes, MAX_ITERATIONS)):

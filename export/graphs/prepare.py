@@ -30,6 +30,8 @@ def build_prepare(config: PipelineConfig, kind: str) -> onnx.ModelProto:
         "multiple": np.array([PADDING_MULTIPLE], np.int64),
     }
     model = bind(_prepare.to_model_proto(), constants)
+    if any(std != 1 for std in config.detector_config.pixel_std_bgr):
+        _divide_by_std(model, np.array(config.detector_config.pixel_std_bgr, np.float32).reshape(3, 1, 1))
     guard = next(node for node in model.graph.node if "guard" in node.output)
     guard.name = f"image sides must be 1 to {config.max_image_side_px} pixels"
     return model
@@ -42,6 +44,15 @@ def bind(model: onnx.ModelProto, constants: dict[str, np.ndarray[Any, Any]]) -> 
     model.graph.input.extend(free)
     model.graph.initializer.extend(onnx.numpy_helper.from_array(value, name) for name, value in constants.items())
     return model
+
+
+def _divide_by_std(model: onnx.ModelProto, std_bgr: np.ndarray[Any, Any]) -> None:
+    """Divide the centred pixels by the standard deviation of each channel, float32 [3, 1, 1]."""
+    nodes = model.graph.node
+    position = next(index for index, node in enumerate(nodes) if "centred" in node.output)
+    nodes[position].output[:] = ["unscaled"]
+    nodes.insert(position + 1, onnx.helper.make_node("Div", ["unscaled", "std_bgr"], ["centred"], name="divide_by_std"))
+    model.graph.initializer.append(onnx.numpy_helper.from_array(std_bgr, "std_bgr"))
 
 
 @script(default_opset=op)

@@ -3,10 +3,11 @@
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
 import onnxscript
 import torch
-from onnxscript import FLOAT
+from onnxscript import FLOAT, INT64
 
 from export.graphs.checkpoints import build_detector_graph, build_embedder
 from export.graphs.embedder import EmbedderGraph
@@ -29,14 +30,14 @@ def export_detector(
     max_proposals: int | None = None,
     max_detections: int | None = None,
     precision: str = "fp32",
-) -> None:
+) -> DetectorConfig:
     """Write the detector as one ONNX file that includes its weights.
 
     Args:
         output: the file to write; missing parent folders are created.
         precision: "fp32" or "fp16"; inputs and outputs are the same in both (see `export.graphs.precision`).
 
-    The other arguments, and the errors, are those of `build_detector_graph`.
+    The other arguments, and the errors, are those of `build_detector_graph`. Returns the config of what was exported.
     """
     graph = build_detector_graph(
         checkpoint,
@@ -53,18 +54,22 @@ def export_detector(
             graph,
             (torch.zeros(2, 3, 128, 192), torch.tensor([[128.0, 192.0], [100.0, 150.0]])),
             input_names=["pixels", "image_size"],
-            output_names=["boxes", "scores", "num_detections"],
+            output_names=["boxes", "scores", "num_detections", "labels"],
             dynamic_shapes={"pixels": {0: batch, 2: 32 * height, 3: 32 * width}, "image_size": {0: batch}},
             opset_version=OPSET,
-            custom_translation_table={torch.ops.livematch.nms_mask.default: _nms_mask_onnx},
+            custom_translation_table={
+                torch.ops.livematch.nms_mask.default: _nms_mask_onnx,
+                torch.ops.livematch.class_nms_mask.default: _class_nms_mask_onnx,
+            },
             dynamo=True,
             verbose=False,
         )
     assert program is not None  # it is None only without dynamo
     for node in program.model.graph:
-        if node.op_type == "ScatterND":  # of _nms_mask_onnx
+        if node.op_type == "ScatterND":  # of _mask_of_selected
             del node.attributes["reduction"]  # TensorRT up to 10.7 rejects it, even with the default value "none"
     files.save(program.model_proto, output)
+    return graph.config
 
 
 def export_embedder(
@@ -109,8 +114,24 @@ def export_embedder(
 
 def _nms_mask_onnx(boxes: FLOAT, scores: FLOAT, max_iou: float) -> FLOAT:
     """Return `nms_mask` in ONNX: the groups form NonMaxSuppression's batch; its indices are scattered into the mask."""
+    return _mask_of_selected(boxes, scores, op.Unsqueeze(scores, [1]), max_iou)
+
+
+def _class_nms_mask_onnx(boxes: FLOAT, scores: FLOAT, labels: INT64, num_classes: int, max_iou: float) -> FLOAT:
+    """Return `class_nms_mask` in ONNX: each class has a row of scores, which are 0 for boxes of other classes.
+
+    The operator skips zeros, so the rows cost one comparison for each class and box: on a CPU, 5 ms for 1,203 classes
+    and 2,000 boxes.
+    """
+    classes = op.Constant(value=onnx.numpy_helper.from_array(np.arange(num_classes).reshape(1, num_classes, 1)))
+    rows = op.Where(op.Equal(op.Unsqueeze(labels, [1]), classes), op.Unsqueeze(scores, [1]), 0.0)
+    return _mask_of_selected(boxes, scores, rows, max_iou)
+
+
+def _mask_of_selected(boxes: FLOAT, scores: FLOAT, rows: FLOAT, max_iou: float) -> FLOAT:
+    """Return the mask [G, K] of what NonMaxSuppression selects from the scores in `rows` [G, number of classes, K]."""
     num_boxes = scores.shape[1]  # type: ignore[index]
-    selected = op.NonMaxSuppression(boxes, op.Unsqueeze(scores, [1]), [num_boxes], [max_iou], [0.0])
+    selected = op.NonMaxSuppression(boxes, rows, [num_boxes], [max_iou], [0.0])
     group_and_box = op.Gather(selected, [0, 2], axis=1)
     ones = op.Expand(1.0, op.Shape(selected, start=0, end=1))
     mask: FLOAT = op.ScatterND(op.Sub(scores, scores), group_and_box, ones)

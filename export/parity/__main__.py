@@ -14,6 +14,7 @@ import importlib.util
 import json
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from export.config import add_pipeline_option, load_pipeline, production
@@ -23,6 +24,7 @@ from export.parity.engines import check_engines
 from export.parity.inputs import folder_batches
 from export.parity.runners import RUNNERS
 from livematch.cli.commands import EXIT_FAILURES, run_command
+from training.detector.detectron2_config import read_config
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -38,6 +40,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if model == "detector":
             has_detectron2 = importlib.util.find_spec("detectron2") is not None
             command.add_argument("--backbone", help="of a checkpoint without JSON")
+            about_config = "detectron2's YAML, or our JSON; default: the JSON beside the checkpoint"
+            command.add_argument("--config-file", type=Path, metavar="FILE", help=about_config)
             command.add_argument("--images", type=Path, metavar="DIR", help="default: the photos in export/parity")
             command.add_argument(
                 "--reference", choices=("detectron2", "graph"), default="detectron2" if has_detectron2 else "graph"
@@ -77,9 +81,16 @@ def _check(arguments: argparse.Namespace) -> Report:
         case "embedder":
             return check_embedder(path, arguments.checkpoint, sizes=config.crop_sizes)
         case "detector":
-            batches = folder_batches(arguments.images, config) if arguments.images else None
-            backbone, reference = arguments.backbone, arguments.reference
-            return check_detector(path, arguments.checkpoint, backbone=backbone, batches=batches, reference=reference)
+            settings = None if arguments.config_file is None else read_config(arguments.config_file)
+            config = config if settings is None else replace(config, detector=settings)
+            return check_detector(
+                path,
+                arguments.checkpoint,
+                config=settings,
+                backbone=arguments.backbone,
+                batches=folder_batches(arguments.images, config) if arguments.images else None,
+                reference=arguments.reference,
+            )
         case prepare:
             return check_prepare(path, config, prepare.removeprefix("prepare_"))
 

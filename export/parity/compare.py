@@ -12,7 +12,9 @@ from export.graphs.detector import INEXACT
 
 Report = dict[str, Any]
 Arrays = dict[str, np.ndarray[Any, Any]]
-Detections = tuple[torch.Tensor, torch.Tensor]  # of one image: boxes float32 [n, 4], scores float32 [n]
+
+Detections = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+"""Of one image: boxes float32 [n, 4], scores float32 [n] and labels, integers [n]."""
 
 MAX_CROP_DIFFERENCE = 1  # grey levels
 MAX_PIXELS_DIFFERENCE = 3  # grey levels
@@ -23,7 +25,7 @@ MIN_EMBEDDING_COSINE = 0.999  # for fp16
 
 @dataclass(frozen=True, kw_only=True)
 class DetectorLimits:
-    """Limits that define when two detections match, and which fraction of all detections must match.
+    """Limits that define when two detections of a class match, and which fraction of all detections must match.
 
     The fraction is below 1 because rounding decides which of two equally good boxes survives NMS or ranks hundredth.
     """
@@ -48,12 +50,13 @@ class ParityError(ValueError):
 def detections_of(outputs: Arrays, image: int) -> Detections:
     """Return the detections of one image of a batch from the outputs of the detector.
 
-    Raises ParityError if the detector reports that they are not exact (see `export.graphs.nms`).
+    Raises ParityError if the detector reports that they are not exact, or not finite.
     """
     count = int(outputs["num_detections"][image, 0])
     if count == INEXACT:
-        raise ParityError(f"image {image} of the batch: non-maximum suppression did not settle")
-    return torch.from_numpy(outputs["boxes"][image, :count]), torch.from_numpy(outputs["scores"][image, :count])
+        raise ParityError(f"image {image} of the batch: the detections are not exact or not finite")
+    boxes, scores, labels = (torch.from_numpy(outputs[name][image, :count]) for name in ("boxes", "scores", "labels"))
+    return boxes, scores, labels
 
 
 def compare_detections(found: Detections, expected: Detections, limits: DetectorLimits) -> tuple[int, float, float]:
@@ -62,7 +65,7 @@ def compare_detections(found: Detections, expected: Detections, limits: Detector
         return 0, 0.0, 0.0
     overlap = box_iou(expected[0], found[0])
     score_error = (expected[1][:, None] - found[1]).abs()
-    overlap[score_error > limits.max_score_error] = 0
+    overlap[(score_error > limits.max_score_error) | (expected[2][:, None] != found[2])] = 0
     best, match = overlap.max(dim=1)
     rows = torch.nonzero(best > limits.min_iou)[:, 0]
     if not len(rows):

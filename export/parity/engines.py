@@ -63,14 +63,17 @@ def detector_feeds(config: PipelineConfig) -> Iterator[Arrays]:
 
 
 def embedder_feeds(config: PipelineConfig) -> Iterator[Arrays]:
-    """Yield one batch of crops for each template: the middles of the photos, smooth noise, white noise and black."""
+    """Yield crops of each template, at most a batch at once: middles of photos, smooth and white noise, and black."""
+    max_batch = config.serving.embedder.max_batch
     middles = garment_photos()[:, :, 50:350, 100:300]
     for seed, (height, width) in enumerate(config.crop_sizes):
         parts = [middles, smooth_noise(seed)]
         smooth = torch.cat([functional.interpolate(part, (height, width), mode="bilinear") for part in parts])
         white = torch.rand(1, 3, height, width, generator=torch.Generator().manual_seed(seed)) * 255
         crops = torch.cat([smooth, white, torch.zeros(1, 3, height, width)])
-        yield {"crops": crops.clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).contiguous().numpy()}
+        pixels = crops.clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).contiguous().numpy()
+        for start in range(0, len(pixels), max_batch):
+            yield {"crops": pixels[start : start + max_batch]}
 
 
 def _check_detector(found: Runner, expected: Runner, config: PipelineConfig) -> Report:
@@ -80,7 +83,7 @@ def _check_detector(found: Runner, expected: Runner, config: PipelineConfig) -> 
         for image in range(len(feeds["pixels"])):
             pair = compare.detections_of(outputs, image), compare.detections_of(expected_outputs, image)
             num_matched += compare.compare_detections(*pair, _LIMITS)[0]
-            num_all += max(len(scores) for _, scores in pair)
+            num_all += max(len(scores) for _, scores, _ in pair)
     fraction = num_matched / num_all if num_all else 0.0  # without detections there is no evidence
     is_passed = fraction >= _LIMITS.min_matched_fraction
     return {"num_detections": num_all, "matched_share": fraction, "is_passed": is_passed}

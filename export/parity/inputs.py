@@ -70,8 +70,9 @@ def folder_batches(folder: Path, config: PipelineConfig) -> Iterator[Images]:
     files = sorted(file for file in folder.iterdir() if file.suffix.lower() in (".jpg", ".jpeg", ".png"))
     if not files:
         raise ValueError(f"{folder}: no JPEG or PNG files")
-    mean = torch.tensor(config.detector_config.pixel_mean_bgr).view(3, 1, 1)
+    detector = config.detector_config
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (detector.pixel_mean_bgr, detector.pixel_std_bgr))
     for file in files:
         prepared = prepare(np.asarray(Image.open(file).convert("RGB"))[None].copy(), config, "image")
         height, width = prepared["image_size"][0].astype(int)
-        yield {file.name: torch.from_numpy(prepared["pixels"][0, :, :height, :width]) + mean}
+        yield {file.name: torch.from_numpy(prepared["pixels"][0, :, :height, :width]) * std + mean}

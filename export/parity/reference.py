@@ -14,7 +14,7 @@ from export.signature import PADDING_MULTIPLE
 from training.detector.config import DetectorConfig
 
 Detect = Callable[[Sequence[torch.Tensor]], list[Detections]]
-"""A function that detects garments in resized images, float32 [3, h, w] BGR, 0..255."""
+"""A function that detects objects in resized images, float32 [3, h, w] BGR, 0..255."""
 
 
 def prepare(image: np.ndarray[Any, Any], config: PipelineConfig, kind: str) -> Arrays:
@@ -28,7 +28,7 @@ def prepare(image: np.ndarray[Any, Any], config: PipelineConfig, kind: str) -> A
     new_height, new_width = (max(1, int(side + 0.5)) for side in sides)
     rgb = torch.from_numpy(image).permute(0, 3, 1, 2)
     resized = functional.interpolate(rgb, (new_height, new_width), mode="bilinear", antialias=True)
-    pixels = resized.flip(1).float() - torch.tensor(config.detector_config.pixel_mean_bgr).view(3, 1, 1)
+    pixels = normalize(resized.flip(1).float(), config.detector_config)
     padded = functional.pad(pixels, (0, -new_width % PADDING_MULTIPLE, 0, -new_height % PADDING_MULTIPLE))
     return {
         "pixels": padded.numpy(),
@@ -36,6 +36,12 @@ def prepare(image: np.ndarray[Any, Any], config: PipelineConfig, kind: str) -> A
         "scale": np.array([[new_height / height, new_width / width]], np.float32),
         "min_score": np.array([[config.kind(kind).min_score]], np.float32),
     }
+
+
+def normalize(image: torch.Tensor, config: DetectorConfig) -> torch.Tensor:
+    """Return the pixels that the detector takes for BGR pixels float32 [..., 3, h, w] in 0..255."""
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (config.pixel_mean_bgr, config.pixel_std_bgr))
+    return (image - mean) / std
 
 
 def crop(image: np.ndarray[Any, Any], boxes: np.ndarray[Any, Any], size: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
@@ -52,7 +58,7 @@ def pad(images: Sequence[torch.Tensor], config: DetectorConfig) -> tuple[torch.T
     height, width = (-(-sizes.amax(dim=0) // PADDING_MULTIPLE) * PADDING_MULTIPLE).tolist()
     pixels = torch.zeros(len(images), 3, height, width)
     for target, image in zip(pixels, images, strict=True):
-        target[:, : image.shape[1], : image.shape[2]] = image - torch.tensor(config.pixel_mean_bgr).view(3, 1, 1)
+        target[:, : image.shape[1], : image.shape[2]] = normalize(image, config)
     return pixels, sizes.float()
 
 
@@ -61,8 +67,10 @@ def graph_detector(graph: DetectorGraph) -> Detect:
 
     @torch.inference_mode()
     def detect(images: Sequence[torch.Tensor]) -> list[Detections]:
-        boxes, scores, counts = graph(*pad(images, graph.config))
-        return [(boxes[i, :count], scores[i, :count]) for i, count in enumerate(counts[:, 0].tolist())]
+        boxes, scores, counts, labels = graph(*pad(images, graph.config))
+        return [
+            (boxes[i, :count], scores[i, :count], labels[i, :count]) for i, count in enumerate(counts[:, 0].tolist())
+        ]
 
     return detect
 
@@ -77,6 +85,6 @@ def detectron2_detector(graph: DetectorGraph) -> Detect:
     @torch.inference_mode()
     def detect(images: Sequence[torch.Tensor]) -> list[Detections]:
         instances = model.inference([{"image": image} for image in images], do_postprocess=False)
-        return [(found.pred_boxes.tensor, found.scores) for found in instances]
+        return [(found.pred_boxes.tensor, found.scores, found.pred_classes) for found in instances]
 
     return detect

@@ -164,6 +164,7 @@ def _ensemble(name: str, config: PipelineConfig) -> proto.ModelConfig:
     prepare = name.replace("recognize", "prepare")
     # The detector's outputs have the names of the ensemble's outputs, so they are renamed inside the ensemble.
     models = signatures(config)
+    used = [tensor.name for tensor in models["crop_and_embed"].inputs]
     detected = {tensor.name: f"detected_{tensor.name}" for tensor in models["detector"].outputs}
     for model in (prepare, "detector", "crop_and_embed"):
         step = message.ensemble_scheduling.step.add(model_name=model, model_version=-1)
@@ -172,5 +173,6 @@ def _ensemble(name: str, config: PipelineConfig) -> proto.ModelConfig:
         for tensor in models[model].inputs:
             step.input_map[tensor.name] = input_names.get(tensor.name, tensor.name)
         for tensor in models[model].outputs:
-            step.output_map[tensor.name] = output_names.get(tensor.name, tensor.name)
+            if model != "detector" or tensor.name in used:
+                step.output_map[tensor.name] = output_names.get(tensor.name, tensor.name)
     return message

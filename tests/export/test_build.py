@@ -258,7 +258,7 @@ def test_served_responses_match_pytorch(built: tuple[Path, str]) -> None:
     prepared = reference.prepare(image[None], CONFIG, "image")
     detector = build_detector_graph(None, config=CONFIG.detector_config, random_seed=SEED)
     with torch.inference_mode():
-        boxes, scores, _ = detector(torch.from_numpy(prepared["pixels"]), torch.from_numpy(prepared["image_size"]))
+        boxes, scores, _, _ = detector(torch.from_numpy(prepared["pixels"]), torch.from_numpy(prepared["image_size"]))
     is_kept = scores[0] > CONFIG.image.min_score
     expected_boxes = boxes[0, is_kept] / torch.from_numpy(prepared["scale"][0, [1, 0, 1, 0]])
     assert len(found) > 0

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from export.build import main
-from export.config import PIPELINES, demo, load_pipeline, production, repository_pipeline, resolve
+from export.config import PIPELINES, demo, find_checkpoint, load_pipeline, production, repository_pipeline, resolve
 from export.signature import signatures
 from training.detector.config import DEMO, PRODUCTION
 from training.embedder import model as embedder_model
@@ -101,6 +101,24 @@ def test_architectures_may_come_from_the_checkpoints(tmp_path: Path) -> None:
     assert resolved.detector == demo().detector
     assert resolved.embedders == {name: demo().embedders[name] for name in ("b6", "b7")}
     assert list(signatures(resolved)["crop_and_embed"].outputs[2].shape) == ["B", "N", 1024]
+
+
+def test_the_detector_may_be_of_the_model_zoo(tmp_path: Path) -> None:
+    config = load_pipeline(write(tmp_path, detector=None, embedders={"b6": None}))
+    (tmp_path / "detector.pkl").touch()
+    (tmp_path / "detector.yaml").write_text(
+        "MODEL: {META_ARCHITECTURE: GeneralizedRCNN, BACKBONE: {NAME: build_resnet_fpn_backbone}, "
+        "RESNETS: {DEPTH: 101, OUT_FEATURES: [res2, res3, res4, res5]}, "
+        "FPN: {IN_FEATURES: [res2, res3, res4, res5]}, RPN: {IN_FEATURES: [p2, p3, p4, p5, p6]}, "
+        "ANCHOR_GENERATOR: {SIZES: [[32], [64], [128], [256], [512]]}, "
+        "ROI_HEADS: {NAME: StandardROIHeads, IN_FEATURES: [p2, p3, p4, p5], NUM_CLASSES: 13}, "
+        "ROI_BOX_HEAD: {NAME: FastRCNNConvFCHead, NUM_FC: 2, POOLER_RESOLUTION: 7}}\n"
+    )
+    (tmp_path / "embedder_b6.pth").touch()
+    embedder_model.DEMO["b6"].save(tmp_path / "embedder_b6.json")
+    detector = resolve(config, tmp_path).detector_config
+    assert (detector.num_classes, detector.max_detections) == (13, 100) and "101" in detector.backbone
+    assert find_checkpoint(tmp_path, "detector") == (tmp_path / "detector.pkl", tmp_path / "detector.yaml")
 
 
 def test_missing_checkpoints_are_all_named(tmp_path: Path) -> None:

@@ -1,7 +1,8 @@
 """A detector and embedders written by hand, so that tests can calculate every response of the pipeline.
 
 Detector: the blue value of the image's first pixel is the number of valid detections. Detection i has the box
-unit_boxes()[i] times the image's size and the score 0.999 - i / 10000. NUM_WEAK more follow that score WEAK_SCORE.
+unit_boxes()[i] times the image's size, the score 0.999 - i / 10000 and the class i. NUM_WEAK more follow that score
+WEAK_SCORE.
 Embedder k: mean red, green, blue, height, width, 100 · (k + 1), then zeros; at unit length.
 """
 
@@ -58,7 +59,7 @@ def _detector(
     rank: FLOAT[1, 100],
     blue_mean: FLOAT[1, 1],
     num_weak: FLOAT[1, 1],
-) -> tuple[FLOAT["B", 100, 4], FLOAT["B", 100], INT32["B", 1]]:  # noqa: F821
+) -> tuple[FLOAT["B", 100, 4], FLOAT["B", 100], INT32["B", 1], INT32["B", 100]]:  # noqa: F821
     blue = op.Squeeze(op.Slice(pixels, [0, 0, 0], [1, 1, 1], [1, 2, 3]), [2, 3]) + blue_mean
     num_strong = op.Round(blue)
     num_all = op.Min(num_strong + num_weak, 100.0)
@@ -66,7 +67,8 @@ def _detector(
     width_height = op.Gather(image_size, [1, 0, 1, 0], axis=1)
     boxes = unit_boxes * op.Unsqueeze(width_height, [1]) * op.CastLike(op.Unsqueeze(rank < num_all, [2]), strong)
     num_detections = op.Cast(num_all, to=6)
-    return boxes, scores, num_detections
+    labels = op.Cast(rank * op.CastLike(rank < num_all, strong), to=6)
+    return boxes, scores, num_detections, labels
 
 
 def build_slow_detector(blue_mean: float) -> onnx.ModelProto:

@@ -37,7 +37,7 @@ def test_select_requires_more_than_the_minimum_score(detections: ModuleType) -> 
         ({"scores": np.nan}, "scores has nan"),
         ({"num_detections": 2}, "num_detections is 2, not 0 to 1"),
         ({"num_detections": -2}, "num_detections is -2"),
-        ({"num_detections": -1}, "the detections are not exact"),
+        ({"num_detections": -1}, "the detections are not exact or not finite"),
         ({"scale": [0, 1]}, "scale is"),
         ({"scale": [np.nan, 1]}, "scale is"),
         ({"image": IMAGE[:0]}, r"image has no pixels: \[0, 300, 3\]"),

@@ -1,1 +1,1 @@
-"""The garment detector: Faster R-CNN with a VoVNet-FPN backbone, one class, trained with detectron2."""
+"""The detector: Faster R-CNN with a VoVNet-FPN or ResNet-FPN backbone; ours finds garments, as one class."""

@@ -1,4 +1,4 @@
-"""VoVNetV2 from timm as a feature extractor, for training with detectron2 and for the exported graph.
+"""The backbones: VoVNetV2 from timm, for training with detectron2 and for the exported graph, and ResNet for the graph.
 
 Lee and Park, CenterMask: Real-Time Anchor-Free Instance Segmentation (arXiv:1911.06667).
 """
@@ -9,6 +9,9 @@ from timm.layers.create_attn import create_attn
 from timm.layers.norm_act import freeze_batch_norm_2d
 from timm.models.vovnet import VovNet, model_cfgs
 from torch import Tensor, nn
+
+from training.detector.config import DetectorConfig
+from training.detector.resnet import NUM_BLOCKS, ResNet
 
 ARCHITECTURES: dict[str, dict[str, Any]] = {
     "ese_vovnet99b": model_cfgs["ese_vovnet99b"],
@@ -26,6 +29,19 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
 }
 
 
+def build_backbone(config: DetectorConfig) -> "VoVNet | ResNet":
+    """Return the backbone that a config names, with random weights. Raises ValueError if there is none of that name."""
+    if config.backbone in NUM_BLOCKS:
+        return ResNet(
+            NUM_BLOCKS[config.backbone],
+            config.norm,
+            groups=config.resnet_groups,
+            group_width=config.resnet_group_width,
+            has_stride_in_1x1=config.has_stride_in_1x1,
+        )
+    return VoVNet(config.backbone, config.norm)
+
+
 class VoVNet(nn.Module):
     """The stem and the four stages of a VoVNet, under the names that timm gives them.
 
@@ -39,7 +55,7 @@ class VoVNet(nn.Module):
 
     def __init__(self, architecture: str, norm: str) -> None:
         if architecture not in ARCHITECTURES:
-            raise ValueError(f"backbone is {architecture!r}, not one of {sorted(ARCHITECTURES)}")
+            raise ValueError(f"backbone is {architecture!r}, not one of {sorted(ARCHITECTURES | NUM_BLOCKS)}")
         super().__init__()
         network: Any = VovNet(ARCHITECTURES[architecture], num_classes=0, global_pool="")
         # timm has an attention module in the last block of a stage only. The authors' networks, and therefore the

@@ -3,9 +3,9 @@
 A `DetectorConfig` is saved as JSON beside each checkpoint; the export rebuilds the network from it.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-from training.checkpoint import JsonConfig
+from training.checkpoint import MAY_BE_MISSING, JsonConfig
 
 LEVELS = (2, 3, 4, 5, 6)
 """Pyramid levels P2..P6 that propose boxes; level l has stride 2**l. Boxes are pooled from all but the last."""
@@ -15,11 +15,18 @@ LEVELS = (2, 3, 4, 5, 6)
 class DetectorConfig(JsonConfig):
     """Architecture and test-time settings; the defaults are those of production. Sizes are in resized pixels."""
 
-    backbone: str = "ese_vovnet99b"
+    backbone: str = "ese_vovnet99b"  # a key of `backbone.ARCHITECTURES` or of `resnet.NUM_BLOCKS`
+    resnet_groups: int = field(default=1, metadata=MAY_BE_MISSING)  # of the 3 x 3 convolutions; VoVNets have none
+    resnet_group_width: int = field(default=64, metadata=MAY_BE_MISSING)  # channels of a group in the first stage
+    has_stride_in_1x1: bool = field(default=True, metadata=MAY_BE_MISSING)  # else a ResNet's 3 x 3 convolution has it
     norm: str = "FrozenBN"  # of the backbone: "FrozenBN" to fine-tune, "BN" to train from scratch
     fpn_channels: int = 256
     box_head_dim: int = 1024
+    box_head_layers: int = field(default=2, metadata=MAY_BE_MISSING)
+    num_classes: int = field(default=1, metadata=MAY_BE_MISSING)
+    has_class_agnostic_boxes: bool = field(default=False, metadata=MAY_BE_MISSING)  # one box for all classes
     pooled_size: int = 7
+    sampling_ratio: int = field(default=0, metadata=MAY_BE_MISSING)  # of RoIAlign; 0: as many samples as cells
     anchor_sizes_px: tuple[float, ...] = (
         32.0,
         64.0,
@@ -37,14 +44,21 @@ class DetectorConfig(JsonConfig):
     rpn_nms_iou: float = 0.7
     score_threshold: float = 0.05
     nms_iou: float = 0.5
+    max_candidates: int = field(default=2000, metadata=MAY_BE_MISSING)  # see `export.graphs.detector.best_pairs`
     max_detections: int = 100
-    pixel_mean_bgr: tuple[float, float, float] = (103.53, 116.28, 123.675)  # subtracted; there is no division
+    pixel_mean_bgr: tuple[float, float, float] = (103.53, 116.28, 123.675)  # subtracted
+    pixel_std_bgr: tuple[float, float, float] = field(default=(1.0, 1.0, 1.0), metadata=MAY_BE_MISSING)  # then divided
 
     def __post_init__(self) -> None:
         if self.norm not in ("FrozenBN", "BN"):
             raise ValueError(f"norm is {self.norm!r}, not 'FrozenBN' or 'BN'")
         if len(self.anchor_sizes_px) != len(LEVELS):
             raise ValueError(f"{len(self.anchor_sizes_px)} anchor sizes for the {len(LEVELS)} levels P2..P6")
+        for name in ("num_classes", "box_head_layers", "max_candidates", "max_detections"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}, must be at least 1")
+        if min(self.pixel_std_bgr) <= 0:
+            raise ValueError(f"pixel_std_bgr is {self.pixel_std_bgr}, must be positive")
 
 
 PRODUCTION = DetectorConfig()

@@ -1,6 +1,6 @@
 """Read detector and backbone weights, and translate the tensor names of the vovnet-detectron2 project into ours.
 
-Outside the backbone both projects use detectron2's names. Inside (`backbone.bottom_up`), ours are those of timm:
+All names are detectron2's, also those of a ResNet. Only inside a VoVNet (`backbone.bottom_up`) ours are timm's:
 
     stem.stem_2/conv.weight                             stem.1.conv.weight
     stage4.OSA4_3.layers.0.OSA4_3_0/norm.running_mean   stages.2.blocks.2.conv_mid.0.bn.running_mean
@@ -25,6 +25,9 @@ from training.checkpoint import explain_unreadable, read_checkpoint
 from training.detector.config import PRODUCTION, DetectorConfig
 
 BOTTOM_UP = "backbone.bottom_up."
+
+IGNORED_HEADS = ("roi_heads.mask_head.", "roi_heads.keypoint_head.", "sem_seg_head.")
+"""Prefixes of the heads whose weights are ignored: they predict from the boxes or beside them, which stay the same."""
 
 IMAGENET_HEAD = frozenset({"classifier.weight", "classifier.bias"})
 """The only tensors of a backbone checkpoint that are ignored."""
@@ -51,11 +54,13 @@ _THEIR_BLOCK = re.compile(
 _OUR_BACKBONE = re.compile(
     rf"stem\.\d\.{_TENSOR}"
     rf"|stages\.[0-3]\.blocks\.\d+\.(?:conv_mid\.\d+\.{_TENSOR}|conv_concat\.{_TENSOR}|attn\.fc\.(?:weight|bias))"
+    r"|(?:stem\.conv1|res[2-5]\.\d+\.(?:conv[123]|shortcut))"
+    r"\.(?:weight|norm\.(?:weight|bias|running_mean|running_var|num_batches_tracked))"
 )
 _AFTER_BACKBONE = re.compile(
     r"(?:backbone\.fpn_(?:lateral|output)[2-5]"
     r"|proposal_generator\.rpn_head\.(?:conv|objectness_logits|anchor_deltas)"
-    r"|roi_heads\.(?:box_head\.fc[12]|box_predictor\.(?:cls_score|bbox_pred)))\.(?:weight|bias)"
+    r"|roi_heads\.(?:box_head\.fc[1-9]|box_predictor\.(?:cls_score|bbox_pred)))\.(?:weight|bias)"
 )
 _CELL_ANCHORS = re.compile(r"proposal_generator\.anchor_generator\.cell_anchors\.(?P<level>[0-4])")
 
@@ -65,7 +70,8 @@ def load_checkpoint(path: Path, config: DetectorConfig = PRODUCTION) -> dict[str
 
     The file was written by torch.save, or is a pickle (.pkl), with torch tensors or numpy arrays, either at the top
     level or under "model". Constants that older versions of detectron2 saved (anchors, pixel mean and standard
-    deviation) are compared with those of the config. Missing tensors and wrong shapes are left to `load_weights`.
+    deviation) are compared with those of the config. The heads in IGNORED_HEADS are left out (see `ignored_heads`).
+    Missing tensors and wrong shapes are left to `load_weights`.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -81,11 +87,17 @@ def load_checkpoint(path: Path, config: DetectorConfig = PRODUCTION) -> dict[str
             found[BOTTOM_UP + ours] = value
         elif _AFTER_BACKBONE.fullmatch(name):
             found[name] = value
-        else:
+        elif not name.startswith(IGNORED_HEADS):
             unmatched.append(name)
     if unmatched:
         raise ValueError(f"{path} has tensors that the detector does not have: {sorted(unmatched)}")
     return found
+
+
+def ignored_heads(path: Path) -> list[str]:
+    """Return those of IGNORED_HEADS that a checkpoint has. Raises the same errors as `load_checkpoint`."""
+    names = _read(path)
+    return [prefix for prefix in IGNORED_HEADS if any(name.startswith(prefix) for name in names)]
 
 
 def load_backbone(path: Path) -> dict[str, Tensor]:
@@ -187,7 +199,7 @@ def _check_constant(path: Path, name: str, value: Tensor, config: DetectorConfig
         sides = [(size / math.sqrt(ratio), size * math.sqrt(ratio)) for ratio in config.anchor_ratios]
         expected = torch.tensor([(-width / 2, -height / 2, width / 2, height / 2) for width, height in sides])
     else:
-        expected = torch.tensor(config.pixel_mean_bgr if name == "pixel_mean" else (1.0, 1.0, 1.0))
+        expected = torch.tensor(config.pixel_mean_bgr if name == "pixel_mean" else config.pixel_std_bgr)
         value = value.flatten()
     if value.shape != expected.shape or not torch.allclose(value.float(), expected, rtol=1e-4):
         raise ValueError(f"{path}: {name} is {value.tolist()}, not {expected.tolist()}")

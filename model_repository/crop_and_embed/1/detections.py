@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import numpy as np
 
 INEXACT = -1
-"""The number of detections with which the detector reports that its result is not exact (`export.graphs.nms`)."""
+"""The number of detections with which the detector reports that its result is not exact, or not finite."""
 
 
 def select(
@@ -37,7 +37,7 @@ def select(
     if not 0 <= min_score <= 1:
         raise ValueError(f"min_score is {min_score}, not from 0 to 1")
     if num_detections == INEXACT:
-        raise ValueError("the detections are not exact; export the detector without --precision fp16")
+        raise ValueError("the detections are not exact or not finite; export the detector without --precision fp16")
     if not 0 <= num_detections <= len(boxes):
         raise ValueError(f"num_detections is {num_detections}, not 0 to {len(boxes)}")
     if not (np.isfinite(scale).all() and (scale > 0).all()):

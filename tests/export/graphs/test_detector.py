@@ -10,6 +10,7 @@ from torchvision.ops import roi_align
 
 from export.graphs.checkpoints import build_detector_graph
 from export.graphs.detector import (
+    INEXACT,
     DetectorGraph,
     RoiHeads,
     assign_levels,
@@ -99,6 +100,74 @@ def test_atlas_repeats_the_edges() -> None:
     ]
 
 
+def heads(**changes: object) -> RoiHeads:
+    """Return heads whose `select` is tested without weights; deltas move a box by a tenth of its sides."""
+    return RoiHeads(replace(DEMO, num_classes=3, post_nms_top_k=2, max_detections=2, **changes)).eval()
+
+
+# Two proposals far from each other, and the deltas of three classes: at rest, one side to the right, one side down.
+PROPOSALS = torch.tensor([[[0.0, 0.0, 10.0, 10.0], [50.0, 50.0, 70.0, 60.0]]])
+DELTAS = torch.tensor([0.0, 0, 0, 0, 10, 0, 0, 0, 0, 10, 0, 0]).expand(1, 2, 12)
+SIZE = torch.tensor([[100.0, 100.0]])
+ALL = torch.ones(1, 2, dtype=torch.bool)
+
+
+def test_each_class_has_its_own_box() -> None:
+    scores = torch.tensor([[[0.1, 0.05, 0.7], [0.04, 0.5, 0.3]]])  # all but 0.05 and 0.04 exceed the threshold
+    boxes, found, labels, is_exact = heads(score_threshold=0.05).select(scores, DELTAS, PROPOSALS, ALL, SIZE)
+    assert found.tolist() == [[pytest.approx(0.7), 0.5]] and labels.tolist() == [[2, 1]] and is_exact.all()
+    assert boxes.tolist() == [[[0, 10, 10, 20], [70, 50, 90, 60]]]
+
+
+def test_one_box_may_be_for_all_classes() -> None:
+    scores = torch.tensor([[[0.1, 0.0, 0.7], [0.0, 0.2, 0.3]]])
+    agnostic = heads(score_threshold=0.05, has_class_agnostic_boxes=True)
+    assert agnostic.box_predictor.bbox_pred.out_features == 4 and agnostic.box_predictor.cls_score.out_features == 4
+    boxes, found, labels, _ = agnostic.select(scores, DELTAS[..., 4:8], PROPOSALS, ALL, SIZE)
+    assert found.tolist() == [pytest.approx([0.7, 0.3])] and labels.tolist() == [[2, 2]]
+    assert boxes.tolist() == [[[10, 0, 20, 10], [70, 50, 90, 60]]]
+
+
+def test_placeholders_and_weak_pairs_are_no_detections() -> None:
+    scores = torch.tensor([[[0.05, 0.6, 0.0], [0.9, 0.9, 0.9]]])
+    is_proposal = torch.tensor([[True, False]])
+    boxes, found, labels, _ = heads(score_threshold=0.05).select(scores, DELTAS, PROPOSALS, is_proposal, SIZE)
+    assert found.tolist() == [pytest.approx([0.6, 0])] and labels.tolist() == [[1, 0]]
+    assert boxes.tolist() == [[[10, 0, 20, 10], [0, 0, 0, 0]]]
+
+
+@pytest.mark.parametrize("form", ["operator", "unrolled"])
+@pytest.mark.parametrize(("max_candidates", "expected"), [(6, [0.9, 0.4]), (4, [0.9, 0.4]), (3, [0.9, 0.0])])
+def test_more_pairs_than_candidates(max_candidates: int, expected: list[float], form: str) -> None:
+    """The same box four times: three score 0.9 to 0.7 in class 0, one 0.4 in class 1, which a bound of 3 misses."""
+    config = replace(DEMO, num_classes=2, post_nms_top_k=4, max_detections=2, max_candidates=max_candidates)
+    module = RoiHeads(config).eval()
+    module.nms.is_unrolled = form == "unrolled"
+    proposals = PROPOSALS[:, :1].expand(1, 4, 4)
+    scores = torch.tensor([[[0.9, 0.0], [0.8, 0.0], [0.7, 0.0], [0.0, 0.4]]])
+    found = module.select(scores, torch.zeros(1, 4, 8), proposals, torch.ones(1, 4, dtype=torch.bool), SIZE)[1]
+    assert found.tolist() == [pytest.approx(expected)]
+
+
+def test_candidates_beyond_the_bound_do_not_matter_if_enough_remain() -> None:
+    scores = torch.rand(2, 50, 20, generator=torch.Generator().manual_seed(0))
+    corners = torch.rand(2, 50, 2, 2, generator=torch.Generator().manual_seed(1)) * 300
+    proposals = torch.cat([corners.amin(dim=2), corners.amax(dim=2)], dim=-1)
+    deltas = torch.rand(2, 50, 80, generator=torch.Generator().manual_seed(2))
+    results = []
+    for max_candidates in (300, 1000):
+        config = replace(DEMO, num_classes=20, post_nms_top_k=50, max_detections=50, max_candidates=max_candidates)
+        inputs = (scores, deltas, proposals, torch.ones(2, 50, dtype=torch.bool), torch.tensor([[300.0, 300.0]] * 2))
+        results.append(RoiHeads(config).eval().select(*inputs))
+    assert all(torch.equal(one, other) for one, other in zip(*results, strict=True))
+    assert (results[0][1] > 0.7).all() and len(results[0][2].unique()) == 20
+
+
+def test_fewer_candidates_than_detections_are_refused() -> None:
+    with pytest.raises(ValueError, match="max_detections 100 exceeds max_candidates 99"):
+        DetectorGraph(replace(DEMO, num_classes=2, max_candidates=99))
+
+
 def smooth_pixels(batch: int, height: int, width: int) -> torch.Tensor:
     generator = torch.Generator().manual_seed(height)
     coarse = torch.rand(batch, 3, height // 16, width // 16, generator=generator) * 255 - 110
@@ -127,10 +196,11 @@ def test_a_batch_gives_the_same_as_its_images_one_by_one(graph: DetectorGraph) -
 
 @torch.inference_mode()
 def test_results_are_sorted_inside_the_image_and_zero_past_the_count(graph: DetectorGraph) -> None:
-    boxes, scores, num_detections = graph(smooth_pixels(1, 32, 32), torch.tensor([[20.0, 31.0]]))
+    boxes, scores, num_detections, labels = graph(smooth_pixels(1, 32, 32), torch.tensor([[20.0, 31.0]]))
     count = num_detections.item()
     assert boxes.shape == (1, 100, 4) and scores.shape == (1, 100) and num_detections.shape == (1, 1)
-    assert num_detections.dtype == torch.int32
+    assert num_detections.dtype == labels.dtype == torch.int32
+    assert labels.shape == (1, 100) and not labels.any()  # there is one class
     assert 0 < count < 100
     assert (scores[0, :count] > DEMO.score_threshold).all()
     assert (scores[0].diff() <= 0).all()
@@ -142,11 +212,20 @@ def test_results_are_sorted_inside_the_image_and_zero_past_the_count(graph: Dete
 def test_nothing_found_is_all_zero(graph: DetectorGraph) -> None:
     strict = DetectorGraph(replace(DEMO, score_threshold=1.0)).eval()
     strict.load_state_dict(graph.state_dict())
-    boxes, scores, num_detections = strict(smooth_pixels(2, 64, 64), torch.tensor([[64.0, 64.0]] * 2))
+    boxes, scores, num_detections, labels = strict(smooth_pixels(2, 64, 64), torch.tensor([[64.0, 64.0]] * 2))
     assert num_detections.tolist() == [[0], [0]]
-    assert not boxes.any() and not scores.any()
+    assert not boxes.any() and not scores.any() and not labels.any()
 
 
 def test_more_proposals_than_candidates_are_refused() -> None:
     with pytest.raises(ValueError, match="1001"):
         DetectorGraph(replace(DEMO, post_nms_top_k=1001))
+
+
+@torch.inference_mode()
+def test_an_overflow_is_reported_for_its_own_image() -> None:
+    graph = build_detector_graph(None, config=DEMO, random_seed=0)
+    pixels = smooth_pixels(2, 64, 64)
+    pixels[1, 0, 10, 10] = math.inf
+    num_detections = graph(pixels, torch.tensor([[64.0, 64.0]] * 2))[2]
+    assert num_detections[0] > 0 and num_detections[1] == INEXACT

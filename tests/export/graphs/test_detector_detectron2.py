@@ -35,7 +35,7 @@ def test_same_detections(sizes: list[tuple[int, int]], seed: int) -> None:
     images = [smooth_image(*size) for size in sizes]
     expected = reference.inference([{"image": image} for image in images], do_postprocess=False)
     pixels = ImageList.from_tensors([image - reference.pixel_mean for image in images], 32).tensor
-    boxes, scores, num_detections = graph(pixels, torch.tensor(sizes, dtype=torch.float32))
+    boxes, scores, num_detections, _ = graph(pixels, torch.tensor(sizes, dtype=torch.float32))
 
     num_expected = num_matched = 0
     for i, instances in enumerate(expected):

@@ -1,11 +1,12 @@
 """Both forms of NMS agree with hand-calculated cases, with torchvision's and, on 1,000 sets, with each other."""
 
-from itertools import chain
+from itertools import chain, product
 from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
+from torchvision.ops import nms as torchvision_nms
 
 from export.config import demo
 from export.graphs.checkpoints import build_detector_graph
@@ -47,6 +48,14 @@ def test_a_box_that_a_suppressed_box_overlaps_is_kept(nms: Nms) -> None:
     assert nms(boxes, torch.tensor([[0.9, 0.8, 0.7]]))[0].tolist() == [[1, 0, 1]]
 
 
+def test_boxes_of_other_classes_suppress_nothing(nms: Nms) -> None:
+    boxes = torch.tensor([[0, 0, 10, 10], [0, 0, 10, 9], [0, 0, 10, 8], [0, 0, 10, 7]]).float().expand(2, 4, 4)
+    scores = torch.tensor([[0.9, 0.8, 0.7, 0.6], [0.9, 0.8, 0.7, 0.0]])
+    labels = torch.tensor([[5, 0, 5, 0], [3, 2, 1, 1]])
+    mask, is_exact = nms(boxes, scores, labels, 6)
+    assert mask.tolist() == [[1, 1, 0, 0], [1, 1, 1, 0]] and is_exact.tolist() == [True, True]
+
+
 def make_set(seed: int) -> tuple[Tensor, Tensor, float]:
     """Return boxes [G, K, 4], scores [G, K] and a limit: sparse, dense, tied, nearly all the same, or empty."""
     generator = torch.Generator().manual_seed(seed)
@@ -75,6 +84,23 @@ def test_both_forms_agree_on_1000_sets() -> None:
         num_kept += int(found.sum())
         num_dropped += int((scores > 0).sum() - found.sum())
     assert num_kept > 20_000 and num_dropped > 20_000
+
+
+def test_class_by_class_is_the_same_as_each_class_alone() -> None:
+    num_kept = 0
+    for seed in range(200):
+        boxes, scores, max_iou = make_set(seed)
+        num_classes = (2, 5, 40)[seed % 3]
+        labels = torch.randint(num_classes, scores.shape, generator=torch.Generator().manual_seed(seed))
+        expected = torch.zeros_like(scores)
+        for group, label in product(range(len(scores)), range(num_classes)):
+            rows = ((labels[group] == label) & (scores[group] > 0)).nonzero()[:, 0]
+            expected[group, rows[torchvision_nms(boxes[group, rows], scores[group, rows], max_iou)]] = 1
+        for form in ("operator", "unrolled"):
+            found, is_exact = make_nms(max_iou, form)(boxes, scores, labels, num_classes)
+            assert is_exact.all() and torch.equal(found, expected), (seed, form)
+        num_kept += int(expected.sum() - make_nms(max_iou, "operator")(boxes, scores)[0].sum())
+    assert num_kept > 2000  # that other classes would have suppressed
 
 
 @pytest.mark.parametrize("num_boxes", [2, MAX_ITERATIONS, MAX_ITERATIONS + 1, 1000])

@@ -76,6 +76,17 @@ def test_equals_pytorch() -> None:
         np.testing.assert_array_equal(found[name], expected[name])
 
 
+def test_pixels_are_divided_by_the_standard_deviation_of_their_channel() -> None:
+    std = (57.375, 57.12, 58.395)
+    scaled = dataclasses.replace(demo(), detector=dataclasses.replace(demo().detector, pixel_std_bgr=std))
+    image = photo(211, 123)[None]
+    plain, found = (session(config, "image").run(["pixels"], {"image": image})[0] for config in (demo(), scaled))
+    np.testing.assert_allclose(found * np.float32(std).reshape(3, 1, 1), plain, rtol=1e-5)
+    assert np.abs(found - prepare(image, scaled, "image")["pixels"]).max() <= 1.001 / 57
+    operators = [[node.op_type for node in build_prepare(config, "image").graph.node] for config in (demo(), scaled)]
+    assert operators[1].count("Div") == operators[0].count("Div") + 1
+
+
 def test_batch_is_the_same_as_one_by_one() -> None:
     images = np.stack([photo(90, 70), photo(90, 70)[::-1]])
     run = session(demo(), "image").run

@@ -29,6 +29,7 @@ SIZES = (  # of the padded batch, then of each image in it
     ((320, 352), [(320, 320), (300, 350), (64, 40)]),
     ((32, 32), [(20, 31)]),
 )
+MANY_CLASSES = replace(DEMO, num_classes=13, box_head_layers=3, pixel_std_bgr=(57.375, 57.12, 58.395))
 
 
 @pytest.fixture(scope="module")
@@ -64,6 +65,53 @@ def test_onnx_runtime_finds_what_pytorch_finds(
         assert abs(int(found[2][i, 0]) - count) <= 1
     assert num_expected >= 15 * len(sizes)
     assert num_matched >= 0.995 * num_expected
+
+
+@pytest.fixture(scope="module")
+def many_classes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The demo's detector with 13 classes, pixels divided by a standard deviation, and three hidden layers."""
+    path = tmp_path_factory.mktemp("detector") / "model.onnx"
+    export_detector(None, path, config=MANY_CLASSES, random_seed=0)
+    return path
+
+
+@pytest.mark.detectron2
+def test_many_classes_are_detectron2s(many_classes: Path) -> None:
+    pytest.importorskip("detectron2", reason="detectron2 is not installed")
+    report = check_detector(many_classes, None, config=MANY_CLASSES, random_seed=0, reference="detectron2")
+    assert report["num_detections"] == 500 and report["matched_share"] >= 0.995
+
+
+def test_many_classes_are_those_of_the_graph(many_classes: Path) -> None:
+    report = check_detector(many_classes, None, config=MANY_CLASSES, random_seed=0)
+    assert report["num_detections"] == 500 and report["matched_share"] >= 0.995
+    session = onnxruntime.InferenceSession(many_classes, providers=["CPUExecutionProvider"])
+    generator = torch.Generator().manual_seed(3)
+    pixels = F.interpolate(torch.rand(2, 3, 6, 8, generator=generator) * 4 - 2, (96, 128), mode="bicubic").numpy()
+    feeds = {"pixels": pixels, "image_size": np.array([[96, 128], [40, 50]], np.float32)}
+    boxes, scores, num_detections, labels = session.run(None, feeds)
+    assert labels.dtype == np.int32 and labels.shape == scores.shape == (2, 100)
+    assert len(np.unique(labels[0])) > 6 and labels.max() <= 12 and labels.min() == 0
+    for row, (count,) in enumerate(num_detections):
+        assert not labels[row, count:].any() and not boxes[row, count:].any()
+        overlap = box_iou(*[torch.from_numpy(boxes[row, :count])] * 2).fill_diagonal_(0).numpy()
+        is_same_class = labels[row, :count, None] == labels[row, :count]
+        assert overlap[is_same_class].max() <= 0.5 < overlap[~is_same_class].max()
+
+
+@pytest.mark.slow
+def test_many_classes_in_half_precision(tmp_path: Path) -> None:
+    path = tmp_path / "model.onnx"
+    export_detector(None, path, config=MANY_CLASSES, random_seed=0, precision="fp16")
+    assert "NonMaxSuppression" not in {node.op_type for node in onnx.load(path).graph.node}
+    report = check_detector(path, None, config=MANY_CLASSES, random_seed=0)
+    assert report["precision"] == "fp16" and report["num_detections"] == 500
+
+
+def test_graph_of_many_classes_is_static(many_classes: Path) -> None:
+    model = onnx.load(many_classes)
+    assert not FORBIDDEN & {node.op_type for node in model.graph.node}
+    assert len([node for node in model.graph.node if node.op_type == "NonMaxSuppression"]) == 2
 
 
 def test_graph_is_static(path: Path) -> None:
@@ -136,6 +184,33 @@ def test_checkpoint_without_json_is_production_with_the_named_backbone(tmp_path:
     config.save(tmp_path / "model_final.json")
     with pytest.raises(ValueError, match=r"ese_vovnet99b.*ese_vovnet19b_slim"):
         build_detector_graph(checkpoint, backbone="ese_vovnet99b")
+
+
+def test_a_config_of_detectron2_that_cannot_be_exported_is_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config_file, output = tmp_path / "config.yaml", tmp_path / "model.onnx"
+    config_file.write_text("MODEL: {META_ARCHITECTURE: RetinaNet}")
+    assert main(["--config-file", str(config_file), "--random-weights", "0", "--output", str(output)]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"export.detector: {config_file}: MODEL.META_ARCHITECTURE is 'RetinaNet'; only ")
+    assert not output.exists()
+
+
+def test_config_file_names_the_architecture_of_a_checkpoint(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The JSON of the settings is a config file too; the checkpoint has a mask head, and lacks a tensor."""
+    checkpoint, config_file = tmp_path / "model_final.pth", tmp_path / "settings.json"
+    weights = build_detector_graph(None, config=DEMO, random_seed=0).state_dict()
+    del weights["roi_heads.box_head.fc2.bias"]
+    torch.save({"model": weights | {"roi_heads.mask_head.predictor.bias": torch.zeros(1)}}, checkpoint)
+    DEMO.save(config_file)
+    arguments = ["--config-file", str(config_file), "--checkpoint", str(checkpoint)]
+    assert main([*arguments, "--output", str(tmp_path / "model.onnx")]) == 2
+    ignored, missing = capsys.readouterr().err.splitlines()
+    assert ignored == "export.detector: ignored roi_heads.mask_head.*: boxes do not depend on it"
+    assert "missing ['roi_heads.box_head.fc2.bias'], unexpected [], wrong shapes []" in missing
+    with pytest.raises(ValueError, match="backbone is 'ese_vovnet99b', but 'vovnet_demo' in the config"):
+        build_detector_graph(checkpoint, config=DEMO, backbone="ese_vovnet99b")
 
 
 def test_parity_command_reports_each_image(path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

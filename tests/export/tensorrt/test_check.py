@@ -173,6 +173,19 @@ def test_production_networks_compile(model: str, precision: str, tmp_path: Path,
         assert compiled.memory.total_bytes < {"detector": 8e9}.get(model, 1.2e9)
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("backbone", ["vovnet_demo", "resnet50"])
+def test_detectors_with_13_classes_compile(backbone: str, tmp_path: Path, rtx: Any) -> None:
+    path = tmp_path / "model.onnx"
+    pipeline = demo() if backbone == "vovnet_demo" else production()
+    config = replace(pipeline.detector, backbone=backbone, num_classes=13)
+    export_detector(None, path, config=config, random_seed=0, precision="fp16")
+    whole = onnx.load(path)
+    assert check_model(whole) == []
+    assert compile_model(rtx, whole, "detector", pipeline).num_parts == 2
+
+
 def test_command_prints_findings_and_memory(
     half_repository: Path, rtx: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -33,6 +33,17 @@ def test_unknown_and_missing_fields_are_named(change: dict[str, object], tmp_pat
         DetectorConfig.load(path)
 
 
+def test_files_of_earlier_versions_have_one_class_and_no_division(tmp_path: Path) -> None:
+    path = tmp_path / "detector.json"
+    DEMO.save(path)
+    values = json.loads(path.read_text())
+    for name in ("num_classes", "pixel_std_bgr", "resnet_groups"):
+        del values[name]
+    path.write_text(json.dumps(values))
+    assert DetectorConfig.load(path) == DEMO
+    assert DEMO.num_classes == 1 and DEMO.pixel_std_bgr == (1, 1, 1)
+
+
 @pytest.mark.parametrize("text", ['{"norm": ', "[1]", "\udcff"])
 def test_a_file_that_holds_no_config_is_named(text: str, tmp_path: Path) -> None:
     path = tmp_path / "detector.json"
@@ -46,3 +57,7 @@ def test_wrong_values_are_refused() -> None:
         replace(DEMO, norm="GN")
     with pytest.raises(ValueError, match="4 anchor sizes"):
         replace(DEMO, anchor_sizes_px=(16, 32, 64, 128))
+    with pytest.raises(ValueError, match="num_classes is 0"):
+        replace(DEMO, num_classes=0)
+    with pytest.raises(ValueError, match="pixel_std_bgr"):
+        replace(DEMO, pixel_std_bgr=(1, 0, 1))

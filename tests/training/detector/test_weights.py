@@ -11,8 +11,8 @@ import torch.nn.functional as F
 
 from export.graphs.detector import DetectorGraph
 from training.detector.backbone import VoVNet
-from training.detector.config import DEMO, PRODUCTION
-from training.detector.weights import IMAGENET_HEAD, load_backbone, load_checkpoint, load_weights
+from training.detector.config import DEMO, PRODUCTION, DetectorConfig
+from training.detector.weights import IMAGENET_HEAD, ignored_heads, load_backbone, load_checkpoint, load_weights
 
 Shapes = dict[str, tuple[int, ...]]
 
@@ -182,7 +182,8 @@ def test_our_own_names_stay(tmp_path: Path) -> None:
         "backbone.bottom_up.stage2.OSA2_1.layers.0.OSA2_1_1/conv.weight",
         "backbone.bottom_up.stem.stem_4/conv.weight",
         "backbone.bottom_up.classifier.weight",
-        "roi_heads.mask_head.predictor.weight",
+        "backbone.bottom_up.res2.0.conv4.weight",
+        "roi_heads.box_predictor.fed_loss_cls_weights",
     ],
 )
 def test_tensors_that_no_detector_has_are_listed(name: str, tmp_path: Path) -> None:
@@ -190,6 +191,30 @@ def test_tensors_that_no_detector_has_are_listed(name: str, tmp_path: Path) -> N
     with pytest.raises(ValueError, match=r"model\.pth") as error:
         load_checkpoint(tmp_path / "model.pth")
     assert str(error.value).endswith(f"[{name!r}]")
+
+
+def test_heads_that_boxes_do_not_depend_on_are_ignored(tmp_path: Path) -> None:
+    names = ["roi_heads.mask_head.predictor.weight", "sem_seg_head.predictor.bias", "backbone.fpn_output2.bias"]
+    torch.save({"model": {name: torch.zeros(1) for name in names}}, tmp_path / "model.pth")
+    assert load_checkpoint(tmp_path / "model.pth").keys() == {"backbone.fpn_output2.bias"}
+    assert ignored_heads(tmp_path / "model.pth") == ["roi_heads.mask_head.", "sem_seg_head."]
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".pkl"])
+def test_weights_of_a_resnet_keep_detectron2s_names(suffix: str, tmp_path: Path) -> None:
+    config = DetectorConfig(backbone="resnet50", norm="BN", num_classes=13)
+    with torch.device("meta"):
+        shapes = {name: value.shape for name, value in DetectorGraph(config).state_dict().items()}
+    path = tmp_path / f"model_final{suffix}"
+    if suffix == ".pkl":  # as in the model zoo, but for the shapes
+        arrays = {name: np.zeros(1, np.float32) for name in shapes}
+        with path.open("wb") as file:
+            pickle.dump({"model": arrays, "__author__": "Detectron2 Model Zoo"}, file)
+    else:
+        torch.save({"model": {name: torch.zeros(()).expand(shape) for name, shape in shapes.items()}}, path)
+    loaded = load_checkpoint(path, config)
+    assert loaded.keys() == shapes.keys()
+    assert "backbone.bottom_up.res4.5.conv2.norm.running_var" in loaded
 
 
 def test_saved_constants_are_compared(tmp_path: Path) -> None:
@@ -204,6 +229,7 @@ def test_saved_constants_are_compared(tmp_path: Path) -> None:
     torch.save({"model": constants | {"pixel_std": mean}}, tmp_path / "model.pth")
     with pytest.raises(ValueError, match="pixel_std"):
         load_checkpoint(tmp_path / "model.pth")
+    assert load_checkpoint(tmp_path / "model.pth", replace(PRODUCTION, pixel_std_bgr=PRODUCTION.pixel_mean_bgr)) == {}
 
 
 def test_weights_that_do_not_fit_are_listed(tmp_path: Path) -> None:
