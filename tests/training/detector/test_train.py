@@ -141,7 +141,7 @@ def test_two_processes_train_as_one_would_and_one_of_them_writes(tmp_path: Path)
     pictures = draw_pictures(tmp_path, 5)
     recipe = small_recipe(
         model=replace(DEMO, norm="FrozenBN"),  # else each process normalises its own half
-        iterations=20,
+        iterations=4,  # the losses are equal to four digits for five; then rounding decides which boxes are proposed
         batch_size=4,
         optimizer="sgd",
         learning_rate=1e-4,  # small, as differences grow from step to step
@@ -151,14 +151,12 @@ def test_two_processes_train_as_one_would_and_one_of_them_writes(tmp_path: Path)
     )
     train(pictures[:4], pictures[4:], recipe, tmp_path / "one")
     launch(train, 2, dist_url="auto", args=(pictures[:4], pictures[4:], recipe, tmp_path / "two"))
-    (one,), (two,) = curve(tmp_path / "one"), curve(tmp_path / "two")
-    assert two == pytest.approx(one, rel=0.005, abs=1e-4)
     start = DetectorTrainer(recipe).model.state_dict()
     steps = []
     for name in ("one", "two"):
         weights = torch.load(tmp_path / name / "detector.pth", weights_only=True)["model"]
         steps.append(torch.cat([(weights[name] - value).flatten() for name, value in start.items()]))
-    assert torch.dist(*steps) < 0.05 * steps[0].norm()
+    assert torch.dist(*steps) < 1e-3 * steps[0].norm()
     lines = [line for line in read_log(tmp_path / "two/log.jsonl") if "num_photos" in line]
     assert [line["num_photos"] for line in lines] == [1]
 
