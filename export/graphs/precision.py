@@ -13,6 +13,8 @@ import torch
 from timm.layers.norm_act import BatchNormAct2d, FrozenBatchNormAct2d
 from timm.layers.squeeze_excite import EffectiveSEModule
 from timm.models._efficientnet_blocks import SqueezeExcite
+from timm.models.efficientnet import EfficientNet
+from timm.models.vovnet import VovNet
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
@@ -43,7 +45,8 @@ def to_half(module: nn.Module) -> None:
 
     Raises ValueError, naming the tensor, if a weight exceeds float16's range.
     """
-    fold_norms(module)
+    if any(isinstance(part, EfficientNet | VovNet) for part in module.modules()):
+        fold_norms(module)  # in other networks, a norm may come before its convolution
     for name, value in module.state_dict().items():
         if value.abs().max() > torch.finfo(torch.float16).max:
             raise ValueError(f"{name} reaches {value.abs().max():.3g}, beyond float16's range; export in fp32")

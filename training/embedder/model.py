@@ -1,4 +1,4 @@
-"""The embedder network: EfficientNet, generalised mean pooling, a projection to 512 dimensions, batch norm."""
+"""The embedder network: a timm backbone, generalised mean pooling, a projection to 512 dimensions, batch norm."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from training.checkpoint import JsonConfig, explain_unreadable, read_checkpoint, save_checkpoint
+from training.embedder.templates import crop_sizes
 
 IMAGENET_MEAN = (123.675, 116.28, 103.53)
 IMAGENET_STD = (58.395, 57.12, 57.375)
@@ -78,29 +79,50 @@ class Embedder(nn.Module):
         pretrained: backbone weights to start from: a file with timm's tensor names, or True to let timm download them.
 
     Raises:
-        ValueError: the weights in the file, except for its classifier, do not match the backbone.
+        ValueError: timm has no such backbone, the backbone takes one image size only and the config has several crop
+            sizes, or the weights in the file, except for its classifier, do not match it.
     """
 
     def __init__(self, config: EmbedderConfig, *, pretrained: Path | bool = False) -> None:
         super().__init__()
         self.config = config
-        backbone: Any = timm.create_model(
-            config.backbone, pretrained=pretrained is True, num_classes=0, global_pool="", **config.backbone_options
-        )
+        backbone = _create_backbone(config, pretrained=pretrained is True)
         if isinstance(pretrained, Path):
             with explain_unreadable(pretrained):
                 weights = timm.models.load_state_dict(str(pretrained))
-            weights = {key: value for key, value in weights.items() if not key.startswith("classifier.")}
+            classifier = f"{backbone.default_cfg['classifier']}."
+            weights = {key: value for key, value in weights.items() if not key.startswith(classifier)}
             _load_exactly(backbone, weights, f"{pretrained} does not fit {config.backbone}")
         self.backbone: nn.Module = backbone
         self.gem = GeM(config.gem_p, learnable=config.gem_learnable)
-        self.projection = nn.Linear(backbone.num_features, config.embedding_size, bias=False)
+        self.projection = nn.Linear(backbone.head_hidden_size, config.embedding_size, bias=False)
         self.norm = nn.BatchNorm1d(config.embedding_size)
 
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
         """Map float32 [n, 3, h, w] RGB, normalised by the config's mean and std, to [n, embedding_size]."""
-        embeddings: torch.Tensor = self.norm(self.projection(self.gem(self.backbone(pixels))))
+        features = self.backbone(pixels)
+        if features.ndim == 3:  # of a transformer: [n, tokens, C]
+            features = features[:, getattr(self.backbone, "num_prefix_tokens", 0) :].transpose(1, 2)[..., None]
+        elif getattr(self.backbone, "output_fmt", "NCHW") == "NHWC":
+            features = features.permute(0, 3, 1, 2)
+        embeddings: torch.Tensor = self.norm(self.projection(self.gem(features)))
         return embeddings
+
+
+def _create_backbone(config: EmbedderConfig, *, pretrained: bool) -> Any:
+    """Return a timm model without its classifier and its pooling, for the crop size if it takes one size only."""
+    options = dict(config.backbone_options)
+    description = timm.get_pretrained_cfg(config.backbone)
+    if description is not None and description.fixed_input_size and "img_size" not in options:
+        sizes = list(crop_sizes(config.template).values())
+        if len(sizes) > 1:
+            raise ValueError(f"{config.backbone} takes one image size: crops must be one size, such as 224x224")
+        width, height = sizes[0]
+        options["img_size"] = (height, width)
+    try:
+        return timm.create_model(config.backbone, pretrained=pretrained, num_classes=0, global_pool="", **options)
+    except (RuntimeError, TypeError) as error:  # an unknown model, or an option that it does not have
+        raise ValueError(f"backbone {config.backbone!r}: {error}") from error
 
 
 def save_embedder(model: Embedder, checkpoint: Path) -> None:
