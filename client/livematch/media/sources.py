@@ -29,7 +29,10 @@ class Source:
         return Failure(self.kind, self.source, self.name, stage, reason)
 
 
-def list_images(directory: str | Path) -> tuple[list[Source], list[Failure]]:
+Listing = tuple[list[Source], list[Failure]]
+
+
+def list_images(directory: str | Path) -> Listing:
     """List the files in the item folders of `directory`, except hidden ones.
 
     Names are sorted; names that are numbers come last, in numeric order. File name extensions are ignored: a file that
@@ -40,7 +43,7 @@ def list_images(directory: str | Path) -> tuple[list[Source], list[Failure]]:
         a file whose name differs from another one only in the extension, and a name that is not UTF-8.
 
     Raises:
-        InputError: `directory` is not a folder, or holds no folders.
+        InputError: `directory` is not a folder.
     """
     sources: list[Source] = []
     failures: list[Failure] = []
@@ -58,20 +61,25 @@ def list_images(directory: str | Path) -> tuple[list[Source], list[Failure]]:
             failures.append(Failure("image", folder.name, "", "list", f"{folder}: {reason}"))
         else:
             sources += _check_names((Source("image", folder.name, path.stem, path) for path in paths), failures)
-    if not sources and not failures:
-        found = "files, but no folders" if _list_files(Path(directory)) else "nothing"
-        raise InputError(f"{directory} holds {found}: expected {directory}/<item id>/<image>.jpg")
     return sources, failures
 
 
-def list_videos(directory: str | Path) -> tuple[list[Source], list[Failure]]:
-    """List the files in `directory` itself; see `list_images`. Raises InputError if there are none."""
+def list_videos(directory: str | Path) -> Listing:
+    """List the files in `directory` itself; see `list_images`."""
     failures: list[Failure] = []
-    paths = _list_files(Path(directory))
-    if not paths:
-        found = "folders, but no files" if _list_visible(Path(directory)) else "nothing"
-        raise InputError(f"{directory} holds {found}: expected {directory}/<video id>.mp4")
-    return list(_check_names((Source("video", path.stem, "", path) for path in paths), failures)), failures
+    videos = (Source("video", path.stem, "", path) for path in _list_files(Path(directory)))
+    return list(_check_names(videos, failures)), failures
+
+
+def require_any(listing: Listing, directory: str | Path, layout: str) -> Listing:
+    """Return the listing of a folder; if it is empty, raise InputError, which says what the folder holds instead."""
+    sources, failures = listing
+    if not sources and not failures:
+        directory = Path(directory)
+        found = "files, but no folders" if _list_files(directory) else "folders, but no files"
+        found = found if _list_visible(directory) else "nothing"
+        raise InputError(f"{directory} holds {found}: expected {directory}/{layout}")
+    return listing
 
 
 def take_shard(sources: list[Source], shard: tuple[int, int]) -> list[Source]:

@@ -21,7 +21,7 @@ from tqdm import tqdm
 from livematch.errors import ContractError, DecodeError, InputError, RequestError, UnavailableError
 from livematch.features.store import FeaturesStore
 from livematch.media.images import read_image
-from livematch.media.sources import Source, list_images, list_videos, take_shard
+from livematch.media.sources import Listing, Source, list_images, list_videos, require_any, take_shard
 from livematch.media.videos import DEFAULT_FRAMES, read_frames
 from livematch.serving.client import Client, submit_in_order
 from livematch.types import Failure, Recognition
@@ -36,7 +36,6 @@ _log = logging.getLogger(__name__)
 Recognitions = list[tuple[int, Recognition]]
 """(frame_index, recognition) for each embedded frame of a video; a single one with frame_index -1 for an image."""
 
-_Listing = tuple[list[Source], list[Failure]]
 _Recognize = Callable[[Client, Source], Recognitions]
 
 
@@ -113,13 +112,14 @@ def embed_images(
         UnavailableError: the server no longer answers. What is stored stays, and the next run resumes from there.
         ContractError: the server's models were replaced during the run. `output` is not written.
         FeaturesError: `output` was made by other models, is no file of image features, or another run is writing it.
-        InputError: `directory` is not a folder, or the index of `options.shard` is out of range.
+        InputError: `directory` is not a folder or holds no item folders, or `options.shard` has an index out of range.
     """
 
     def recognize(client: Client, source: Source) -> Recognitions:
         return [(-1, client.recognize_image(read_image(source.path)))]
 
-    return _embed(client, list_images(directory), recognize, Path(output), "images", options or EmbedOptions())
+    listing = require_any(list_images(directory), directory, "<item id>/<image>.jpg")
+    return _embed(client, listing, recognize, Path(output), "images", options or EmbedOptions())
 
 
 def embed_videos(
@@ -144,12 +144,12 @@ def embed_videos(
     def recognize(client: Client, source: Source) -> Recognitions:
         return [(index, client.recognize_frame(pixels)) for index, pixels in read_frames(source.path, frames)]
 
-    listing = list_videos(directory)
+    listing = require_any(list_videos(directory), directory, "<video id>.mp4")
     return _embed(client, listing, recognize, Path(output), f"frames {selection}", options or EmbedOptions())
 
 
 def _embed(
-    client: Client, listing: _Listing, recognize: _Recognize, output: Path, selection: str, options: EmbedOptions
+    client: Client, listing: Listing, recognize: _Recognize, output: Path, selection: str, options: EmbedOptions
 ) -> EmbedSummary:
     if client.crop_scale != 1:
         selection += f", crops scaled by {client.crop_scale}"
