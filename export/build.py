@@ -173,7 +173,10 @@ def _bring_up_to_date(artifact: Artifact, path: Path) -> None:
         return
     with replace_file(path) as unchecked:
         artifact.write(unchecked)
-        report = artifact.check(unchecked)
+        try:
+            report = artifact.check(unchecked)
+        except ParityError as error:
+            raise ParityError(str(error).replace(str(unchecked), str(path))) from error
         for outdated in (stamp_path, path.with_name("model.plan"), path.with_name("model.plan.json")):
             outdated.unlink(missing_ok=True)
     stamp_path.write_text(stamp)

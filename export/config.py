@@ -174,8 +174,7 @@ def load_pipeline(path: Path, gpu_memory_gb: int | None = None) -> PipelineConfi
     try:
         config: PipelineConfig = TypeAdapter(PipelineConfig).validate_json(path.read_bytes())
     except ValidationError as error:
-        faults = [f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}" for fault in error.errors()]
-        raise ValueError(f"{path}: {'; '.join(fault.removeprefix(': ') for fault in faults)}") from error
+        raise ValueError(f"{path}: {'; '.join(_describe_fault(dict(fault)) for fault in error.errors())}") from error
     embedders = {
         name: embedder and replace(embedder, template=config.crops) for name, embedder in config.embedders.items()
     }
@@ -184,13 +183,24 @@ def load_pipeline(path: Path, gpu_memory_gb: int | None = None) -> PipelineConfi
         return config
     factor = gpu_memory_gb // config.gpu_memory_gb
     if factor < 1:
-        raise ValueError(f"{path}: needs a GPU with {config.gpu_memory_gb} GB, more than {gpu_memory_gb} GB")
+        raise ValueError(
+            f"{path} is made for a GPU of at least {config.gpu_memory_gb} GB, not {gpu_memory_gb} GB; "
+            "for a smaller one, lower gpu_memory_gb, max_side_px and the batches in a copy of it"
+        )
     scaled = {
         name: replace(serving, max_batch=factor * serving.max_batch)
         for name, serving in vars(config.serving).items()
         if serving.is_on_gpu
     }
     return replace(config, gpu_memory_gb=gpu_memory_gb, serving=replace(config.serving, **scaled))
+
+
+def _describe_fault(fault: dict[str, Any]) -> str:
+    """Return a fault that pydantic found, in our words where its own are about Python."""
+    known = {"missing": "is missing", "unexpected_keyword_argument": "unknown key"}
+    key = ".".join(map(str, fault["loc"]))
+    message = known.get(fault["type"], fault["msg"].removeprefix("Value error, "))
+    return f"{key}: {message}" if key else message
 
 
 def resolve(config: PipelineConfig, checkpoints: Path) -> PipelineConfig:
@@ -216,7 +226,8 @@ def resolve(config: PipelineConfig, checkpoints: Path) -> PipelineConfig:
     for name in config.embedders:
         _, settings = paths[f"embedder_{name}"]
         embedder = embedders[name] = EmbedderConfig.load(settings)
-        _require_equal(config, settings, vars(embedder), {"template": config.crops})
+        stated = config.embedders[name]
+        _require_equal(config, settings, vars(embedder), (vars(stated) if stated else {}) | {"template": config.crops})
     return replace(config, detector=detector, embedders=embedders)
 
 
@@ -250,7 +261,7 @@ def repository_pipeline(repository: Path) -> PipelineConfig:
     """Return the pipeline that a model repository was built from; ValueError if it was not built by `export.build`."""
     path = repository / FILE_NAME
     if not path.exists():
-        raise ValueError(f"{repository}: is no model repository of export.build: {FILE_NAME} is missing")
+        raise ValueError(f"{repository} has no {FILE_NAME}; build the repository with this version of export.build")
     return load_pipeline(path)
 
 

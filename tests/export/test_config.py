@@ -42,8 +42,8 @@ def test_a_pipeline_is_written_with_all_values_and_read_again(tmp_path: Path) ->
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"gpu": 1}, r"gpu: "),
-        ({"name": None}, r"name: "),
+        ({"gpu": 1}, r"gpu: unknown key"),
+        ({"name": None}, r"name: is missing"),
         ({"image": {"short_side": 320, "min_score": 0.9}}, r"image\.short_side_px: .*image\.short_side: "),
         ({"frame": {"short_side_px": 0, "min_score": 0.9}}, r"frame\.short_side_px: .*greater than 0"),
         ({"frame": {"short_side_px": 256, "min_score": 1.5}}, r"frame\.min_score: .*less than or equal to 1"),
@@ -55,7 +55,7 @@ def test_a_pipeline_is_written_with_all_values_and_read_again(tmp_path: Path) ->
         ({"embedders": {"a": {"backbones": "resnet18"}}}, r"embedders\.a\.backbone.*embedders\.a\.backbones"),
         (
             {"embedders": {"a": {"backbone": "resnet18", "embedding_size": 0}}},
-            r"embedders\.a: .*embedding_size is 0, not positive",
+            r"embedders\.a: embedding_size is 0, not positive",
         ),
         ({"detector": {"backbone": "vovnet_demo", "num_anchors": 3}}, r"detector\.num_anchors: "),
         ({"detector": {"norm": "GN"}}, r"detector.*norm is 'GN', not 'FrozenBN' or 'BN'"),
@@ -119,6 +119,13 @@ def test_the_detector_may_be_of_the_model_zoo(tmp_path: Path) -> None:
     detector = resolve(config, tmp_path).detector_config
     assert (detector.num_classes, detector.max_detections) == (13, 100) and "101" in detector.backbone
     assert find_checkpoint(tmp_path, "detector") == (tmp_path / "detector.pkl", tmp_path / "detector.yaml")
+
+
+def test_an_embedder_that_contradicts_its_checkpoint_is_named() -> None:
+    checkpoints = Path(__file__).parents[2] / "training" / "demo" / "checkpoints"
+    other = replace(demo(), embedders=demo().embedders | {"b7": replace(embedder_model.DEMO["b7"], embedding_size=256)})
+    with pytest.raises(ValueError, match=r"embedder_b7\.json does not match .* embedding_size is 512, not 256"):
+        resolve(other, checkpoints)
 
 
 def test_missing_checkpoints_are_all_named(tmp_path: Path) -> None:

@@ -56,7 +56,9 @@ def _nothing_found(summary: dict[str, Any]) -> str:
     for name, part in parts.items():
         if part and part.get("num_stored") and not part.get("num_boxes"):
             return f"nothing was detected in {part['num_stored']} {name}; --min-score sets the limit for scores"
-    return "no item matches any clip" if summary.get("num_matches") == 0 else ""
+    return (
+        "no item matches any clip; see whether the features files hold boxes" if summary.get("num_matches") == 0 else ""
+    )
 
 
 def _serve(options: argparse.Namespace) -> NoReturn:

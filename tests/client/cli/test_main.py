@@ -312,7 +312,7 @@ def test_nothing_found_is_said_and_has_its_own_exit_code(part, tmp_path, loopbac
     assert code == 0
     files = ("--queries", tmp_path / "empty.parquet", "--gallery", tmp_path / "videos.parquet")
     code, _, stderr = run_command(capsys, "match", *files, "-o", tmp_path / "result.json")
-    assert (code, stderr) == (4, "livematch: no item matches any clip\n")
+    assert (code, stderr) == (4, "livematch: no item matches any clip; see whether the features files hold boxes\n")
 
 
 @pytest.mark.parametrize(

@@ -71,7 +71,7 @@ def test_missing_repository_is_one_line(
     demo_repository: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert parity_main(arguments("onnxruntime-cpu", tmp_path, demo_repository)) == 2
-    assert "is no model repository of export.build: pipeline.json is missing" in capsys.readouterr().err
+    assert "has no pipeline.json; build the repository with this version of export.build" in capsys.readouterr().err
     write_files(demo(), tmp_path)
     assert parity_main(arguments("onnxruntime-cpu", tmp_path, demo_repository)) == 2
     assert "model.onnx is missing" in capsys.readouterr().err

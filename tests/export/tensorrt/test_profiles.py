@@ -90,7 +90,7 @@ def test_embedder_has_one_profile_for_each_template(model: str) -> None:
 
 
 def test_gpus_that_are_too_small_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"production\.json: needs a GPU with 16 GB, more than 8 GB"):
+    with pytest.raises(ValueError, match=r"production\.json is made for a GPU of at least 16 GB, not 8 GB"):
         production(8)
 
 
