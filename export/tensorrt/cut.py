@@ -25,7 +25,7 @@ def cut(model: onnx.ModelProto, operators: Collection[str]) -> list[onnx.ModelPr
     """
     if not any(node.op_type in operators for node in model.graph.node):
         return [model]
-    producers = {output: node for node in model.graph.node for output in node.output if output}
+    computed = {output for node in model.graph.node for output in node.output if output}
     given = {tensor.name for tensor in model.graph.input}
     depth = dict.fromkeys(given, 0)
     part_of: dict[str, int] = {}  # by tensor, of those that a part computes
@@ -58,7 +58,7 @@ def cut(model: onnx.ModelProto, operators: Collection[str]) -> list[onnx.ModelPr
         give(name)
     if not outputs:
         raise ValueError(f"nothing remains without {', '.join(sorted(operators))}")
-    inferred = onnx.shape_inference.infer_shapes(model) if producers.keys() - _typed(model) else model
+    inferred = onnx.shape_inference.infer_shapes(model) if computed - _typed(model) else model
     extractor = Extractor(inferred)
     return [extractor.extract_model(list(inputs.get(part, {})), list(names)) for part, names in sorted(outputs.items())]
 

@@ -213,24 +213,22 @@ def test_all_shards_together_are_the_whole(client, part, tmp_path):
         embed_images(client, part / "image", tmp_path / "2", EmbedOptions(shard=(2, 2)))
 
 
-def test_another_crop_scale_for_the_same_file_is_refused(client, part, tmp_path, loopback_server):
+@pytest.mark.parametrize(
+    ("settings", "selection"),
+    [({"crop_scale": 1.1}, r"images, crops scaled by 1\.1"), ({"min_score": 0.5}, r"images, scores above 0\.5")],
+)
+def test_other_settings_for_the_same_file_are_refused(client, part, tmp_path, loopback_server, settings, selection):
     embed_images(client, part / "image", tmp_path / "f.parquet")
     with (
-        Client(loopback_server.url, crop_scale=1.1) as wider,
-        pytest.raises(FeaturesError, match=r"holds images, not images, crops scaled by 1\.1"),
-    ):
-        embed_images(wider, part / "image", tmp_path / "f.parquet")
-    with pytest.raises(InputError, match=r"crop_scale must be from 1 to 2, got 0\.9"):
-        Client(loopback_server.url, crop_scale=0.9)
-
-
-def test_another_minimum_score_for_the_same_file_is_refused(client, part, tmp_path, loopback_server):
-    embed_images(client, part / "image", tmp_path / "f.parquet")
-    with (
-        Client(loopback_server.url, min_score=0.5) as other,
-        pytest.raises(FeaturesError, match=r"holds images, not images, scores above 0\.5"),
+        Client(loopback_server.url, **settings) as other,
+        pytest.raises(FeaturesError, match=f"holds images, not {selection}"),
     ):
         embed_images(other, part / "image", tmp_path / "f.parquet")
+
+
+def test_a_crop_scale_below_1_is_refused(loopback_server):
+    with pytest.raises(InputError, match=r"crop_scale must be from 1 to 2, got 0\.9"):
+        Client(loopback_server.url, crop_scale=0.9)
 
 
 def test_memory_does_not_grow_with_the_number_of_clips(tmp_path, drawing, loopback_server):

@@ -1,0 +1,63 @@
+"""Input in which nothing can be found: what is said, and with which exit code."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.client.cli.command import run_command
+
+
+def test_nothing_found_is_said_and_has_its_own_exit_code(part, tmp_path, loopback_server, capsys):
+    for item_id in ("000013", "000021"):
+        (tmp_path / "empty" / item_id).mkdir(parents=True)
+        Image.fromarray(np.full((80, 96, 3), 255, np.uint8)).save(tmp_path / "empty" / item_id / "0.jpg")
+    server = ("--server", loopback_server.url)
+    code, summary, stderr = run_command(
+        capsys, "embed", "--images", tmp_path / "empty", "-o", tmp_path / "empty.parquet", *server
+    )
+    assert (code, summary["num_boxes"]) == (4, 0)
+    assert "livematch: nothing was detected in 2 files; --min-score sets the limit for scores" in stderr
+    code, _, _ = run_command(capsys, "embed", "--videos", part / "video", "-o", tmp_path / "videos.parquet", *server)
+    assert code == 0
+    files = ("--queries", tmp_path / "empty.parquet", "--gallery", tmp_path / "videos.parquet")
+    code, _, stderr = run_command(capsys, "match", *files, "-o", tmp_path / "result.json")
+    assert (code, stderr) == (4, "livematch: no item matches any clip; see whether the features files hold boxes\n")
+
+
+@pytest.mark.parametrize(
+    ("option", "folder", "message"),
+    [
+        ("--images", "empty", "holds nothing: expected {folder}/<item id>/<image>.jpg"),
+        ("--videos", "empty", "holds nothing: expected {folder}/<video id>.mp4"),
+        ("--images", "flat", "holds files, but no folders: expected {folder}/<item id>/<image>.jpg"),
+        ("--videos", "image", "holds folders, but no files: expected {folder}/<video id>.mp4"),
+        ("--images", "video", "holds files, but no folders: expected {folder}/<item id>/<image>.jpg"),
+    ],
+)
+def test_a_folder_of_another_layout_is_named(option, folder, message, part, tmp_path, loopback_server, capsys):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "flat").mkdir()
+    (tmp_path / "flat" / "1.jpg").write_bytes(b"a photo")
+    given = tmp_path / folder if (tmp_path / folder).exists() else part / folder
+    code, _, stderr = run_command(
+        capsys, "embed", option, given, "-o", tmp_path / "f.parquet", "--server", loopback_server.url
+    )
+    assert (code, stderr) == (2, f"livematch: {given} {message.format(folder=given)}\n")
+    assert not list(tmp_path.glob("f.parquet*"))
+
+
+def test_exchanged_files_are_named(part, tmp_path, loopback_server, capsys):
+    images, videos = tmp_path / "images.parquet", tmp_path / "videos.parquet"
+    server = ("--server", loopback_server.url)
+    run_command(capsys, "embed", "--images", part / "image", "-o", images, *server)
+    run_command(capsys, "embed", "--videos", part / "video", "-o", videos, *server)
+    out = ("-o", tmp_path / "result.json")
+    frames = f"livematch: {videos} holds frames 80:400:20, but"
+    code, _, stderr = run_command(capsys, "match", "--queries", videos, "--gallery", images, *out)
+    assert (code, stderr) == (2, f"{frames} queries (product photos) must hold images\n")
+    code, _, stderr = run_command(capsys, "match", "--queries", images, "--gallery", images, *out)
+    assert (code, stderr) == (2, f"livematch: {images} holds images, but a gallery (clips) must hold frames\n")
+    clip = part / "video" / "000013.mp4"
+    code, _, stderr = run_command(capsys, "watch", "--video", clip, "--gallery", videos, *server)
+    assert (code, stderr) == (2, f"{frames} a gallery of products (photos) must hold images\n")
+    assert not out[1].exists()
