@@ -53,7 +53,8 @@ def write_features(path: Path, num_rows: int, seed: int) -> None:
             num_boxes = min(2, num_rows - start)
             embeddings = rng.standard_normal((num_boxes, EMBEDDING_SIZE), np.float32)
             embeddings /= np.linalg.norm(embeddings, axis=1, keepdims=True)
-            found = Recognition(BOXES[:num_boxes], rng.random(num_boxes, np.float32), embeddings)
+            labels = np.array(["garment"] * num_boxes)
+            found = Recognition(BOXES[:num_boxes], rng.random(num_boxes, np.float32), labels, embeddings)
             store.append((f"{image // 4:06}", str(image % 4)), [(-1, found)])
         store.finish()
 

@@ -88,7 +88,7 @@ class PipelineConfig:
     max_side_px: PositiveInt = 4000  # of the resized image; takes precedence over the short side
     max_image_side_px: PositiveInt = 8192  # of a request's image; larger ones are refused
     crops: str  # a set of sizes by aspect ratio, such as "SM", or one size, width x height, such as "224x224"
-    class_names: tuple[str, ...] = ("garment",)
+    class_names: tuple[str, ...] | None = None  # of the detector's classes, in their order; None: "0", "1", …
     detector: DetectorConfig | None = None  # None: as the file beside its checkpoint says
     embedders: Annotated[dict[EmbedderName, EmbedderConfig | None], Field(min_length=1)]
     """By name; their embeddings are concatenated in this order. None: as the JSON beside its checkpoint says."""
@@ -96,6 +96,13 @@ class PipelineConfig:
 
     def __post_init__(self) -> None:
         crop_sizes(self.crops)  # raises ValueError
+        names = self.class_names
+        if names is not None and len(set(names)) < len(names):
+            raise ValueError(f"class_names has a name twice: {', '.join(names)}")
+        if names is not None and self.detector is not None and len(names) != self.detector.num_classes:
+            raise ValueError(
+                f"class_names has {len(names)} names, but the detector has {self.detector.num_classes} classes"
+            )
 
     @property
     def templates(self) -> dict[float, tuple[int, int]]:
@@ -132,6 +139,11 @@ class PipelineConfig:
     def embedding_size(self) -> int:
         """Length of a box's embedding: the sum over all embedders."""
         return sum(embedder.embedding_size for embedder in self.embedder_models.values())
+
+    @property
+    def labels(self) -> list[str]:
+        """The name of each class of a resolved config's detector."""
+        return [*self.class_names] if self.class_names else [str(k) for k in range(self.detector_config.num_classes)]
 
     def kind(self, name: str) -> KindConfig:
         """Return the settings of "image" or "frame"."""

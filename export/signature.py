@@ -92,6 +92,7 @@ def signatures(config: PipelineConfig) -> dict[str, Signature]:
     recognized = (  # boxes x0 y0 x1 y1 in pixels of `image`; rows past num_detections are zero
         Tensor("boxes", "FP32", ("B", "N", 4)),
         Tensor("scores", "FP32", ("B", "N")),
+        Tensor("labels", "INT32", ("B", "N")),  # the class of each box, from 0 on
         Tensor("embeddings", "FP32", ("B", "N", config.embedding_size)),  # unit length
         _NUM_DETECTIONS,
     )
@@ -104,5 +105,5 @@ def signatures(config: PipelineConfig) -> dict[str, Signature]:
             model: embedder_signature(embedder.embedding_size, config.only_crop_size)
             for model, embedder in config.embedder_models.items()
         },
-        "crop_and_embed": Signature((_IMAGE, *detector.outputs[:3], _SCALE, _MIN_SCORE), recognized, "python"),
+        "crop_and_embed": Signature((_IMAGE, *detector.outputs, _SCALE, _MIN_SCORE), recognized, "python"),
     }

@@ -26,11 +26,13 @@ class Detection:
 
     box: x0, y0, x1, y1 in pixels of the image.
     score: the detector's confidence, 0..1.
+    label: name of the box's class, one of `Client.class_names`.
     embedding: float32 [D], unit length; D is the server's `Client.embedding_size`.
     """
 
     box: Box
     score: float
+    label: str
     embedding: npt.NDArray[np.float32] = field(repr=False)
 
 
@@ -40,19 +42,22 @@ class Recognition:
 
     boxes: float32 [n,4], x0 y0 x1 y1 in pixels of the image.
     scores: float32 [n], 0..1.
+    labels: names of the boxes' classes, strings [n].
     embeddings: float32 [n,D], unit length.
     """
 
     boxes: npt.NDArray[np.float32]
     scores: npt.NDArray[np.float32]
+    labels: npt.NDArray[np.str_]
     embeddings: npt.NDArray[np.float32]
 
     def __len__(self) -> int:
         return len(self.scores)
 
     def __iter__(self) -> Iterator[Detection]:
-        for box, score, embedding in zip(self.boxes.tolist(), self.scores.tolist(), self.embeddings, strict=True):
-            yield Detection(tuple(box), score, embedding)
+        columns = self.boxes.tolist(), self.scores.tolist(), self.labels.tolist(), self.embeddings
+        for box, score, label, embedding in zip(*columns, strict=True):
+            yield Detection(tuple(box), score, label, embedding)
 
     def __repr__(self) -> str:
         shown = [

@@ -3,6 +3,7 @@
 Sources: Triton's `model_config.proto`, and the README and `instance_state.cc` of its tensorrt_backend.
 """
 
+import json
 from pathlib import Path
 
 from google.protobuf import text_format
@@ -147,6 +148,7 @@ def _python(name: str, config: PipelineConfig, model_identity: str | None) -> pr
     message.input[0].allow_ragged_batch = True  # one call may hold images of different sizes
     embedders = config.embedder_models
     parameters = {
+        "class_names": json.dumps(config.labels, ensure_ascii=False),
         "embedders": " ".join(f"{name}:{embedder.embedding_size}" for name, embedder in embedders.items()),
         "max_crops": str(config.serving.embedder.max_batch),
         "templates": " ".join(f"{ratio}:{width}x{height}" for ratio, (width, height) in config.templates.items()),
@@ -164,7 +166,6 @@ def _ensemble(name: str, config: PipelineConfig) -> proto.ModelConfig:
     prepare = name.replace("recognize", "prepare")
     # The detector's outputs have the names of the ensemble's outputs, so they are renamed inside the ensemble.
     models = signatures(config)
-    used = [tensor.name for tensor in models["crop_and_embed"].inputs]
     detected = {tensor.name: f"detected_{tensor.name}" for tensor in models["detector"].outputs}
     for model in (prepare, "detector", "crop_and_embed"):
         step = message.ensemble_scheduling.step.add(model_name=model, model_version=-1)
@@ -173,6 +174,5 @@ def _ensemble(name: str, config: PipelineConfig) -> proto.ModelConfig:
         for tensor in models[model].inputs:
             step.input_map[tensor.name] = input_names.get(tensor.name, tensor.name)
         for tensor in models[model].outputs:
-            if model != "detector" or tensor.name in used:
-                step.output_map[tensor.name] = output_names.get(tensor.name, tensor.name)
+            step.output_map[tensor.name] = output_names.get(tensor.name, tensor.name)
     return message

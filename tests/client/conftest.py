@@ -20,6 +20,7 @@ from PIL import Image
 from tritonclient.grpc import model_config_pb2, service_pb2, service_pb2_grpc
 
 EMBEDDING_SIZE = 2048
+CLASS_NAMES = ("tall", "wide")
 DIRECTIONS = np.random.default_rng(20).normal(size=(27, EMBEDDING_SIZE)).astype(np.float32)
 ANCHORS = np.stack(np.meshgrid(*[[0, 128, 255]] * 3), axis=-1).reshape(27, 3)
 
@@ -27,6 +28,7 @@ SHAPES = {
     "image": ("UINT8", [-1, -1, -1, 3]),
     "boxes": ("FP32", [-1, -1, 4]),
     "scores": ("FP32", [-1, -1]),
+    "labels": ("INT32", [-1, -1]),
     "embeddings": ("FP32", [-1, -1, EMBEDDING_SIZE]),
     "num_detections": ("INT32", [-1, 1]),
 }
@@ -39,14 +41,15 @@ def color_embedding(color: np.ndarray) -> np.ndarray:
     return embedding / np.linalg.norm(embedding)
 
 
-def recognize(image: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return boxes, scores and embeddings: of the rectangle of clearly non-white pixels, if there is one."""
+def recognize(image: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Return boxes, scores, labels and embeddings: of the rectangle of clearly non-white pixels, if there is one."""
     rows, columns = np.nonzero((image.astype(int) < 225).any(axis=2))
     if len(rows) < 16:
-        return np.empty((0, 4)), np.empty(0), np.empty((0, EMBEDDING_SIZE))
+        return np.empty((0, 4)), np.empty(0), np.empty(0), np.empty((0, EMBEDDING_SIZE))
     box = [columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]
     color = np.median(image[rows, columns], axis=0)
-    return np.array([box]), np.array([0.97]), color_embedding(color)[np.newaxis]
+    is_wide = np.ptp(columns) > np.ptp(rows)
+    return np.array([box]), np.array([0.97]), np.array([is_wide]), color_embedding(color)[np.newaxis]
 
 
 class LoopbackServer(service_pb2_grpc.GRPCInferenceServiceServicer):
@@ -61,6 +64,7 @@ class LoopbackServer(service_pb2_grpc.GRPCInferenceServiceServicer):
         self.faults_from: int | None = None
         self.shapes = dict(SHAPES)
         self.identity: str | None = "loopback-1"
+        self.class_names = CLASS_NAMES
         self.is_ready = True
         self.delay_s = 0.0
         self.region_delay_s = 0.0
@@ -107,6 +111,8 @@ class LoopbackServer(service_pb2_grpc.GRPCInferenceServiceServicer):
         config = model_config_pb2.ModelConfig(name=request.name)
         if self.identity is not None:
             config.parameters["model_identity"].string_value = self.identity
+        if self.class_names:
+            config.parameters["class_names"].string_value = json.dumps(self.class_names)
         return service_pb2.ModelConfigResponse(config=config)
 
     def SystemSharedMemoryStatus(self, request, context):
@@ -159,12 +165,13 @@ class LoopbackServer(service_pb2_grpc.GRPCInferenceServiceServicer):
         else:
             content = request.raw_input_contents[0]
         image = np.frombuffer(content, np.uint8).reshape(tensor.shape)[0]
-        boxes, scores, embeddings = recognize(image)
+        boxes, scores, labels, embeddings = recognize(image)
         # One padding row, as in a batch with another image that has more detections.
         padding = ((0, 1), (0, 0))
         tensors = {
             "boxes": np.pad(boxes, padding)[np.newaxis].astype(np.float32),
             "scores": np.pad(scores, (0, 1))[np.newaxis].astype(np.float32),
+            "labels": np.pad(labels, (0, 1))[np.newaxis].astype(np.int32),
             "embeddings": np.pad(embeddings, padding)[np.newaxis].astype(np.float32),
             "num_detections": np.array([[len(boxes)]], np.int32),
         }

@@ -1,5 +1,6 @@
 import importlib.util
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 
@@ -22,7 +23,10 @@ Infer = Callable[..., dict[str, np.ndarray]]
 
 @pytest.fixture(scope="session")
 def config() -> PipelineConfig:
-    return demo()
+    """The demo's pipeline with the classes of handmade.py's detector."""
+    names = tuple(f"class {label}" for label in range(handmade.NUM_CLASSES))
+    detector = replace(demo().detector_config, num_classes=handmade.NUM_CLASSES)
+    return replace(demo(), detector=detector, class_names=names)
 
 
 @pytest.fixture(scope="session")

@@ -13,6 +13,7 @@ from onnxscript import opset18 as op
 
 from export.graphs.prepare import bind
 
+NUM_CLASSES = 100
 NUM_WEAK = 5
 WEAK_SCORE = 0.6
 

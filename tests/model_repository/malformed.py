@@ -81,10 +81,19 @@ def malformed_requests(seed: int) -> Iterator[Malformed]:
             "box outside", detections(rng, box=(-9, 1, -2, 5)), "crop_and_embed: boxes.*outside", "crop_and_embed"
         )
         yield Malformed("NaN score", detections(rng, score=np.nan), "crop_and_embed: scores.*nan", "crop_and_embed")
+        yield Malformed(
+            "label",
+            detections(rng, label=100),
+            "crop_and_embed: labels has 100, which is not 0 to 99",
+            "crop_and_embed",
+        )
         yield Malformed("count", detections(rng, count=101), "crop_and_embed: num_detections is 101", "crop_and_embed")
         yield Malformed("scale", detections(rng, scale=0), "crop_and_embed: scale is", "crop_and_embed")
         yield Malformed(
-            "too many", detections(rng, num_rows=101), "unexpected shape for input '(boxes|scores)'", "crop_and_embed"
+            "too many",
+            detections(rng, num_rows=101),
+            "unexpected shape for input '(boxes|scores|labels)'",
+            "crop_and_embed",
         )
 
 
@@ -93,19 +102,23 @@ def detections(
     *,
     box: tuple[float, ...] = (1, 2, 3, 4),
     score: float = 0.99,
+    label: int = 7,
     count: int = 3,
     scale: float = 1,
     num_rows: int = 100,
 ) -> tuple[Input, ...]:
-    """Return inputs of crop_and_embed for an image with three boxes, the last of which is `box` with `score`."""
+    """Return inputs of crop_and_embed for an image with three boxes, the last with `box`, `score` and `label`."""
     boxes = np.zeros((1, num_rows, 4), np.float32)
     boxes[0, :3] = [(1, 2, 3, 4), (5, 6, 20, 30), box]
     scores = np.zeros((1, num_rows), np.float32)
     scores[0, :3] = [0.99, 0.98, score]
+    labels = np.zeros((1, num_rows), np.int32)
+    labels[0, 2] = label
     arrays = {
         "image": np.full((1, rng.randint(30, 60), rng.randint(30, 60), 3), 128, np.uint8),
         "boxes": boxes,
         "scores": scores,
+        "labels": labels,
         "num_detections": np.array([[count]], np.int32),
         "scale": np.full((1, 2), scale, np.float32),
         "min_score": np.array([[0.9]], np.float32),

@@ -1,4 +1,5 @@
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 import pytest
@@ -8,33 +9,60 @@ from training.embedder.templates import ASPECT_RATIOS, nearest_template
 IMAGE = np.zeros((400, 300, 3), np.uint8)  # height 400, width 300
 
 
+DETECTION = {
+    "boxes": [[1, 2, 3, 4]],
+    "scores": [0.99],
+    "labels": [0],
+    "num_detections": 1,
+    "num_classes": 3,
+    "scale": [1, 1],
+    "min_score": 0.9,
+    "image": IMAGE,
+}
+
+
+def select(detections: ModuleType, **changes: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Call `select` for one valid detection, changed."""
+    dtypes = {"boxes": np.float32, "scores": np.float32, "labels": np.int32, "scale": np.float32}
+    inputs = {name: np.array(value, dtypes[name]) if name in dtypes else value for name, value in changes.items()}
+    defaults = {name: np.array(DETECTION[name], dtype) for name, dtype in dtypes.items()}
+    return detections.select(**(DETECTION | defaults | inputs))
+
+
 def test_select_scales_each_axis_by_its_own_factor_and_clips(detections: ModuleType) -> None:
-    boxes = np.array([[10, 20, 30, 40], [-5, 0, 700, 900], [1, 1, 2, 2]], np.float32)
-    scores = np.array([0.99, 0.98, 0.97], np.float32)
-    scale = np.array([2.0, 0.5], np.float32)  # height, width
-    kept, kept_scores = detections.select(boxes, scores, 2, scale, np.float32(0.9), IMAGE)
-    np.testing.assert_array_equal(kept, [[20, 10, 60, 20], [0, 0, 300, 400]])
-    np.testing.assert_array_equal(kept_scores, scores[:2])
-    assert kept.dtype == kept_scores.dtype == np.float32
+    boxes, scores, labels = select(
+        detections,
+        boxes=[[10, 20, 30, 40], [-5, 0, 700, 900], [1, 1, 2, 2]],
+        scores=[0.99, 0.98, 0.97],
+        labels=[2, 0, 1],
+        num_detections=2,
+        scale=[2.0, 0.5],  # height, width
+    )
+    np.testing.assert_array_equal(boxes, [[20, 10, 60, 20], [0, 0, 300, 400]])
+    np.testing.assert_array_equal(scores, np.float32([0.99, 0.98]))
+    assert labels.tolist() == [2, 0]
+    assert (boxes.dtype, scores.dtype, labels.dtype) == (np.float32, np.float32, np.int32)
 
 
 def test_select_requires_more_than_the_minimum_score(detections: ModuleType) -> None:
     minimum = np.float32(0.9)
-    scores = np.array([np.nextafter(minimum, np.float32(1)), minimum, 0.5], np.float32)
-    boxes = np.tile(np.float32([1, 1, 9, 9]), (3, 1))
-    kept, _ = detections.select(boxes, scores, 3, np.ones(2, np.float32), minimum, IMAGE)
-    assert len(kept) == 1
+    scores = [0.5, np.nextafter(minimum, np.float32(1)), minimum]
+    changes = {"boxes": [[1, 1, 9, 9]] * 3, "labels": [0, 1, 2], "num_detections": 3, "min_score": minimum}
+    boxes, _, labels = select(detections, scores=scores, **changes)
+    assert len(boxes) == 1 and labels.tolist() == [1]
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"boxes": [1, 2, np.nan, 4]}, r"boxes has \[1.0, 2.0, nan, 4.0\], which is not finite"),
-        ({"boxes": [1, 2, np.inf, 4]}, r"boxes has .*inf.*, which is not finite"),
-        ({"boxes": [9, 1, 8, 4]}, "boxes has .* of negative width or height"),
-        ({"boxes": [-9, -9, -2, -2]}, "boxes has .* outside the image of 300 x 400 pixels"),
-        ({"boxes": [1, 401, 2, 402]}, "boxes has .* outside the image"),
-        ({"scores": np.nan}, "scores has nan"),
+        ({"boxes": [[1, 2, np.nan, 4]]}, r"boxes has \[1.0, 2.0, nan, 4.0\], which is not finite"),
+        ({"boxes": [[1, 2, np.inf, 4]]}, r"boxes has .*inf.*, which is not finite"),
+        ({"boxes": [[9, 1, 8, 4]]}, "boxes has .* of negative width or height"),
+        ({"boxes": [[-9, -9, -2, -2]]}, "boxes has .* outside the image of 300 x 400 pixels"),
+        ({"boxes": [[1, 401, 2, 402]]}, "boxes has .* outside the image"),
+        ({"scores": [np.nan]}, "scores has nan"),
+        ({"labels": [3]}, "labels has 3, which is not 0 to 2"),
+        ({"labels": [-1]}, "labels has -1, which is not 0 to 2"),
         ({"num_detections": 2}, "num_detections is 2, not 0 to 1"),
         ({"num_detections": -2}, "num_detections is -2"),
         ({"num_detections": -1}, "the detections are not exact or not finite"),
@@ -44,22 +72,20 @@ def test_select_requires_more_than_the_minimum_score(detections: ModuleType) -> 
     ],
 )
 def test_select_refuses_invalid_detections(detections: ModuleType, changes: dict, message: str) -> None:
-    inputs = {"boxes": [1, 2, 3, 4], "scores": 0.99, "num_detections": 1, "scale": [1, 1], "image": IMAGE} | changes
-    boxes, scores = np.float32([inputs["boxes"]]), np.float32([inputs["scores"]])
-    scale = np.array(inputs["scale"], np.float32)
     with pytest.raises(ValueError, match=message):
-        detections.select(boxes, scores, inputs["num_detections"], scale, np.float32(0.9), inputs["image"])
+        select(detections, **changes)
 
 
 def test_select_does_not_check_boxes_with_low_scores(detections: ModuleType) -> None:
-    boxes = np.float32([[1, 2, 3, 4], [9, 9, 1, 1]])
-    kept, _ = detections.select(boxes, np.float32([0.99, 0.1]), 2, np.ones(2, np.float32), 0.9, IMAGE)
+    boxes = [[1, 2, 3, 4], [9, 9, 1, 1]]
+    kept, *_ = select(detections, boxes=boxes, scores=[0.99, 0.1], labels=[0, 0], num_detections=2)
     assert kept.tolist() == [[1, 2, 3, 4]]
 
 
 def test_select_ignores_rows_past_the_count(detections: ModuleType) -> None:
-    kept, scores = detections.select(np.ones((100, 4)), np.ones(100), 0, np.ones(2), 0.9, IMAGE)
-    assert kept.shape == (0, 4) and scores.shape == (0,)
+    rows = {"boxes": np.ones((100, 4)), "scores": np.ones(100), "labels": np.full(100, 7)}
+    boxes, scores, labels = select(detections, **rows, num_detections=0)
+    assert (boxes.shape, scores.shape, labels.shape) == ((0, 4), (0,), (0,))
 
 
 @pytest.mark.parametrize(

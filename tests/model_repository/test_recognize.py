@@ -48,9 +48,10 @@ def check(
     found = answer["boxes"][row, :num_detections]
     np.testing.assert_allclose(found, boxes, atol=1e-3)
     np.testing.assert_allclose(answer["scores"][row, :num_detections], handmade.scores()[:num_detections])
+    assert answer["labels"][row, :num_detections].tolist() == list(range(num_detections))
     for box, embedding in zip(found, answer["embeddings"][row], strict=False):
         np.testing.assert_allclose(embedding, expected_embedding(image, box, config), atol=3e-3)
-    for name in ("boxes", "scores", "embeddings"):
+    for name in ("boxes", "scores", "labels", "embeddings"):
         assert not answer[name][row, num_detections:].any()
 
 
@@ -84,6 +85,16 @@ def test_images_of_one_request_are_padded_to_the_largest_count(infer: Infer, con
     assert answer["boxes"].shape == (3, 5, 4)
     for row, (image, count) in enumerate(zip(images, (2, 0, 5), strict=True)):
         check(answer, row, image, count, config)
+
+
+def test_the_client_names_the_classes(handmade_server: LocalServer, config: PipelineConfig) -> None:
+    with livematch.Client(handmade_server.url) as client:
+        assert client.class_names == config.class_names
+        found = client.recognize_image(handmade.make_image(3)[0])
+        assert found.labels.tolist() == ["class 0", "class 1", "class 2"]
+        assert [detection.label for detection in found] == found.labels.tolist()
+        nothing = client.recognize_image(handmade.make_image(0)[0])
+        assert nothing.labels.shape == (0,) and not list(nothing)
 
 
 def test_wider_crops_leave_the_boxes(handmade_server: LocalServer, config: PipelineConfig) -> None:

@@ -59,6 +59,11 @@ class AsyncClient:
         """The length of the embeddings; 0 before the first request."""
         return 0 if self._session is None else self._session.embedding_size
 
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """The names of the classes; empty if the server has no names for them, and before the first request."""
+        return () if self._session is None else self._session.class_names
+
     async def recognize_image(self, image: ImageInput) -> Recognition:
         """Detect and embed the garments of a product photo; see `Client.recognize_image`."""
         return await self._recognize(IMAGE_MODEL, image)

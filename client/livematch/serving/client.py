@@ -87,6 +87,11 @@ class Client:
         """The length of the embeddings."""
         return self._session.embedding_size
 
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """The names of the classes that the detector finds; empty if the server has no names for them."""
+        return self._session.class_names
+
     def recognize_image(self, image: ImageInput) -> Recognition:
         """Detect and embed the garments of a product photo.
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import inspect
+import json
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -20,12 +21,13 @@ from livematch.types import Pixels
 
 IMAGE_MODEL = "recognize_image"
 FRAME_MODEL = "recognize_frame"
-_IDENTITY_MODEL = "crop_and_embed"  # its config has the parameter `model_identity`
+_DESCRIBED_BY = "crop_and_embed"  # its config has the parameters `model_identity` and `class_names`
 _Tensors = dict[str, tuple[str, tuple[int, ...]]]
 _INPUTS: _Tensors = {"image": ("UINT8", (-1, -1, -1, 3))}
 _OUTPUTS: _Tensors = {
     "boxes": ("FP32", (-1, -1, 4)),
     "scores": ("FP32", (-1, -1)),
+    "labels": ("INT32", (-1, -1)),
     "embeddings": ("FP32", (-1, -1, -1)),  # the last size is the server's
     "num_detections": ("INT32", (-1, 1)),
 }
@@ -124,21 +126,25 @@ class Connection(Health):
             raise ContractError(f"{model} at {self.url} does not say how long its embeddings are")
         return size
 
-    async def read_identity(self) -> str | None:
-        """Return the name of the weights behind the embeddings; None if the model repository has no name for them."""
+    async def describe_models(self) -> tuple[str | None, tuple[str, ...]]:
+        """Return the name of the weights behind the embeddings, None if they have none, and the names of the classes.
+
+        The ensemble may be built by somebody else and say neither; then there are no names of classes.
+        """
         try:
-            config = await self._ask(self._triton.get_model_config, _IDENTITY_MODEL, as_json=True)
+            config = await self._ask(self._triton.get_model_config, _DESCRIBED_BY, as_json=True)
         except InferenceServerException as error:
             if await self.is_outage(error):
                 raise
-            return None  # an ensemble built by somebody else may lack this model
-        parameter: dict[str, str] = config["config"].get("parameters", {}).get("model_identity", {})
-        return parameter.get("string_value")
+            return None, ()
+        parameters = config["config"].get("parameters", {})
+        texts = {key: parameter.get("string_value") for key, parameter in parameters.items()}
+        return texts.get("model_identity"), tuple(json.loads(texts.get("class_names", "[]")))
 
     async def check_identity(self, expected: str | None) -> None:
         """Raise ContractError if the server no longer serves the models it served at the beginning."""
         start_s = time.monotonic()
-        identity = await self.read_identity()
+        identity, _ = await self.describe_models()
         if identity != expected:
             raise ContractError(
                 f"the server at {self.url} has other models than at the beginning: "

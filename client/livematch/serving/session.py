@@ -10,6 +10,8 @@ from contextlib import suppress
 from functools import partial
 from typing import Any, TypeVar
 
+import numpy as np
+import numpy.typing as npt
 from tritonclient.utils import InferenceServerException
 
 from livematch.errors import ContractError, RequestError, UnavailableError, describe_error
@@ -37,6 +39,7 @@ class Session:
 
     model_identity: str | None = None
     embedding_size: int = 0
+    class_names: tuple[str, ...] = ()
 
     def __init__(
         self, settings: Settings, connections: Sequence[Connection], pause: Callable[[float], Awaitable[object]]
@@ -50,6 +53,7 @@ class Session:
         """Return a session with its own connections to the same servers, which it does not check again."""
         other = Session(self._settings, [connection.copy() for connection in self._connections], pause)
         other.model_identity, other.embedding_size = self.model_identity, self.embedding_size
+        other.class_names = self.class_names
         other._has_warned = self._has_warned
         return other
 
@@ -58,8 +62,9 @@ class Session:
             await connection.close()
 
     async def check_servers(self) -> None:
-        """Check all servers, with the errors of `Client`; set `model_identity` and `embedding_size`."""
+        """Check all servers, with the errors of `Client`; set what the models are and what they return."""
         identities = {}
+        class_names = set()
         sizes = set()
         for connection in self._connections:
             for model in (IMAGE_MODEL, FRAME_MODEL):
@@ -73,14 +78,18 @@ class Session:
                 raise ContractError(
                     f"the server at {connection.url} cannot use shared memory of this machine: {error}"
                 ) from error
-            identities[connection.url] = await self._call(Connection.read_identity, [connection])
+            identities[connection.url], names = await self._call(Connection.describe_models, [connection])
+            class_names.add(names)
         if len(set(identities.values())) > 1:
             found = ", ".join(f"{identity or 'unnamed models'} at {url}" for url, identity in identities.items())
             raise ContractError(f"the servers have different models: {found}")
         if len(sizes) > 1:
             raise ContractError(f"the models have embeddings of different sizes: {sorted(sizes)}")
+        if len(class_names) > 1:
+            raise ContractError(f"the servers name the classes differently: {' and '.join(map(str, class_names))}")
         self.model_identity = next(iter(identities.values()))
         (self.embedding_size,) = sizes
+        (self.class_names,) = class_names
 
     async def check_identity(self) -> None:
         """Raise ContractError if a server that answers no longer serves the models it served at the beginning."""
@@ -99,10 +108,14 @@ class Session:
 
         response = await self._call(infer)
         num_detections = int(response.as_numpy("num_detections")[0, 0])  # further rows only pad the batch
-        boxes, scores, embeddings = (
-            response.as_numpy(name)[0, :num_detections] for name in ("boxes", "scores", "embeddings")
+        boxes, scores, labels, embeddings = (
+            response.as_numpy(name)[0, :num_detections] for name in ("boxes", "scores", "labels", "embeddings")
         )
-        return Recognition(boxes, scores, embeddings)
+        return Recognition(boxes, scores, self._names_of(labels), embeddings)
+
+    def _names_of(self, labels: npt.NDArray[np.int32]) -> npt.NDArray[np.str_]:
+        """Return the classes' names; their numbers as text where the server has no names."""
+        return np.array(self.class_names)[labels] if self.class_names else labels.astype(str)
 
     async def _call(
         self, request: Callable[[Connection], Awaitable[_T]], connections: Sequence[Connection] | None = None

@@ -12,20 +12,30 @@ INEXACT = -1
 
 
 def select(
-    boxes: np.ndarray, scores: np.ndarray, num_detections: int, scale: np.ndarray, min_score: float, image: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
+    boxes: np.ndarray,
+    scores: np.ndarray,
+    labels: np.ndarray,
+    *,
+    num_detections: int,
+    num_classes: int,
+    scale: np.ndarray,
+    min_score: float,
+    image: np.ndarray,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return the detections of one image that score more than `min_score`, in pixels of that image.
 
     Args:
         boxes: [100, 4] in resized pixels.
         scores: [100].
-        num_detections: how many of the first boxes and scores are valid.
+        labels: [100], the class of each box.
+        num_detections: how many of the first boxes, scores and labels are valid.
+        num_classes: labels are 0 to num_classes - 1.
         scale: [2], resized / original size for height and width.
         min_score: a detection is kept if it scores more than this.
         image: [H, W, 3].
 
     Returns:
-        Boxes FP32 [k, 4], clipped to the image, and scores [k].
+        Boxes FP32 [k, 4], clipped to the image, scores [k] and labels [k].
 
     Raises:
         ValueError: a value that no working detector returns; the message names the tensor. A box that is partly outside
@@ -42,16 +52,17 @@ def select(
         raise ValueError(f"num_detections is {num_detections}, not 0 to {len(boxes)}")
     if not (np.isfinite(scale).all() and (scale > 0).all()):
         raise ValueError(f"scale is {scale.tolist()}, not two positive numbers")
-    boxes, scores = boxes[:num_detections], scores[:num_detections]
+    boxes, scores, labels = boxes[:num_detections], scores[:num_detections], labels[:num_detections]
     _check_rows("scores", scores, np.isfinite(scores), "not a finite number")
     _check_rows("boxes", boxes, np.isfinite(boxes).all(axis=1), "not finite numbers")
+    _check_rows("labels", labels, (labels >= 0) & (labels < num_classes), f"not 0 to {num_classes - 1}")
     is_kept = scores > min_score
     kept = boxes[is_kept] / scale[[1, 0, 1, 0]]
     _check_rows("boxes", boxes[is_kept], (kept[:, :2] <= kept[:, 2:]).all(axis=1), "of negative width or height")
     is_inside = (kept[:, 2:] >= 0).all(axis=1) & (kept[:, :2] <= [width, height]).all(axis=1)
     _check_rows("boxes", boxes[is_kept], is_inside, f"outside the image of {width} x {height} pixels")
     limits = np.array([width, height, width, height], np.float32)
-    return np.clip(kept, 0, limits).astype(np.float32), scores[is_kept]
+    return np.clip(kept, 0, limits).astype(np.float32), scores[is_kept], labels[is_kept]
 
 
 def _check_rows(name: str, rows: np.ndarray, is_good: np.ndarray, fault: str) -> None:

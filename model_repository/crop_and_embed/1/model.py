@@ -25,6 +25,7 @@ class Image:
     pixels: np.ndarray  # UINT8 [H, W, 3]
     boxes: np.ndarray  # FP32 [k, 4] in pixels, unrounded
     scores: np.ndarray  # FP32 [k]
+    labels: np.ndarray  # INT32 [k], the class of each box
     crop_boxes: np.ndarray  # INT32 [k, 4]
     templates: np.ndarray  # INT [k], index of each box's template
     embeddings: np.ndarray  # FP32 [k, sum of all embedders' sizes], filled in as they arrive
@@ -35,6 +36,7 @@ class TritonPythonModel:
 
     def initialize(self, args: dict[str, str]) -> None:
         parameters = json.loads(args["model_config"])["parameters"]
+        self.num_classes = len(json.loads(parameters["class_names"]["string_value"]))
         embedders = [part.split(":") for part in parameters["embedders"]["string_value"].split()]
         sizes = [int(size) for _, size in embedders]
         self.embedding_size = sum(sizes)
@@ -67,18 +69,26 @@ class TritonPythonModel:
 
     def _read(self, index: int, request: object) -> list[Image]:
         """Return the images of a request with their selected detections; raises ValueError for invalid tensors."""
-        names = ("image", "boxes", "scores", "num_detections", "scale", "min_score")
+        names = ("image", "boxes", "scores", "labels", "num_detections", "scale", "min_score")
         tensors = [pb_utils.get_input_tensor_by_name(request, name).as_numpy() for name in names]
         parameters = json.loads(request.parameters())
         crop_scale = float(parameters.get("crop_scale", 1))
         images = []
-        for pixels, boxes, scores, num_detections, scale, default in zip(*tensors, strict=True):
-            min_score = float(parameters.get("min_score", default[0]))
-            boxes, scores = select(boxes, scores, num_detections[0], scale, min_score, pixels)
+        for pixels, boxes, scores, labels, num_detections, scale, min_score in zip(*tensors, strict=True):
+            boxes, scores, labels = select(
+                boxes,
+                scores,
+                labels,
+                num_detections=num_detections[0],
+                num_classes=self.num_classes,
+                scale=scale,
+                min_score=float(parameters.get("min_score", min_score[0])),
+                image=pixels,
+            )
             crop_boxes = to_pixels(widen(boxes, crop_scale), pixels)
             templates = nearest_templates(crop_boxes, self.aspect_ratios)
             embeddings = np.empty((len(boxes), self.embedding_size), np.float32)
-            images.append(Image(index, pixels, boxes, scores, crop_boxes, templates, embeddings))
+            images.append(Image(index, pixels, boxes, scores, labels, crop_boxes, templates, embeddings))
         return images
 
     async def _embed(self, template: int, images: list[Image], errors: dict[int, tuple[str, int]]) -> None:
@@ -135,6 +145,7 @@ def _respond(images: list[Image]) -> object:
     outputs = {
         "boxes": pad_rows([image.boxes for image in images]),
         "scores": pad_rows([image.scores for image in images]),
+        "labels": pad_rows([image.labels for image in images]),
         "embeddings": pad_rows([to_unit_length(image.embeddings) for image in images]),
         "num_detections": np.array([[len(image.boxes)] for image in images], np.int32),
     }

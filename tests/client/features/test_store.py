@@ -12,7 +12,8 @@ from livematch.features.store import ROW_GROUP_ROWS, FeaturesStore
 def recognition(num_boxes: int, seed: int = 0) -> Recognition:
     rng = np.random.default_rng(seed)
     embeddings = rng.normal(size=(num_boxes, 2048)).astype(np.float32)
-    return Recognition(rng.random((num_boxes, 4), np.float32), rng.random(num_boxes, np.float32), embeddings)
+    boxes, scores = rng.random((num_boxes, 4), np.float32), rng.random(num_boxes, np.float32)
+    return Recognition(boxes, scores, np.array(["shirt"] * num_boxes), embeddings)
 
 
 def open_store(path, model_identity="demo-1", selection="images") -> FeaturesStore:

@@ -39,7 +39,7 @@ def test_images(client, part, tmp_path, drawing, loopback_server):
     assert (found.frame_indices == -1).all()
     assert np.abs(found.boxes - (20, 10, 60, 70)).max() <= 1
     with Image.open(part / "image" / "000021" / "2.jpg") as image:
-        assert np.array_equal(found.embeddings[6], drawing.recognize(np.asarray(image))[2][0])
+        assert np.array_equal(found.embeddings[6], drawing.recognize(np.asarray(image))[3][0])
     assert found.model_identity == "loopback-1"
     assert loopback_server.num_requests == {"recognize_image": 12, "recognize_frame": 0}
 

@@ -43,7 +43,7 @@ def products() -> Features:
 def found(*axes: int, scores: float = 0.5) -> Recognition:
     boxes = np.array([(axis, 0, axis + 1, 2) for axis in axes], np.float32).reshape(-1, 4)
     embeddings = np.array([unit(axis) for axis in axes], np.float32).reshape(-1, 4)
-    return Recognition(boxes, np.full(len(axes), scores, np.float32), embeddings)
+    return Recognition(boxes, np.full(len(axes), scores, np.float32), np.array([""] * len(axes)), embeddings)
 
 
 def test_the_window_slides(products):

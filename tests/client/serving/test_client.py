@@ -26,7 +26,7 @@ def test_recognition_has_only_the_counted_rows(loopback_server, image, drawing):
     with quick_client(loopback_server) as client:
         found = client.recognize_image(image)
         nothing = client.recognize_frame(np.full((8, 8, 3), 255, np.uint8))
-    boxes, scores, embeddings = drawing.recognize(image)
+    boxes, scores, _, embeddings = drawing.recognize(image)
     assert found.boxes.tolist() == [[10, 5, 30, 40]]
     assert found.scores == pytest.approx(scores)
     assert np.array_equal(found.embeddings, embeddings)
@@ -179,6 +179,17 @@ def test_the_server_says_how_long_embeddings_are(loopback_server):
         quick_client(loopback_server)
 
 
+def test_the_server_names_the_classes(loopback_server, image):
+    with quick_client(loopback_server) as client, client.copy() as copy:
+        assert client.class_names == copy.class_names == ("tall", "wide")
+        assert client.recognize_image(image).labels.tolist() == ["tall"]
+        assert copy.recognize_image(image.transpose(1, 0, 2)).labels.tolist() == ["wide"]
+    loopback_server.class_names = ()
+    with quick_client(loopback_server) as client:
+        assert client.class_names == ()
+        assert client.recognize_image(image).labels.tolist() == ["0"]
+
+
 def test_a_missing_model_is_named(loopback_server):
     del loopback_server.num_requests["recognize_frame"]
     with pytest.raises(ContractError, match="does not serve recognize_frame"):
@@ -224,6 +235,12 @@ def test_each_server_is_tried_as_often_as_one_alone(loopback_server, second_serv
         with pytest.raises(UnavailableError, match="in 3 tries: a fault"):
             client.recognize_image(image)
     assert [len(server.faults) for server in servers] == [6, 6]
+
+
+def test_servers_with_different_class_names_are_refused(loopback_server, second_server):
+    second_server.class_names = ("wide", "tall")
+    with pytest.raises(ContractError, match=r"the servers name the classes differently: .*'wide', 'tall'"):
+        Client([loopback_server.url, second_server.url])
 
 
 def test_servers_with_different_models_are_refused(loopback_server, second_server):

@@ -6,7 +6,7 @@ from livematch import Detection, Recognition
 def recognition(num_detections: int) -> Recognition:
     boxes = np.array([[12.4, 30, 200, 410]] * num_detections, np.float32).reshape(-1, 4)
     scores = np.linspace(0.98, 0.5, num_detections, dtype=np.float32)
-    return Recognition(boxes, scores, np.ones((num_detections, 2048), np.float32))
+    return Recognition(boxes, scores, np.array(["shirt"] * num_detections), np.ones((num_detections, 2048), np.float32))
 
 
 def test_it_iterates_over_detections():
@@ -15,6 +15,7 @@ def test_it_iterates_over_detections():
     assert isinstance(first, Detection)
     assert first.box == tuple(found.boxes[0].tolist())
     assert (first.score, second.score) == tuple(found.scores.tolist())
+    assert first.label == "shirt"
     assert first.embedding.shape == (2048,)
 
 
