@@ -100,9 +100,7 @@ class PipelineConfig:
         if names is not None and len(set(names)) < len(names):
             raise ValueError(f"class_names has a name twice: {', '.join(names)}")
         if names is not None and self.detector is not None and len(names) != self.detector.num_classes:
-            raise ValueError(
-                f"class_names has {len(names)} names, but the detector has {self.detector.num_classes} classes"
-            )
+            raise ValueError(f"class_names has {len(names)} entries, but num_classes is {self.detector.num_classes}")
 
     @property
     def templates(self) -> dict[float, tuple[int, int]]:

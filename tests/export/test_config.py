@@ -59,6 +59,8 @@ def test_a_pipeline_is_written_with_all_values_and_read_again(tmp_path: Path) ->
         ),
         ({"detector": {"backbone": "vovnet_demo", "num_anchors": 3}}, r"detector\.num_anchors: "),
         ({"detector": {"norm": "GN"}}, r"detector.*norm is 'GN', not 'FrozenBN' or 'BN'"),
+        ({"class_names": ["shirt", "shirt"]}, "class_names has a name twice: shirt, shirt"),
+        ({"class_names": ["shirt", "hat"]}, "class_names has 2 entries, but num_classes is 1"),
         ({"serving": {"prepare": {}}}, r"serving\.detector: "),
         ({"gpu_memory_gb": 0}, r"gpu_memory_gb: "),
     ],
@@ -100,11 +102,11 @@ def test_architectures_may_come_from_the_checkpoints(tmp_path: Path) -> None:
     resolved = resolve(config, checkpoints)
     assert resolved.detector == demo().detector
     assert resolved.embedders == {name: demo().embedders[name] for name in ("b6", "b7")}
-    assert list(signatures(resolved)["crop_and_embed"].outputs[2].shape) == ["B", "N", 1024]
+    assert list(signatures(resolved)["crop_and_embed"].outputs[3].shape) == ["B", "N", 1024]
 
 
 def test_the_detector_may_be_of_the_model_zoo(tmp_path: Path) -> None:
-    config = load_pipeline(write(tmp_path, detector=None, embedders={"b6": None}))
+    config = load_pipeline(write(tmp_path, detector=None, class_names=None, embedders={"b6": None}))
     (tmp_path / "detector.pkl").touch()
     (tmp_path / "detector.yaml").write_text(
         "MODEL: {META_ARCHITECTURE: GeneralizedRCNN, BACKBONE: {NAME: build_resnet_fpn_backbone}, "
@@ -116,7 +118,11 @@ def test_the_detector_may_be_of_the_model_zoo(tmp_path: Path) -> None:
     )
     (tmp_path / "embedder_b6.pth").touch()
     embedder_model.DEMO["b6"].save(tmp_path / "embedder_b6.json")
-    detector = resolve(config, tmp_path).detector_config
+    resolved = resolve(config, tmp_path)
+    detector = resolved.detector_config
+    assert resolved.labels == [str(label) for label in range(13)]
+    with pytest.raises(ValueError, match="class_names has 2 entries, but num_classes is 13"):
+        resolve(replace(config, class_names=("shirt", "hat")), tmp_path)
     assert (detector.num_classes, detector.max_detections) == (13, 100) and "101" in detector.backbone
     assert find_checkpoint(tmp_path, "detector") == (tmp_path / "detector.pkl", tmp_path / "detector.yaml")
 
@@ -140,4 +146,4 @@ def test_embeddings_of_any_sizes_are_joined() -> None:
     assert config.networks == ["detector", "embedder_one", "embedder_two", "embedder_three"]
     models = signatures(config)
     assert models["embedder_two"].outputs[0].shape == ("n", 192)
-    assert models["recognize_image"].outputs[2].shape == ("B", "N", 1256)
+    assert models["recognize_image"].outputs[3].shape == ("B", "N", 1256)
