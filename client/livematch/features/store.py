@@ -10,7 +10,7 @@ import fcntl
 import json
 import os
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -22,7 +22,9 @@ import pyarrow.parquet as pq
 from livematch.errors import FeaturesError
 from livematch.features.parquet import (
     BOUNDED_READING,
+    COLUMNS,
     IDENTITY_KEY,
+    ITEM_COLUMNS,
     SELECTION_KEY,
     features_schema,
     read_identity,
@@ -36,6 +38,9 @@ ROW_GROUP_ROWS = 4096
 
 Key = tuple[str, str]
 """(source, name) of one source file; the name of a video is empty."""
+
+Item = tuple[str, str]
+"""(title, url) of an item; each may be empty."""
 
 _END_OF_STREAM = b"\xff\xff\xff\xff\x00\x00\x00\x00"  # of Arrow's IPC stream format
 
@@ -69,12 +74,14 @@ class FeaturesStore:
         metadata = {SELECTION_KEY: selection.encode()}
         if model_identity is not None:
             metadata[IDENTITY_KEY] = model_identity.encode()
-        self._schema = features_schema(embedding_size).with_metadata(metadata)
+        self._final_schema = features_schema(embedding_size).with_metadata(metadata)
+        self._schema = pa.schema([self._final_schema.field(column) for column in COLUMNS], metadata)
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self._file = self.partial_path.open("ab")
         try:
             self._lock()
             # Read only after locking: until then, another run may still be finishing the file.
+            self._items: dict[str, Item] = {}
             try:
                 self._num_rows_of = self._read_final()
             except FeaturesError:
@@ -106,19 +113,25 @@ class FeaturesStore:
         self._file.flush()
         self._num_rows_of[key] = batch.num_rows
 
-    def finish(self) -> None:
-        """Write all stored sources to the Parquet file, and remove the partial file."""
+    def finish(self, items: Mapping[str, Item] | None = None) -> None:
+        """Write all stored sources to the Parquet file, and remove the partial file.
+
+        Args:
+            items: title and url by source, also of sources stored by earlier runs; the other items keep theirs.
+        """
         self._end_stream()
-        if self._num_rows_of.keys() != self._final_keys or not self.path.exists():
+        has_changed = any(self._items.get(source, item) != item for source, item in (items or {}).items())
+        if has_changed or self._num_rows_of.keys() != self._final_keys or not self.path.exists():
             without_boxes = sorted(key for key, num_rows in self._num_rows_of.items() if num_rows == 0)
             metadata = {WITHOUT_BOXES_KEY: json.dumps(without_boxes).encode()}
-            schema = self._schema.with_metadata(self._schema.metadata | metadata)
+            schema = self._final_schema.with_metadata(self._schema.metadata | metadata)
+            self._items.update(items or {})
             with (
                 replace_file(self.path) as temporary,
-                pq.ParquetWriter(temporary, schema, use_dictionary=["source", "name"]) as writer,
+                pq.ParquetWriter(temporary, schema, use_dictionary=["source", "name", *ITEM_COLUMNS]) as writer,
             ):
                 for table in self._row_groups():
-                    writer.write_table(table.cast(schema))
+                    writer.write_table(_with_items(table, self._items, schema))
         self.partial_path.unlink()
         self._file.close()
 
@@ -134,13 +147,16 @@ class FeaturesStore:
         self.close()
 
     def _read_final(self) -> dict[Key, int]:
-        """Return the number of boxes of each source in the finished file."""
+        """Return the number of boxes of each source in the finished file, and register its titles and urls."""
         if not self.path.exists():
             return {}
         with reading(self.path), pq.ParquetFile(self.path) as file:
             schema = file.schema_arrow
             self._check_schema(schema, self.path)
             keys = file.read(columns=["source", "name"]).to_pydict()
+            if schema.equals(self._final_schema):  # an older file has no titles
+                items = file.read(columns=list(ITEM_COLUMNS)).to_pydict()
+                self._items.update(zip(keys["source"], zip(items["title"], items["url"], strict=True), strict=True))
         without_boxes = dict.fromkeys(map(tuple, json.loads(schema.metadata[WITHOUT_BOXES_KEY])), 0)
         return without_boxes | Counter(zip(keys["source"], keys["name"], strict=True))
 
@@ -192,7 +208,7 @@ class FeaturesStore:
                 f"{path} was made by {identity or 'unnamed models'}, the server has "
                 f"{self._model_identity or 'unnamed models'}: give another output file"
             )
-        if not schema.equals(self._schema):
+        if not schema.equals(self._schema) and not schema.equals(self._final_schema):
             columns = ", ".join(f"{field.name} {field.type}" for field in schema)
             raise FeaturesError(f"{path} has other columns than a features file of this server: {columns}")
 
@@ -211,12 +227,19 @@ class FeaturesStore:
     def _all_batches(self) -> Iterator[pa.RecordBatch]:
         if self.path.exists():
             with pq.ParquetFile(self.path, **BOUNDED_READING) as file:
-                for batch in file.iter_batches(batch_size=ROW_GROUP_ROWS):
+                for batch in file.iter_batches(batch_size=ROW_GROUP_ROWS, columns=list(COLUMNS)):
                     yield pa.RecordBatch.from_arrays(batch.columns, schema=self._schema)
         for key, batch, _ in self._partial_batches():
             # A run killed before it removed the partial file leaves both files.
             if batch.num_rows and key not in self._final_keys:
                 yield pa.RecordBatch.from_arrays(batch.columns, schema=self._schema)
+
+
+def _with_items(table: pa.Table, items: Mapping[str, Item], schema: pa.Schema) -> pa.Table:
+    """Append each row's title and url by its source, both "" if it is not in `items`."""
+    rows = [items.get(source, ("", "")) for source in table["source"].to_pylist()]
+    columns = [pa.array([row[index] for row in rows], pa.string()) for index in range(len(ITEM_COLUMNS))]
+    return pa.Table.from_arrays([*table.columns, *columns], schema=schema)
 
 
 def _to_batch(key: Key, recognitions: Sequence[tuple[int, Recognition]], schema: pa.Schema) -> pa.RecordBatch:

@@ -8,6 +8,7 @@
 | box | 4 x float32 | x0 y0 x1 y1 in pixels of the image or frame |
 | score | float32 | confidence of the detector, 0..1 |
 | embedding | D x float32 | unit length |
+| title, url | string | of the item, the same in all its rows; empty if unknown; a file may lack these columns |
 
 The file's metadata names the models that made the embeddings. `livematch.features.store` writes these files.
 """
@@ -45,6 +46,7 @@ class Features:
     Args:
         sources: n item or video ids.
         names: n image names, empty for frames.
+        titles, urls: n titles and addresses of the items, empty where unknown.
         frame_indices: int32 [n], -1 for images.
         boxes: float32 [n,4], x0 y0 x1 y1 in pixels.
         scores: float32 [n].
@@ -64,6 +66,8 @@ class Features:
         *,
         sources: Sequence[str],
         names: Sequence[str],
+        titles: Sequence[str] | None = None,
+        urls: Sequence[str] | None = None,
         frame_indices: npt.ArrayLike,
         boxes: npt.ArrayLike,
         scores: npt.ArrayLike,
@@ -77,8 +81,11 @@ class Features:
         self.origin = origin
         self.sources = list(sources)
         self.names = list(names)
-        if len(self.names) != len(self):
-            raise FeaturesError(f"{origin}: {len(self)} sources, {len(self.names)} names")
+        self.titles = [""] * len(self) if titles is None else list(titles)
+        self.urls = [""] * len(self) if urls is None else list(urls)
+        for name, texts in (("names", self.names), ("titles", self.titles), ("urls", self.urls)):
+            if len(texts) != len(self):
+                raise FeaturesError(f"{origin}: {len(self)} sources, {len(texts)} {name}")
         self.frame_indices: npt.NDArray[np.int32] = self._column("frame_indices", frame_indices, np.int32)
         self.boxes: npt.NDArray[np.float32] = self._column("boxes", boxes, np.float32, 4)
         self.scores: npt.NDArray[np.float32] = self._column("scores", scores, np.float32)
@@ -164,11 +171,12 @@ class Features:
 
 
 def open_features(paths: str | Path | Sequence[str | Path]) -> Features:
-    """Read features files, but leave their embeddings on disk; a row then takes about 50 bytes of memory.
+    """Read features files, but leave their embeddings on disk; a row then takes about 60 bytes of memory.
 
     Several files, such as those of several `--shard`s, count as one table. The files may come from another tool: lists
     may have fixed or variable length; strings may be plain, large or dictionary-encoded, or numbers; numbers may have
-    any width and row groups any size; additional columns are ignored. A null in `name` is read as empty.
+    any width and row groups any size; additional columns are ignored. A null in `name`, `title` or `url` is read as
+    empty.
 
     Raises:
         InputError: no path is given.
@@ -187,6 +195,8 @@ def open_features(paths: str | Path | Sequence[str | Path]) -> Features:
     return Features(
         sources=[source for table in tables for source in table.sources],
         names=[name for table in tables for name in table.names],
+        titles=[title for table in tables for title in table.titles],
+        urls=[url for table in tables for url in table.urls],
         frame_indices=np.concatenate([table.frame_indices for table in tables]),
         boxes=np.concatenate([table.boxes for table in tables]),
         scores=np.concatenate([table.scores for table in tables]),

@@ -1,4 +1,4 @@
-"""List and check the image and video files: `DIR/<item_id>/<k>.jpg` and `DIR/<video_id>.mp4`, in any format."""
+"""List and check the image and video files: `DIR/<item_id>/<photo>` and `DIR/<video_id>.mp4`, in any format."""
 
 import os
 from collections.abc import Iterable, Iterator
@@ -14,7 +14,11 @@ _NOT_UTF8 = "the name is not UTF-8"
 
 @dataclass(frozen=True)
 class Source:
-    """Names one image or video file. `source` is the item or video id, `name` the image's name (empty for a video)."""
+    """Names one image or video file.
+
+    source: the item or video id.
+    name: the path of the image below the item's folder, without extension, such as "front/1"; empty for a video.
+    """
 
     kind: Literal["image", "video"]
     source: str
@@ -33,7 +37,7 @@ Listing = tuple[list[Source], list[Failure]]
 
 
 def list_images(directory: str | Path) -> Listing:
-    """List the files in the item folders of `directory`, except hidden ones.
+    """List the files in the item folders of `directory` and in all folders below them, except hidden ones.
 
     Names are sorted; names that are numbers come last, in numeric order. File name extensions are ignored: a file that
     is not an image fails later, when it is decoded.
@@ -43,43 +47,41 @@ def list_images(directory: str | Path) -> Listing:
         a file whose name differs from another one only in the extension, and a name that is not UTF-8.
 
     Raises:
-        InputError: `directory` is not a folder.
+        InputError: `directory` is not a folder or holds no folders; the message says what it holds.
     """
+    directory = Path(directory)
     sources: list[Source] = []
     failures: list[Failure] = []
-    for folder in _list_visible(Path(directory)):
+    for folder in _list_visible(directory):
         try:
             if not folder.is_dir():
                 continue
-            paths = _list_files(folder)
-            reason = None if paths else "the item has no images"
+            paths = list(_list_tree(folder))
+            reason = None if paths else f"{folder}: the item has no images"
             if not _is_utf8(folder.name):
-                reason = _NOT_UTF8
+                reason = f"{folder}: {_NOT_UTF8}"
         except OSError as error:
-            reason = error.strerror
+            reason = f"{error.filename}: {error.strerror}"
         if reason:
-            failures.append(Failure("image", folder.name, "", "list", f"{folder}: {reason}"))
+            failures.append(Failure("image", folder.name, "", "list", reason))
         else:
-            sources += _check_names((Source("image", folder.name, path.stem, path) for path in paths), failures)
+            names = (path.relative_to(folder).with_suffix("").as_posix() for path in paths)
+            images = (Source("image", folder.name, name, path) for name, path in zip(names, paths, strict=True))
+            sources += _check_names(images, failures)
+    if not sources and not failures:
+        raise _wrong_layout(directory, "item folders", "<item_id>/<photo>")
     return sources, failures
 
 
 def list_videos(directory: str | Path) -> Listing:
     """List the files in `directory` itself; see `list_images`."""
+    directory = Path(directory)
     failures: list[Failure] = []
-    videos = (Source("video", path.stem, "", path) for path in _list_files(Path(directory)))
-    return list(_check_names(videos, failures)), failures
-
-
-def require_any(listing: Listing, directory: str | Path, layout: str) -> Listing:
-    """Return the listing of a folder; if it is empty, raise InputError, which says what the folder holds instead."""
-    sources, failures = listing
+    videos = (Source("video", path.stem, "", path) for path in _list_files(directory))
+    sources = list(_check_names(videos, failures))
     if not sources and not failures:
-        directory = Path(directory)
-        found = "files, but no folders" if _list_files(directory) else "folders, but no files"
-        found = found if _list_visible(directory) else "nothing"
-        raise InputError(f"{directory} holds {found}: expected {directory}/{layout}")
-    return listing
+        raise _wrong_layout(directory, "files", "<video_id>.mp4")
+    return sources, failures
 
 
 def take_shard(sources: list[Source], shard: tuple[int, int]) -> list[Source]:
@@ -114,7 +116,7 @@ def _check_names(sources: Iterable[Source], failures: list[Failure]) -> Iterator
     """Yield the sources whose file names can be used, and add the others to `failures`."""
     seen: set[str] = set()
     for source in sources:
-        name = source.path.stem
+        name = source.name or source.source
         if not _is_utf8(name):
             failures.append(source.fail("list", f"{source.path}: {_NOT_UTF8}"))
         elif name in seen:
@@ -127,6 +129,24 @@ def _check_names(sources: Iterable[Source], failures: list[Failure]) -> Iterator
 def _is_utf8(name: str) -> bool:
     """Return False if Python had to decode some bytes of the name to surrogates."""
     return not any("\ud800" <= letter <= "\udfff" for letter in name)
+
+
+def _wrong_layout(directory: Path, missing: str, layout: str) -> InputError:
+    """Return the error for a folder without item folders, or without video files, which says what it holds instead."""
+    paths, files = _list_visible(directory), _list_files(directory)
+    num_found, kind = (len(files), "file") if files else (len(paths), "folder")
+    found = f"{num_found} {kind}{'' if num_found == 1 else 's'}, but no {missing}" if paths else "nothing"
+    return InputError(f"{directory} holds {found}: expected {directory}/{layout}")
+
+
+def _list_tree(folder: Path, above: frozenset[Path] = frozenset()) -> Iterator[Path]:
+    """Yield the files in `folder` and in all folders below it, except behind a link to one of the folders `above`."""
+    above |= {folder.resolve()}
+    for path in _list_visible(folder):
+        if not os.path.isdir(path):  # noqa: PTH112, Path.is_dir may raise
+            yield path
+        elif path.resolve() not in above:
+            yield from _list_tree(path, above)
 
 
 def _list_files(directory: Path) -> list[Path]:

@@ -21,7 +21,7 @@ from tqdm import tqdm
 from livematch.errors import ContractError, DecodeError, InputError, RequestError, UnavailableError
 from livematch.features.store import FeaturesStore
 from livematch.media.images import read_image
-from livematch.media.sources import Listing, Source, list_images, list_videos, require_any, take_shard
+from livematch.media.sources import Listing, Source, list_images, list_videos, take_shard
 from livematch.media.videos import DEFAULT_FRAMES, read_frames
 from livematch.serving.client import Client, submit_in_order
 from livematch.types import Failure, Recognition
@@ -97,9 +97,9 @@ class EmbedOptions:
 
 
 def embed_images(
-    client: Client, directory: str | Path, output: str | Path, options: EmbedOptions | None = None
+    client: Client, images: str | Path, output: str | Path, options: EmbedOptions | None = None
 ) -> EmbedSummary:
-    """Embed the images `directory/<item_id>/<k>.jpg`, and write their features to the Parquet file `output`.
+    """Embed the images `images/<item_id>/<photo>`, and write their features to the Parquet file `output`.
 
     Images that `output` already contains are skipped. If a run is interrupted, the next one resumes it.
 
@@ -112,14 +112,13 @@ def embed_images(
         UnavailableError: the server no longer answers. What is stored stays, and the next run resumes from there.
         ContractError: the server's models were replaced during the run. `output` is not written.
         FeaturesError: `output` was made by other models, is no file of image features, or another run is writing it.
-        InputError: `directory` is not a folder or holds no item folders, or `options.shard` has an index out of range.
+        InputError: `images` is not a folder or holds no item folders, or `options.shard` has an index out of range.
     """
 
     def recognize(client: Client, source: Source) -> Recognitions:
         return [(-1, client.recognize_image(read_image(source.path)))]
 
-    listing = require_any(list_images(directory), directory, "<item id>/<image>.jpg")
-    return _embed(client, listing, recognize, Path(output), "images", options or EmbedOptions())
+    return _embed(client, list_images(images), recognize, Path(output), "images", options or EmbedOptions())
 
 
 def embed_videos(
@@ -144,8 +143,9 @@ def embed_videos(
     def recognize(client: Client, source: Source) -> Recognitions:
         return [(index, client.recognize_frame(pixels)) for index, pixels in read_frames(source.path, frames)]
 
-    listing = require_any(list_videos(directory), directory, "<video id>.mp4")
-    return _embed(client, listing, recognize, Path(output), f"frames {selection}", options or EmbedOptions())
+    return _embed(
+        client, list_videos(directory), recognize, Path(output), f"frames {selection}", options or EmbedOptions()
+    )
 
 
 def _embed(

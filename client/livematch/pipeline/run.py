@@ -69,7 +69,7 @@ def run(
     >>> {match.video_id: match.item_id for match in summary.matches}
 
     Args:
-        images: folder of `<item_id>/<k>.jpg`.
+        images: folder of `<item_id>/<photo>`.
         videos: folder of `<video_id>.mp4`.
         truth: annotations of the same items and videos, to score the matches.
         frames: frames of each video to embed.

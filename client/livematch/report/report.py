@@ -64,7 +64,7 @@ def write_report(
         num_pictured: number of matches shown with images: those with the smallest distances.
 
     Raises:
-        InputError: `images` or `videos` is not a folder, or a distance is not finite.
+        InputError: `images` or `videos` is not a folder or holds no images or videos, or a distance is not finite.
     """
     output = Path(output)
     distances = distances or {}

@@ -27,11 +27,11 @@ def test_nothing_found_is_said_and_has_its_own_exit_code(part, tmp_path, loopbac
 @pytest.mark.parametrize(
     ("option", "folder", "message"),
     [
-        ("--images", "empty", "holds nothing: expected {folder}/<item id>/<image>.jpg"),
-        ("--videos", "empty", "holds nothing: expected {folder}/<video id>.mp4"),
-        ("--images", "flat", "holds files, but no folders: expected {folder}/<item id>/<image>.jpg"),
-        ("--videos", "image", "holds folders, but no files: expected {folder}/<video id>.mp4"),
-        ("--images", "video", "holds files, but no folders: expected {folder}/<item id>/<image>.jpg"),
+        ("--images", "empty", "holds nothing: expected {folder}/<item_id>/<photo>"),
+        ("--videos", "empty", "holds nothing: expected {folder}/<video_id>.mp4"),
+        ("--images", "flat", "holds 1 file, but no item folders: expected {folder}/<item_id>/<photo>"),
+        ("--videos", "image", "holds 3 folders, but no files: expected {folder}/<video_id>.mp4"),
+        ("--images", "video", "holds 3 files, but no item folders: expected {folder}/<item_id>/<photo>"),
     ],
 )
 def test_a_folder_of_another_layout_is_named(option, folder, message, part, tmp_path, loopback_server, capsys):

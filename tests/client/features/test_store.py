@@ -45,6 +45,8 @@ def test_round_trip(tmp_path):
         "fixed_size_list<element: float>[4]",
         "float",
         "fixed_size_list<element: float>[2048]",
+        "string",
+        "string",
     ]
     assert [entry.name for entry in path.parent.iterdir()] == ["f.parquet"]
 
@@ -57,6 +59,43 @@ def test_a_finished_file_grows(tmp_path):
             store.append(("a", str(number)), [(-1, recognition(number))])
             store.finish()
     assert read_features(path).names == ["1", "2", "2"]
+
+
+def test_titles_are_those_given_last(tmp_path):
+    path = tmp_path / "f.parquet"
+    with open_store(path) as store:
+        store.append(("a", "0"), [(-1, recognition(2))])
+        store.append(("b", "0"), [(-1, recognition(1))])
+        store.append(("c", "0"), [(-1, recognition(0))])
+        store.finish({"a": ("Red shirt", "https://shop.example/a"), "c": ("Never seen", "")})
+    found = read_features(path)
+    assert found.titles == ["Red shirt", "Red shirt", ""]
+    assert found.urls == ["https://shop.example/a"] * 2 + [""]
+    with pq.ParquetFile(path) as file:
+        encodings = {column: file.metadata.row_group(0).column(column).encodings for column in (6, 7)}
+    assert all("RLE_DICTIONARY" in names for names in encodings.values())
+
+    with open_store(path) as store:  # nothing new but a title
+        store.finish({"b": ("Blue shirt", "")})
+    assert read_features(path).titles == ["Red shirt", "Red shirt", "Blue shirt"]
+    written = path.stat().st_ino
+    with open_store(path) as store:
+        store.finish({"b": ("Blue shirt", ""), "c": ("Never seen", "")})
+    assert path.stat().st_ino == written  # not written again without a change
+
+
+def test_a_file_without_titles_grows(tmp_path):
+    path = tmp_path / "f.parquet"
+    with open_store(path) as store:
+        store.append(("a", "0"), [(-1, recognition(2))])
+        store.finish()
+    older = pq.read_table(path).drop_columns(["title", "url"])
+    pq.write_table(older, path)
+    with open_store(path) as store:
+        store.append(("b", "0"), [(-1, recognition(1))])
+        store.finish({"b": ("Blue shirt", "")})
+    found = read_features(path)
+    assert (found.names, found.titles, found.urls) == (["0"] * 3, ["", "", "Blue shirt"], [""] * 3)
 
 
 def test_a_run_killed_anywhere_can_be_continued(tmp_path):

@@ -12,6 +12,8 @@ def columns(num_rows: int = 5, size: int = 6) -> dict[str, np.ndarray | list]:
     return {
         "sources": ["000013"] * num_rows,
         "names": [str(k) for k in range(num_rows)],
+        "titles": [f"Shirt {k}" for k in range(num_rows)],
+        "urls": ["", *(f"https://shop.example/{k}" for k in range(1, num_rows))],
         "frame_indices": np.full(num_rows, -1, np.int32),
         "boxes": rng.random((num_rows, 4), np.float32),
         "scores": rng.random(num_rows, np.float32),
@@ -29,6 +31,8 @@ def table(values, box_type=None, embedding_type=None, string_type=None) -> pa.Ta
             "box": pa.array(values["boxes"].tolist(), box_type or pa.list_(pa.float32(), 4)),
             "score": pa.array(values["scores"]),
             "embedding": pa.array(values["embeddings"].tolist(), embedding_type or pa.list_(pa.float32())),
+            "title": pa.array(values["titles"]).cast(string_type),
+            "url": pa.array(values["urls"]).cast(string_type),
         }
     )
 
@@ -69,6 +73,17 @@ def test_names_that_are_not_strings(tmp_path, names, expected):
     assert read_features(tmp_path / "f.parquet").names == expected
 
 
+def test_titles_and_urls_are_optional(tmp_path):
+    pq.write_table(table(columns()), tmp_path / "a.parquet")
+    others = table(columns() | {"sources": ["000021"] * 5}).drop_columns(["url"])
+    others = others.set_column(others.schema.get_field_index("title"), "title", pa.array([None, "Shirt", *"   "]))
+    pq.write_table(others, tmp_path / "b.parquet")
+    found = open_features([tmp_path / "a.parquet", tmp_path / "b.parquet"])
+    assert found.titles == [*columns()["titles"], "", "Shirt", *"   "]
+    assert found.urls == [*columns()["urls"], *[""] * 5]
+    assert Features(**{name: values for name, values in columns().items() if name != "titles"}).titles == [""] * 5
+
+
 def test_a_file_without_rows(tmp_path):
     pq.write_table(table(columns()).slice(0, 0), tmp_path / "f.parquet")
     assert len(read_features(tmp_path / "f.parquet")) == 0
@@ -105,6 +120,8 @@ def test_two_boxes_of_one_image_are_no_repeat():
 def test_lengths_must_agree():
     with pytest.raises(FeaturesError, match=r"5 sources, 4 names"):
         Features(**(columns() | {"names": ["0"] * 4}))
+    with pytest.raises(FeaturesError, match=r"5 sources, 1 titles"):
+        Features(**(columns() | {"titles": ["Shirt"]}))
     with pytest.raises(FeaturesError, match=r"boxes \[5, 3\]"):
         Features(**(columns() | {"boxes": np.zeros((5, 3))}))
 

@@ -20,6 +20,39 @@ def test_images_in_numeric_order(tmp_path):
     assert failures == []
 
 
+def test_images_in_folders_below_the_item_s_folder(tmp_path):
+    touch(tmp_path, "a/front/1.jpg", "a/front/2.v2.jpg", "a/back/1.jpg", "a/1.jpg", "a/.thumbs/1.jpg", "b/x/y/z/1.jpg")
+    touch(tmp_path, "a/front/1.png")
+    (tmp_path / "a" / "back" / "loop").symlink_to(tmp_path / "a")
+    sources, failures = list_images(tmp_path)
+    assert [(source.key, source.path.relative_to(tmp_path).as_posix()) for source in sources] == [
+        (("a", "back/1"), "a/back/1.jpg"),
+        (("a", "front/2.v2"), "a/front/2.v2.jpg"),
+        (("a", "front/1"), "a/front/1.jpg"),
+        (("a", "1"), "a/1.jpg"),
+        (("b", "x/y/z/1"), "b/x/y/z/1.jpg"),
+    ]
+    reason = f"{tmp_path}/a/front/1.png: another file has the same name"
+    assert [(f.source, f.name, f.stage, f.reason) for f in failures] == [("a", "front/1", "list", reason)]
+
+
+@pytest.mark.parametrize(
+    ("list_sources", "names", "found"),
+    [
+        (list_images, [], "nothing"),
+        (list_images, ["1.jpg"], "1 file, but no item folders"),
+        (list_images, ["1.jpg", "2.jpg", ".hidden/1.jpg"], "2 files, but no item folders"),
+        (list_videos, ["a/1.mp4", "b/1.mp4"], "2 folders, but no files"),
+    ],
+)
+def test_a_folder_without_sources_is_refused(tmp_path, list_sources, names, found):
+    touch(tmp_path, *names)
+    with pytest.raises(InputError) as caught:
+        list_sources(tmp_path)
+    layout = "<item_id>/<photo>" if list_sources is list_images else "<video_id>.mp4"
+    assert str(caught.value) == f"{tmp_path} holds {found}: expected {tmp_path}/{layout}"
+
+
 def test_videos(tmp_path):
     touch(tmp_path, "000013.mp4", "000021.mov", ".DS_Store", "folder/000034.mp4")
     sources, failures = list_videos(tmp_path)

@@ -129,6 +129,7 @@ def test_images_are_scaled_down(tmp_path):
     folder = tmp_path / "image" / "a"
     folder.mkdir(parents=True)
     (tmp_path / "video").mkdir()
+    (tmp_path / "video" / "v.mp4").touch()
     noise = np.random.default_rng(0).integers(0, 256, size=(1600, 1200, 3), dtype=np.uint8)
     Image.fromarray(noise).save(folder / "1.png")
     photo = entries(report(tmp_path, tmp_path, {"v": Answer("a", 0, (PAIR,))}))[0]["figures"][1]
