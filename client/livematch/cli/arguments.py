@@ -145,6 +145,8 @@ def _add_matching_options(parser: argparse.ArgumentParser) -> None:
     _add_setting(
         parser, "--pairs", 1, "list up to N pairs of boxes per clip in the result", type=_positive, metavar="N"
     )
+    about_label = "compare a garment in a photo only with those in clips that the detector puts into the same class"
+    parser.add_argument("--same-label", action="store_true", help=about_label)
     about_memory = "memory limit of the process while it matches, such as 800M or 16G"
     _add_setting(parser, "--memory", "2G", about_memory, type=_num_bytes, metavar="SIZE")
 

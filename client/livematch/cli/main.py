@@ -229,7 +229,11 @@ def _embed_options(options: argparse.Namespace, shard: tuple[int, int] = (0, 1))
 
 def _match_options(options: argparse.Namespace) -> "livematch.MatchOptions":
     return livematch.MatchOptions(
-        quantile=options.quantile, vote_share=options.vote_share, limit=options.limit, num_pairs=options.pairs
+        quantile=options.quantile,
+        vote_share=options.vote_share,
+        limit=options.limit,
+        num_pairs=options.pairs,
+        same_label=options.same_label,
     )
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
+import numpy.typing as npt
 
 from livematch.errors import FeaturesError, InputError, LivematchError, UnavailableError, describe_error
 from livematch.features.table import Features, check_comparable, require_selection
@@ -29,7 +30,7 @@ _DELETED_SOURCES = 500
 _NUM_CANDIDATES = 64
 _TOLERANCE = 1e-5  # between float32 cosines; far above their rounding errors
 
-_COLUMNS = ["row", "source", "frame_index", "box", "score", "model_identity", "embedding"]
+_COLUMNS = ["row", "source", "frame_index", "box", "score", "label", "model_identity", "embedding"]
 
 
 class MilvusGallery:
@@ -94,6 +95,7 @@ class MilvusGallery:
                             "frame_index": int(features.frame_indices[row]),
                             "box": features.boxes[row].tolist(),
                             "score": float(features.scores[row]),
+                            "label": features.labels[row],
                             "model_identity": features.model_identity or "",
                             "embedding": embedding,
                         }
@@ -115,8 +117,10 @@ class MilvusGallery:
                 some = json.dumps(sources[start : start + _DELETED_SOURCES], ensure_ascii=False)
                 self._client.delete(COLLECTION, filter=f"source in {some}")
 
-    def candidates(self, queries: Features) -> Features:
+    def candidates(self, queries: Features, *, same_label: bool = False) -> Features:
         """Return the rows that may be nearest to one of `queries`, in the order in which they were loaded.
+
+        With `same_label`, a query is compared only with rows of the same label.
 
         For each query, these are the nearest row and the rows that float32 cannot tell from it, at most 64 in all.
         Their embeddings are in memory; unless many rows are equally near, there are no more of them than queries.
@@ -130,9 +134,9 @@ class MilvusGallery:
                 raise self._no_gallery()
             self._check_comparable(queries)
             rows: set[int] = set()
-            for block in queries.blocks(_SEARCHED_QUERIES):
+            for embeddings, condition in _searches(queries, same_label=same_label):
                 for hits in self._client.search(
-                    COLLECTION, data=list(block.embeddings), anns_field="embedding", limit=_NUM_CANDIDATES
+                    COLLECTION, data=embeddings, anns_field="embedding", limit=_NUM_CANDIDATES, filter=condition
                 ):
                     rows.update(hit["row"] for hit in hits if hit["distance"] >= hits[0]["distance"] - _TOLERANCE)
             return self._read(sorted(rows))
@@ -154,6 +158,7 @@ class MilvusGallery:
         schema.add_field("frame_index", types.INT32)
         schema.add_field("box", types.ARRAY, element_type=types.FLOAT, max_capacity=4)
         schema.add_field("score", types.FLOAT)
+        schema.add_field("label", types.VARCHAR, max_length=1024)
         schema.add_field("model_identity", types.VARCHAR, max_length=1024)
         schema.add_field("embedding", types.FLOAT_VECTOR, dim=embedding_size)
         index = self._client.prepare_index_params()
@@ -161,6 +166,9 @@ class MilvusGallery:
         self._client.create_collection(COLLECTION, schema=schema, index_params=index, consistency_level="Strong")
 
     def _check_comparable(self, features: Features) -> None:
+        fields = {field["name"] for field in self._client.describe_collection(COLLECTION)["fields"]}
+        if not fields.issuperset(_COLUMNS):
+            raise FeaturesError(f"{self.origin}: was made by an older version; load the features into a new gallery")
         self._client.load_collection(COLLECTION)  # a collection that another process has opened is not loaded
         if (first := self._first_row()) is not None:
             check_comparable(features, self.origin, first["model_identity"] or None, self._embedding_size())
@@ -207,6 +215,7 @@ class MilvusGallery:
             frame_indices=[row["frame_index"] for row in rows],
             boxes=np.reshape([row["box"] for row in rows], (-1, 4)),
             scores=[row["score"] for row in rows],
+            labels=[row["label"] for row in rows],
             embeddings=np.reshape([row["embedding"] for row in rows], (-1, self._embedding_size())),
             model_identity=next(iter(identities), None) or None,
             origin=self.origin,
@@ -222,3 +231,15 @@ class MilvusGallery:
             yield
         except self._pymilvus.MilvusException as error:
             raise UnavailableError(f"{self.origin}: {describe_error(error.message)}") from error
+
+
+def _searches(queries: Features, *, same_label: bool) -> Iterator[tuple[list[npt.NDArray[np.float32]], str]]:
+    """Yield embeddings to search for together, and the condition that the rows found must meet."""
+    for block in queries.blocks(_SEARCHED_QUERIES):
+        if not same_label:
+            yield list(block.embeddings), ""
+            continue
+        labels = queries.labels[block.start : block.start + len(block.embeddings)]
+        for label in dict.fromkeys(labels):
+            some = [embedding for embedding, other in zip(block.embeddings, labels, strict=True) if other == label]
+            yield some, f"label == {json.dumps(label, ensure_ascii=False)}"

@@ -15,9 +15,11 @@ import pyarrow.parquet as pq
 
 from livematch.errors import FeaturesError, describe_error
 
-COLUMNS = ("source", "name", "frame_index", "box", "score", "embedding")
+COLUMNS = ("source", "name", "frame_index", "box", "score", "label", "embedding")
 ITEM_COLUMNS = ("title", "url")
-"""Optional columns, the same in all rows of an item; "" in a file without them."""
+"""Columns that are the same in all rows of an item."""
+OPTIONAL_COLUMNS = ("label", *ITEM_COLUMNS)
+"""Columns that a file may lack; they are then read as ""."""
 IDENTITY_KEY = b"livematch:model_identity"
 SELECTION_KEY = b"livematch:selection"
 BOUNDED_READING = {"buffer_size": 1 << 20, "pre_buffer": False}
@@ -35,6 +37,7 @@ def features_schema(embedding_size: int) -> pa.Schema:
             pa.field("frame_index", pa.int32(), nullable=False),
             pa.field("box", pa.list_(pa.float32(), 4), nullable=False),
             pa.field("score", pa.float32(), nullable=False),
+            pa.field("label", pa.string(), nullable=False),
             pa.field("embedding", pa.list_(pa.float32(), embedding_size), nullable=False),
             pa.field("title", pa.string(), nullable=False),
             pa.field("url", pa.string(), nullable=False),
@@ -104,18 +107,18 @@ def open_file(path: Path) -> dict[str, Any]:
         raise FeaturesError(f"{path}: no such features file")
     with reading(path):
         schema = pq.read_schema(path)
-    missing = [column for column in COLUMNS if column not in schema.names]
+    missing = [column for column in COLUMNS if column not in (*OPTIONAL_COLUMNS, *schema.names)]
     if missing:
         raise FeaturesError(f"{path}: has no column {', '.join(missing)}; found {', '.join(schema.names)}")
     sources: list[str] = []
     names: list[str] = []
-    item_columns: dict[str, list[str]] = {column: [] for column in ITEM_COLUMNS}
+    optional: dict[str, list[str]] = {column: [] for column in OPTIONAL_COLUMNS}
     frame_indices, boxes, scores = [np.empty(0, np.int32)], [np.empty((0, 4), np.float32)], [np.empty(0, np.float32)]
     found = [column for column in (*COLUMNS, *ITEM_COLUMNS) if column in schema.names]
     for batch in _batches(path, [column for column in found if column != "embedding"]):
         sources += map(sys.intern, _cast(batch["source"], pa.string(), path).to_pylist())
         names += map(sys.intern, _cast(batch["name"], pa.string(), path, null="").to_pylist())
-        for column, texts in item_columns.items():
+        for column, texts in optional.items():
             values = batch[column] if column in found else pa.nulls(len(batch))
             texts += map(sys.intern, _cast(values, pa.string(), path, null="").to_pylist())
         frame_indices.append(_cast(batch["frame_index"], pa.int32(), path).to_numpy())
@@ -124,8 +127,9 @@ def open_file(path: Path) -> dict[str, Any]:
     return {
         "sources": sources,
         "names": names,
-        "titles": item_columns["title"],
-        "urls": item_columns["url"],
+        "labels": optional["label"],
+        "titles": optional["title"],
+        "urls": optional["url"],
         "frame_indices": np.concatenate(frame_indices),
         "boxes": np.concatenate(boxes),
         "scores": np.concatenate(scores),

@@ -128,7 +128,9 @@ class FeaturesStore:
             self._items.update(items or {})
             with (
                 replace_file(self.path) as temporary,
-                pq.ParquetWriter(temporary, schema, use_dictionary=["source", "name", *ITEM_COLUMNS]) as writer,
+                pq.ParquetWriter(
+                    temporary, schema, use_dictionary=["source", "name", "label", *ITEM_COLUMNS]
+                ) as writer,
             ):
                 for table in self._row_groups():
                     writer.write_table(_with_items(table, self._items, schema))
@@ -152,11 +154,11 @@ class FeaturesStore:
             return {}
         with reading(self.path), pq.ParquetFile(self.path) as file:
             schema = file.schema_arrow
-            self._check_schema(schema, self.path)
-            keys = file.read(columns=["source", "name"]).to_pydict()
-            if schema.equals(self._final_schema):  # an older file has no titles
-                items = file.read(columns=list(ITEM_COLUMNS)).to_pydict()
-                self._items.update(zip(keys["source"], zip(items["title"], items["url"], strict=True), strict=True))
+            self._check_schema(schema, self._final_schema, self.path)
+            keys = file.read(columns=["source", "name", *ITEM_COLUMNS]).to_pydict()
+        self._items.update(
+            zip(keys["source"], zip(*(keys[column] for column in ITEM_COLUMNS), strict=True), strict=True)
+        )
         without_boxes = dict.fromkeys(map(tuple, json.loads(schema.metadata[WITHOUT_BOXES_KEY])), 0)
         return without_boxes | Counter(zip(keys["source"], keys["name"], strict=True))
 
@@ -191,14 +193,14 @@ class FeaturesStore:
             while file.tell() < file.size():
                 try:
                     reader = pa.ipc.open_stream(file)
-                    self._check_schema(reader.schema, self.partial_path)
+                    self._check_schema(reader.schema, self._schema, self.partial_path)
                     for batch, metadata in reader.iter_batches_with_custom_metadata():
                         source, name = json.loads(metadata["key"])
                         yield (source, name), batch, file.tell()
                 except (pa.ArrowException, OSError):
                     return  # a run was killed while it wrote the stream's header or a batch
 
-    def _check_schema(self, schema: pa.Schema, path: Path) -> None:
+    def _check_schema(self, schema: pa.Schema, expected: pa.Schema, path: Path) -> None:
         selection = (schema.metadata or {}).get(SELECTION_KEY, b"something else").decode()
         if selection != self._selection:
             raise FeaturesError(f"{path} holds {selection}, not {self._selection}: give another output file")
@@ -208,9 +210,12 @@ class FeaturesStore:
                 f"{path} was made by {identity or 'unnamed models'}, the server has "
                 f"{self._model_identity or 'unnamed models'}: give another output file"
             )
-        if not schema.equals(self._schema) and not schema.equals(self._final_schema):
+        if not schema.equals(expected):
             columns = ", ".join(f"{field.name} {field.type}" for field in schema)
-            raise FeaturesError(f"{path} has other columns than a features file of this server: {columns}")
+            raise FeaturesError(
+                f"{path} has other columns than a features file of this version and server: {columns}; "
+                "give another output file"
+            )
 
     def _row_groups(self) -> Iterator[pa.Table]:
         waiting: list[pa.RecordBatch] = []
@@ -257,6 +262,7 @@ def _to_batch(key: Key, recognitions: Sequence[tuple[int, Recognition]], schema:
         pa.array(np.repeat([frame_index for frame_index, _ in recognitions], counts), pa.int32()),
         pa.FixedSizeListArray.from_arrays(flat("boxes"), 4),
         flat("scores"),
+        pa.array([label for _, recognition in recognitions for label in recognition.labels.tolist()], pa.string()),
         pa.FixedSizeListArray.from_arrays(flat("embeddings"), schema.field("embedding").type.list_size),
     ]
     return pa.RecordBatch.from_arrays(columns, schema=schema)

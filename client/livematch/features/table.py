@@ -7,6 +7,7 @@
 | frame_index | int32 | index of the frame in the video; -1 for images |
 | box | 4 x float32 | x0 y0 x1 y1 in pixels of the image or frame |
 | score | float32 | confidence of the detector, 0..1 |
+| label | string | name of the box's class; empty if unknown; a file may lack this column |
 | embedding | D x float32 | unit length |
 | title, url | string | of the item, the same in all its rows; empty if unknown; a file may lack these columns |
 
@@ -46,6 +47,7 @@ class Features:
     Args:
         sources: n item or video ids.
         names: n image names, empty for frames.
+        labels: n names of the boxes' classes, empty where unknown.
         titles, urls: n titles and addresses of the items, empty where unknown.
         frame_indices: int32 [n], -1 for images.
         boxes: float32 [n,4], x0 y0 x1 y1 in pixels.
@@ -66,6 +68,7 @@ class Features:
         *,
         sources: Sequence[str],
         names: Sequence[str],
+        labels: Sequence[str] | None = None,
         titles: Sequence[str] | None = None,
         urls: Sequence[str] | None = None,
         frame_indices: npt.ArrayLike,
@@ -81,10 +84,11 @@ class Features:
         self.origin = origin
         self.sources = list(sources)
         self.names = list(names)
-        self.titles = [""] * len(self) if titles is None else list(titles)
-        self.urls = [""] * len(self) if urls is None else list(urls)
-        for name, texts in (("names", self.names), ("titles", self.titles), ("urls", self.urls)):
-            if len(texts) != len(self):
+        self.labels, self.titles, self.urls = (
+            [""] * len(self) if texts is None else list(texts) for texts in (labels, titles, urls)
+        )
+        for name in ("names", "labels", "titles", "urls"):
+            if len(texts := getattr(self, name)) != len(self):
                 raise FeaturesError(f"{origin}: {len(self)} sources, {len(texts)} {name}")
         self.frame_indices: npt.NDArray[np.int32] = self._column("frame_indices", frame_indices, np.int32)
         self.boxes: npt.NDArray[np.float32] = self._column("boxes", boxes, np.float32, 4)
@@ -175,8 +179,8 @@ def open_features(paths: str | Path | Sequence[str | Path]) -> Features:
 
     Several files, such as those of several `--shard`s, count as one table. The files may come from another tool: lists
     may have fixed or variable length; strings may be plain, large or dictionary-encoded, or numbers; numbers may have
-    any width and row groups any size; additional columns are ignored. A null in `name`, `title` or `url` is read as
-    empty.
+    any width and row groups any size; additional columns are ignored. A null in `name` or in an optional column is
+    read as empty.
 
     Raises:
         InputError: no path is given.
@@ -195,6 +199,7 @@ def open_features(paths: str | Path | Sequence[str | Path]) -> Features:
     return Features(
         sources=[source for table in tables for source in table.sources],
         names=[name for table in tables for name in table.names],
+        labels=[label for table in tables for label in table.labels],
         titles=[title for table in tables for title in table.titles],
         urls=[url for table in tables for url in table.urls],
         frame_indices=np.concatenate([table.frame_indices for table in tables]),

@@ -12,7 +12,7 @@ import numpy.typing as npt
 import psutil
 
 from livematch.errors import InputError
-from livematch.features.table import Block, Features
+from livematch.features.table import Block, Features, factorize
 
 DECIMALS = 12
 """Distances are rounded to this many decimals, so that mathematically equal ones compare equal.
@@ -33,19 +33,20 @@ Distances = npt.NDArray[np.float64]
 
 
 def nearest(
-    queries: Features, gallery: Features, *, memory_bytes: int = DEFAULT_MEMORY_BYTES
+    queries: Features, gallery: Features, *, same_label: bool = False, memory_bytes: int = DEFAULT_MEMORY_BYTES
 ) -> tuple[Indices, Distances]:
     """Return the nearest gallery row of each query, and the squared distance 2 - 2·cos to it.
 
     As many queries as fit into memory are held at once; for each such group, the whole gallery is read block by block.
 
     Args:
+        same_label: compare a query only with gallery rows of the same label.
         memory_bytes: how much memory this call may use in addition to what the process already uses; see
             `memory_left`.
 
     Returns:
         hits: intp [n], numbers of gallery rows; of equally near rows, the first.
-        distances: float64 [n], 0..4.
+        distances: float64 [n], 0..4; infinite for a query that was compared with no row.
 
     Raises:
         InputError: `memory_bytes` is too small.
@@ -54,15 +55,18 @@ def nearest(
     hits = np.zeros(len(queries), np.intp)
     distances = np.full(len(queries), np.inf)
     num_held, num_rows = _plan_memory(memory_bytes, queries.embedding_size)
+    query_labels, gallery_labels = np.split(factorize([*queries.labels, *gallery.labels]), [len(queries)])
     for held in queries.blocks(num_held):
         largest = np.full(len(held.lengths), -np.inf, np.float32)
         for block in _read_ahead(gallery.blocks(num_rows, num_buffers=2)):
             directions = np.divide(block.embeddings, block.lengths[:, np.newaxis].astype(np.float32))
+            row_labels = gallery_labels[block.start : block.start + len(directions)]
             for start in range(0, len(largest), _TILE_QUERIES):
                 part = slice(start, start + _TILE_QUERIES)
                 tile = Block(held.start + start, held.embeddings[part], held.lengths[part])
-                pairs = _candidates(tile, directions, largest[part])
                 rows = slice(tile.start, tile.start + len(tile.lengths))
+                is_excluded = query_labels[rows, np.newaxis] != row_labels if same_label else None
+                pairs = _candidates(tile, directions, largest[part], is_excluded)
                 _keep_nearest(tile, block, *pairs, hits[rows], distances[rows])
     return hits, distances
 
@@ -82,7 +86,10 @@ def _read_ahead(blocks: Iterator[Block]) -> Iterator[Block]:
 
 
 def _candidates(
-    queries: Block, directions: npt.NDArray[np.float32], largest: npt.NDArray[np.float32]
+    queries: Block,
+    directions: npt.NDArray[np.float32],
+    largest: npt.NDArray[np.float32],
+    is_excluded: npt.NDArray[np.bool_] | None,
 ) -> tuple[Indices, Indices]:
     """Return the pairs of a query and a gallery row that may be nearer than all rows before.
 
@@ -90,17 +97,20 @@ def _candidates(
         queries: need not have unit length, because their length does not change the order of the products.
         directions: the gallery's embeddings scaled to unit length.
         largest: each query's largest product so far, which is updated.
+        is_excluded: bool [queries,rows], pairs that do not count.
 
     Returns:
         Indices of the queries, ascending, and of the rows.
     """
     products = queries.embeddings @ directions.T
+    if is_excluded is not None:
+        products[is_excluded] = -np.inf
     row_largest = products.max(axis=1)
     np.maximum(largest, row_largest, out=largest)
     # A float32 cosine is off by at most (size + 8)·eps/2 in any order of summation, a difference of two by twice that.
     margin = (directions.shape[1] + 8) * np.finfo(np.float32).eps
     lowest = largest - (margin * queries.lengths).astype(np.float32)
-    near_queries = np.flatnonzero(row_largest >= lowest)
+    near_queries = np.flatnonzero((row_largest >= lowest) & (row_largest > -np.inf))
     positions, rows = np.nonzero(products[near_queries] >= lowest[near_queries, np.newaxis])
     return near_queries[positions], rows
 

@@ -10,7 +10,7 @@ from numbers import Integral, Real
 
 import numpy as np
 
-from livematch.errors import InputError
+from livematch.errors import FeaturesError, InputError
 from livematch.features.milvus import MilvusGallery
 from livematch.features.table import Features, check_comparable, factorize, require_selection
 from livematch.matching.nearest import DECIMALS, DEFAULT_MEMORY_BYTES, Distances, Indices, nearest
@@ -31,6 +31,7 @@ class MatchOptions:
     vote_share: float = 0.5
     limit: float = 1.12
     num_pairs: int = 1
+    same_label: bool = False
 
     def __post_init__(self) -> None:
         for name, high in (("quantile", 1.0), ("vote_share", 1.0), ("limit", np.inf)):
@@ -62,6 +63,9 @@ def match(
     (e) The voter with the highest score gives the image and the item's box.
     (f) Of the gallery boxes nearest to the voters, the one with the highest score gives the frame and the clip's box.
 
+    With `same_label`, a query's nearest gallery box is the nearest of those whose label is the query's; a query for
+    which there is none does not count.
+
     If several items choose the same clip, the one with the smallest distance gets it. Matches whose distance is not
     below `limit` are dropped. With `num_pairs` above 1, a match also has the pairs of the other voters whose nearest
     box is in the frame of (f), in descending order of score.
@@ -89,25 +93,38 @@ def match(
         At most one match per clip and per item, in the gallery's order of clips.
 
     Raises:
-        FeaturesError: queries and gallery are exchanged or have embeddings of different models or sizes, a file is
-            damaged, or the Milvus gallery does not exist.
+        FeaturesError: queries and gallery are exchanged or have embeddings of different models or sizes, boxes have no
+            label although `same_label` is set, a file is damaged, or the Milvus gallery does not exist.
         InputError: `memory_bytes` is too small.
         UnavailableError: the Milvus cluster does not respond.
     """
     require_selection(queries, "images", "queries (product photos)")
     if isinstance(gallery, Features):
         require_selection(gallery, "frames", "a gallery (clips)")
+    options = options or MatchOptions()
     if not len(queries):
         return []
+    if options.same_label:
+        _require_labels(queries)
     if isinstance(gallery, MilvusGallery):
-        gallery = gallery.candidates(queries)
+        gallery = gallery.candidates(queries, same_label=options.same_label)
     if not len(gallery):
         return []
     check_comparable(queries, gallery.origin, gallery.model_identity, gallery.embedding_size)
     if not queries.model_identity or not gallery.model_identity:
         _log.warning("features without a model identity: cannot tell whether both are of the same models")
-    hits, distances = nearest(queries, gallery, memory_bytes=memory_bytes)
-    return _vote(queries, gallery, hits, distances, options or MatchOptions())
+    if options.same_label:
+        _require_labels(gallery)
+    hits, distances = nearest(queries, gallery, same_label=options.same_label, memory_bytes=memory_bytes)
+    return _vote(queries, gallery, hits, distances, options)
+
+
+def _require_labels(features: Features) -> None:
+    if "" in features.labels:
+        row = features.sources[features.labels.index("")]
+        raise FeaturesError(
+            f"{features.origin}: a box of {row} has no label to compare; embed again, or allow any label"
+        )
 
 
 def _vote(
@@ -116,7 +133,8 @@ def _vote(
     """Return the matches, given each query's nearest gallery row and the distance to it."""
     clips, items = factorize(gallery.sources)[hits], factorize(queries.sources)
     nearest_item: dict[int, tuple[float, Indices]] = {}  # clip: distance and queries of its nearest item
-    for rows in np.split(np.argsort(items, kind="stable"), np.cumsum(np.bincount(items))[:-1]):
+    for members in np.split(np.argsort(items, kind="stable"), np.cumsum(np.bincount(items))[:-1]):
+        rows = members[np.isfinite(distances[members])]
         contenders = [rows[voters] for voters in contending_queries(clips[rows], distances[rows], options)]
         if not contenders:
             continue
@@ -143,6 +161,8 @@ def contending_queries(clips: Indices, distances: Distances, options: MatchOptio
     Returns:
         For each remaining clip, in order, the indices of the kept queries that voted for it.
     """
+    if not len(distances):
+        return []
     # Rounded, or a query that lies exactly at the quantile may be just below it: 25 * 0.28 is 7.000000000000001.
     threshold = np.round(np.quantile(distances, options.quantile), DECIMALS)
     kept = np.flatnonzero(distances < threshold)

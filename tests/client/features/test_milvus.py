@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
@@ -11,7 +12,7 @@ import pytest
 
 from livematch import FeaturesError, InputError, LivematchError, MatchOptions, match, open_features
 from livematch.cli import main
-from livematch.features.milvus import MilvusGallery
+from livematch.features.milvus import COLLECTION, MilvusGallery
 
 pytest.importorskip("pymilvus", reason="needs livematch[milvus]")
 pytest.importorskip("milvus_lite", reason="needs livematch[milvus]")
@@ -28,6 +29,7 @@ def write(path, sources, embeddings, identity="m", names=None):
         "frame_index": pa.array(range(num_rows), pa.int32()),
         "box": pa.FixedSizeListArray.from_arrays(pa.array(rng.random(4 * num_rows, np.float32)), 4),
         "score": pa.array(rng.integers(90, 99, num_rows).astype(np.float32) / 100),
+        "label": [f"class {k}" for k in rng.integers(0, 3, num_rows)],
         "embedding": pa.FixedSizeListArray.from_arrays(pa.array(np.float32(embeddings).ravel()), SIZE),
     }
     pq.write_table(pa.table(content).replace_schema_metadata({"livematch:model_identity": identity}), path)
@@ -51,17 +53,32 @@ def world(tmp_path_factory):
 OPTIONS = MatchOptions(quantile=0.6, limit=4, num_pairs=3)
 
 
-def test_matches_are_those_of_the_features_files(world, tmp_path):
+@pytest.mark.parametrize("same_label", [False, True])
+def test_matches_are_those_of_the_features_files(world, tmp_path, same_label):
     queries, gallery = world
-    expected = match(queries, gallery, OPTIONS)
+    options = replace(OPTIONS, same_label=same_label)
+    expected = match(queries, gallery, options)
     assert len(expected) > 5
+    assert (expected == match(queries, gallery, OPTIONS)) != same_label
     with MilvusGallery(f"milvus:{tmp_path / 'g.db'}") as milvus:
         milvus.load(gallery)
-        assert match(queries, milvus, OPTIONS) == expected
+        assert match(queries, milvus, options) == expected
         milvus.load(gallery)  # replaces all rows
-        assert match(queries, milvus, OPTIONS) == expected
+        assert match(queries, milvus, options) == expected
     with MilvusGallery(f"milvus:{tmp_path / 'g.db'}") as milvus:
-        assert match(queries, milvus, OPTIONS) == expected
+        assert match(queries, milvus, options) == expected
+
+
+def test_a_gallery_of_an_older_version_is_refused(world, tmp_path):
+    with MilvusGallery(f"milvus:{tmp_path / 'g.db'}") as milvus:
+        client, types = milvus._client, milvus._pymilvus.DataType
+        schema = client.create_schema(auto_id=False, enable_dynamic_field=False)
+        schema.add_field("row", types.INT64, is_primary=True)
+        schema.add_field("embedding", types.FLOAT_VECTOR, dim=SIZE)
+        client.create_collection(COLLECTION, schema=schema)
+        for refused in (lambda: milvus.load(world[1]), lambda: match(world[0], milvus)):
+            with pytest.raises(FeaturesError, match=r"g\.db: was made by an older version"):
+                refused()
 
 
 def test_several_processes_load_one_gallery(world, tmp_path):

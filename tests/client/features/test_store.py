@@ -33,6 +33,7 @@ def test_round_trip(tmp_path):
     assert found.sources == ["000013"] * 2 + ["000021"] * 4
     assert found.names == ["0"] * 2 + [""] * 4
     assert found.frame_indices.tolist() == [-1, -1, 80, 120, 120, 120]
+    assert found.labels == ["shirt"] * 6
     for column in ("boxes", "scores", "embeddings"):
         expected = np.concatenate([getattr(part, column) for part in (image, first, second)])
         assert np.array_equal(getattr(found, column), expected)
@@ -44,6 +45,7 @@ def test_round_trip(tmp_path):
         "int32",
         "fixed_size_list<element: float>[4]",
         "float",
+        "string",
         "fixed_size_list<element: float>[2048]",
         "string",
         "string",
@@ -72,7 +74,7 @@ def test_titles_are_those_given_last(tmp_path):
     assert found.titles == ["Red shirt", "Red shirt", ""]
     assert found.urls == ["https://shop.example/a"] * 2 + [""]
     with pq.ParquetFile(path) as file:
-        encodings = {column: file.metadata.row_group(0).column(column).encodings for column in (6, 7)}
+        encodings = {column: file.metadata.row_group(0).column(column).encodings for column in (7, 8)}
     assert all("RLE_DICTIONARY" in names for names in encodings.values())
 
     with open_store(path) as store:  # nothing new but a title
@@ -84,18 +86,17 @@ def test_titles_are_those_given_last(tmp_path):
     assert path.stat().st_ino == written  # not written again without a change
 
 
-def test_a_file_without_titles_grows(tmp_path):
+def test_a_file_of_an_older_version_can_be_read_but_does_not_grow(tmp_path):
     path = tmp_path / "f.parquet"
     with open_store(path) as store:
         store.append(("a", "0"), [(-1, recognition(2))])
         store.finish()
-    older = pq.read_table(path).drop_columns(["title", "url"])
-    pq.write_table(older, path)
-    with open_store(path) as store:
-        store.append(("b", "0"), [(-1, recognition(1))])
-        store.finish({"b": ("Blue shirt", "")})
+    assert read_features(path).labels == ["shirt"] * 2
+    pq.write_table(pq.read_table(path).drop_columns(["label", "title", "url"]), path)
     found = read_features(path)
-    assert (found.names, found.titles, found.urls) == (["0"] * 3, ["", "", "Blue shirt"], [""] * 3)
+    assert (found.names, found.labels, found.titles, found.urls) == (["0"] * 2, [""] * 2, [""] * 2, [""] * 2)
+    with pytest.raises(FeaturesError, match=r"has other columns .* give another output file"):
+        open_store(path)
 
 
 def test_a_run_killed_anywhere_can_be_continued(tmp_path):

@@ -12,6 +12,7 @@ def columns(num_rows: int = 5, size: int = 6) -> dict[str, np.ndarray | list]:
     return {
         "sources": ["000013"] * num_rows,
         "names": [str(k) for k in range(num_rows)],
+        "labels": ["shirt" if k % 2 else "hat" for k in range(num_rows)],
         "titles": [f"Shirt {k}" for k in range(num_rows)],
         "urls": ["", *(f"https://shop.example/{k}" for k in range(1, num_rows))],
         "frame_indices": np.full(num_rows, -1, np.int32),
@@ -31,6 +32,7 @@ def table(values, box_type=None, embedding_type=None, string_type=None) -> pa.Ta
             "box": pa.array(values["boxes"].tolist(), box_type or pa.list_(pa.float32(), 4)),
             "score": pa.array(values["scores"]),
             "embedding": pa.array(values["embeddings"].tolist(), embedding_type or pa.list_(pa.float32())),
+            "label": pa.array(values["labels"]).cast(string_type),
             "title": pa.array(values["titles"]).cast(string_type),
             "url": pa.array(values["urls"]).cast(string_type),
         }

@@ -193,17 +193,49 @@ def test_further_pairs_come_from_other_votes_for_the_same_frame():
     assert len(match(queries, gallery, MatchOptions(quantile=0.75, num_pairs=9))[0].pairs) == 4
 
 
-def slow_match(queries: Features, gallery: Features, quantile: float, vote_share: float, limit: float) -> list[tuple]:
+def test_only_boxes_of_the_same_label_are_compared():
+    """Query "1" is at 0.5 from frame 100, but of another label; of its own label, the nearest is at 0.7."""
+    rows = [("v", "", 80, 0.9, at_distance(0.7, 0)), ("w", "", 100, 0.9, at_distance(0.5, 0))]
+    gallery = features(rows, labels=["shirt", "dress"])
+    queries = [("i", "0", -1, 0.8, unit(1)), ("i", "1", -1, 0.9, unit(0)), ("i", "2", -1, 0.7, unit(0))]
+    options = MatchOptions(quantile=0.9, same_label=True)
+    (found,) = match(features(queries, labels=["shirt", "shirt", "hat"]), gallery, options)
+    assert (found.video_id, found.num_votes, found.pairs[0].img_name) == ("v", 1, "1")
+    assert found.distance == pytest.approx(0.7, abs=1e-6)
+    (found,) = match(features(queries, labels=["shirt", "shirt", "hat"]), gallery, MatchOptions(quantile=0.9))
+    assert (found.video_id, found.distance) == ("w", pytest.approx(0.5, abs=1e-6))
+    assert match(features(queries, labels=["hat"] * 3), gallery, options) == []
+
+
+@pytest.mark.parametrize("exchange", [False, True])
+def test_labels_that_are_unknown_are_not_compared(exchange):
+    labelled = features([("i", "0", -1, 0.9, unit(0))], labels=["shirt"], origin="a.parquet")
+    unlabelled = features([("v", "", 80, 0.9, unit(0))], labels=[""], origin="b.parquet")
+    queries, gallery = (unlabelled, labelled) if exchange else (labelled, unlabelled)
+    with pytest.raises(FeaturesError, match=r"b\.parquet: a box of v has no label"):
+        match(queries, gallery, MatchOptions(same_label=True))
+
+
+def slow_match(
+    queries: Features, gallery: Features, quantile: float, vote_share: float, limit: float, same_label: bool
+) -> list[tuple]:
     """Apply the rule literally, one query and gallery row at a time; the quantile's position is an exact fraction."""
-    nearest_row, d = [], []
-    for q in queries.embeddings.astype(float):
-        distances = [2 - 2 * (q @ g) / np.sqrt((q @ q) * (g @ g)) for g in gallery.embeddings.astype(float)]
-        smallest = min(distances)
-        nearest_row.append(next(row for row, value in enumerate(distances) if value <= smallest + 1e-12))
-        d.append(max(round(distances[nearest_row[-1]], 12), 0.0))
+    nearest_row, d = {}, {}
+    for k, q in enumerate(queries.embeddings.astype(float)):
+        distances = {
+            row: 2 - 2 * (q @ g) / np.sqrt((q @ q) * (g @ g))
+            for row, g in enumerate(gallery.embeddings.astype(float))
+            if not same_label or gallery.labels[row] == queries.labels[k]
+        }
+        if distances:
+            smallest = min(distances.values())
+            nearest_row[k] = next(row for row, value in distances.items() if value <= smallest + 1e-12)
+            d[k] = max(round(distances[nearest_row[k]], 12), 0.0)
     proposals = []
     for item in dict.fromkeys(queries.sources):
-        mine = [k for k, source in enumerate(queries.sources) if source == item]
+        mine = [k for k, source in enumerate(queries.sources) if source == item and k in d]
+        if not mine:
+            continue
         ordered = sorted(d[k] for k in mine)
         position = Fraction(str(quantile)) * (len(mine) - 1)
         low = int(position)
@@ -248,11 +280,17 @@ def test_against_the_rule_read_literally(seed):
             scores = rng.random(num_rows)
         sources = [f"s{k}" for k in rng.integers(0, num_sources, size=num_rows)]
         rows = zip(sources, map(str, range(num_rows)), range(num_rows), scores, embeddings, strict=True)
-        return features(list(rows))
+        labels = [f"label {k}" for k in rng.integers(0, 4, size=num_rows)]
+        return features(list(rows), labels=labels)
 
     queries = random_features(int(rng.integers(1, 60)), int(rng.integers(1, 6)))
     gallery = random_features(int(rng.integers(1, 40)), int(rng.integers(1, 5)))
-    options = {"quantile": float(rng.choice([0.28, 0.5, 0.75])), "vote_share": 0.5, "limit": 1.12}
+    options = {
+        "quantile": float(rng.choice([0.28, 0.5, 0.75])),
+        "vote_share": 0.5,
+        "limit": 1.12,
+        "same_label": seed % 3 == 0,
+    }
     found = match(queries, gallery, MatchOptions(**options))
     expected = slow_match(queries, gallery, **options)
     assert [(m.video_id, m.item_id) for m in found] == [answer[1:3] for answer in expected]
