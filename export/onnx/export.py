@@ -15,6 +15,7 @@ from export.graphs.precision import set_precision
 from export.onnx import files
 from training.detector.config import DetectorConfig
 from training.embedder.model import EmbedderConfig
+from training.embedder.templates import crop_sizes
 
 OPSET = 18
 op: Any = onnxscript.opset18  # Any, because its operators take Python constants, which its annotations do not admit
@@ -90,13 +91,16 @@ def export_embedder(
 
     The other arguments, and the errors, are those of `build_embedder`.
     """
-    graph = EmbedderGraph(build_embedder(checkpoint, config=config, random_seed=random_seed))
+    embedder = build_embedder(checkpoint, config=config, random_seed=random_seed)
+    graph = EmbedderGraph(embedder)
     set_precision(graph, precision)
-    # The exporter treats sizes 0 and 1 as constants, and equal sizes as one symbol.
-    example = torch.zeros(2, *(crop_size or (97, 66)), 3, dtype=torch.uint8)
     sizes = {0: torch.export.Dim("n")}
     if crop_size is None:
-        sizes |= {1: torch.export.Dim("h"), 2: torch.export.Dim("w")}
+        # Some networks take no images below a certain size; the exporter wants to know that there are none.
+        widths, heights = zip(*crop_sizes(embedder.config.template).values(), strict=True)
+        sizes |= {1: torch.export.Dim("h", min=min(heights)), 2: torch.export.Dim("w", min=min(widths))}
+        crop_size = max(heights) + 1, min(widths)  # not equal: the exporter treats equal sizes as one symbol
+    example = torch.zeros(2, *crop_size, 3, dtype=torch.uint8)  # 2, because it treats a batch of 1 as a constant
     program = torch.onnx.export(
         graph,
         (example,),

@@ -1,8 +1,6 @@
 """The demo repository with random weights: built, kept, rebuilt and served."""
 
-import dataclasses
 import importlib.metadata
-import json
 import shutil
 import subprocess
 import sys
@@ -14,13 +12,12 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from PIL import Image
 from torch.nn import functional
 from torchvision.ops import box_iou
 
 import livematch
 from export.build import Artifact, _bring_up_to_date, build, main, source_files
-from export.config import PipelineConfig, demo, load_pipeline, production, resolve
+from export.config import PipelineConfig, demo, production, resolve
 from export.graphs.checkpoints import build_detector_graph, build_embedder
 from export.parity import reference
 from export.parity.check import check_signature
@@ -30,7 +27,7 @@ from export.triton.model_config import REPOSITORY, stale_files
 from livematch.local.local_server import LocalServer
 from training.detector.recipe import Recipe, stage1, stage2, stage3
 from training.detector.recipe import demo as demo_recipe
-from training.embedder.model import DEMO, Embedder, EmbedderConfig
+from training.embedder.model import DEMO, Embedder
 from training.embedder.recipe import RECIPES
 from training.embedder.templates import nearest_template
 
@@ -201,41 +198,6 @@ def test_checkpoints_of_our_recipes_are_accepted(
     for recipe in detectors:
         recipe.model.save(tmp_path / "detector.json")
         assert resolve(config, tmp_path) == config
-
-
-@pytest.mark.triton
-def test_a_pipeline_with_other_embedders_and_one_crop_size_is_served(tmp_path: Path) -> None:
-    pytest.importorskip("pytriton", reason="needs nvidia-pytriton")
-    embedders = {
-        "small": EmbedderConfig(
-            backbone="test_efficientnet", backbone_options=DEMO["b6"].backbone_options, embedding_size=64
-        ),
-        "resnet": EmbedderConfig(backbone="resnet10t", embedding_size=192),
-    }
-    values = dataclasses.asdict(CONFIG) | {"name": "mine", "crops": "96x64"}
-    values["embedders"] = {name: dataclasses.asdict(embedder) for name, embedder in embedders.items()}
-    (tmp_path / "mine.json").write_text(json.dumps(values))
-    config = load_pipeline(tmp_path / "mine.json")
-    build(config, tmp_path / "repository", random_seed=SEED)
-    image = np.random.default_rng(2).integers(0, 256, (9, 6, 3), np.uint8).repeat(50, axis=0).repeat(50, axis=1)
-    with LocalServer(tmp_path / "repository") as server, livematch.Client(server.url) as client:
-        assert client.embedding_size == 256 and client.model_identity.startswith("mine-")
-        found = client.recognize_image(image)
-        Image.fromarray(image).save(tmp_path / "1.png")
-        (tmp_path / "images" / "item").mkdir(parents=True)
-        shutil.copy(tmp_path / "1.png", tmp_path / "images" / "item")
-        livematch.embed_images(client, tmp_path / "images", tmp_path / "features.parquet")
-    assert len(found) > 0
-    features = livematch.read_features(tmp_path / "features.parquet")
-    np.testing.assert_array_equal(features.embeddings, found.embeddings)
-    for box, embedding in zip(found.boxes, found.embeddings, strict=True):
-        crops = reference.crop(image[None], box.astype(np.int32)[None], np.array([96, 64])).astype(np.float32)
-        parts = [
-            _embed(build_embedder(None, config=embedder, random_seed=SEED + position), crops)
-            for position, embedder in enumerate(config.embedder_models.values(), start=1)
-        ]
-        joined = functional.normalize(torch.cat(parts, dim=1))[0]
-        assert float(torch.from_numpy(embedding.copy()) @ joined) > 0.99999
 
 
 def _embed(embedder: Embedder, crops: np.ndarray) -> torch.Tensor:
