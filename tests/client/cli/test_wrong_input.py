@@ -27,11 +27,11 @@ def test_nothing_found_is_said_and_has_its_own_exit_code(part, tmp_path, loopbac
 @pytest.mark.parametrize(
     ("option", "folder", "message"),
     [
-        ("--images", "empty", "holds nothing: expected {folder}/<item_id>/<photo>"),
+        ("--images", "empty", "holds nothing: expected {folder}/<item_id>/<photo>, {or_csv}"),
         ("--videos", "empty", "holds nothing: expected {folder}/<video_id>.mp4"),
-        ("--images", "flat", "holds 1 file, but no item folders: expected {folder}/<item_id>/<photo>"),
+        ("--images", "flat", "holds 1 file, but no item folders: expected {folder}/<item_id>/<photo>, {or_csv}"),
         ("--videos", "image", "holds 3 folders, but no files: expected {folder}/<video_id>.mp4"),
-        ("--images", "video", "holds 3 files, but no item folders: expected {folder}/<item_id>/<photo>"),
+        ("--images", "video", "holds 3 files, but no item folders: expected {folder}/<item_id>/<photo>, {or_csv}"),
     ],
 )
 def test_a_folder_of_another_layout_is_named(option, folder, message, part, tmp_path, loopback_server, capsys):
@@ -42,7 +42,8 @@ def test_a_folder_of_another_layout_is_named(option, folder, message, part, tmp_
     code, _, stderr = run_command(
         capsys, "embed", option, given, "-o", tmp_path / "f.parquet", "--server", loopback_server.url
     )
-    assert (code, stderr) == (2, f"livematch: {given} {message.format(folder=given)}\n")
+    expected = message.format(folder=given, or_csv="or a CSV manifest item_id,path[,title,url]")
+    assert (code, stderr) == (2, f"livematch: {given} {expected}\n")
     assert not list(tmp_path.glob("f.parquet*"))
 
 
