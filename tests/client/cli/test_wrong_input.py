@@ -47,6 +47,21 @@ def test_a_folder_of_another_layout_is_named(option, folder, message, part, tmp_
     assert not list(tmp_path.glob("f.parquet*"))
 
 
+def test_a_report_on_a_wrong_manifest_or_a_flat_folder_is_refused(part, tmp_path, capsys):
+    manifest, flat = tmp_path / "photos.csv", tmp_path / "flat"
+    manifest.write_text("item_id,path\n000013,a.jpg\n,b.jpg\n")
+    flat.mkdir()
+    (flat / "1.jpg").touch()
+    (tmp_path / "result.json").write_text("{}")
+    report = ("report", "--result", tmp_path / "result.json", "--videos", part / "video", "-o", tmp_path / "r.html")
+    code, _, stderr = run_command(capsys, *report, "--images", manifest)
+    assert (code, stderr) == (2, f"livematch: {manifest}:3: item_id is empty\n")
+    code, _, stderr = run_command(capsys, *report, "--images", flat)
+    assert (code, stderr.count("\n")) == (2, 1)
+    assert stderr.startswith(f"livematch: {flat} holds 1 file, but no item folders: expected {flat}/<item_id>/<photo>")
+    assert not (tmp_path / "r.html").exists()
+
+
 def test_exchanged_files_are_named(part, tmp_path, loopback_server, capsys):
     images, videos = tmp_path / "images.parquet", tmp_path / "videos.parquet"
     server = ("--server", loopback_server.url)
