@@ -1,5 +1,7 @@
 """Input in which nothing can be found: what is said, and with which exit code."""
 
+import time
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -60,6 +62,18 @@ def test_a_report_on_a_wrong_manifest_or_a_flat_folder_is_refused(part, tmp_path
     assert (code, stderr.count("\n")) == (2, 1)
     assert stderr.startswith(f"livematch: {flat} holds 1 file, but no item folders: expected {flat}/<item_id>/<photo>")
     assert not (tmp_path / "r.html").exists()
+
+
+def test_wrong_folders_are_named_before_a_server_is_needed(part, tmp_path, capsys):
+    (tmp_path / "photos.csv").write_text("item_id,file\n")
+    command = ("run", "--server", "127.0.0.1:1", "-o", tmp_path / "out")
+    start_s = time.monotonic()
+    code, _, stderr = run_command(capsys, *command, "--images", tmp_path / "photos.csv", "--videos", part / "video")
+    assert (code, stderr.count("\n")) == (2, 1)
+    assert "photos.csv:1: no column path" in stderr
+    code, _, stderr = run_command(capsys, *command, "--images", part / "image", "--videos", part / "nowhere")
+    assert (code, stderr) == (2, f"livematch: no such folder: {part}/nowhere\n")
+    assert time.monotonic() - start_s < 10  # a server that does not answer is waited for during 47 seconds
 
 
 def test_exchanged_files_are_named(part, tmp_path, loopback_server, capsys):
