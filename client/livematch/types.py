@@ -105,6 +105,7 @@ class Match:
     pairs: pairs of boxes, the best one first.
     distance: mean squared distance of the queries that decided, 0 (same direction) to 4 (opposite).
     num_votes: number of those queries.
+    title, url: of the item, from the features; empty if they have none.
     """
 
     video_id: str
@@ -113,3 +114,5 @@ class Match:
     pairs: tuple[Pair, ...]
     distance: float
     num_votes: int
+    title: str = ""
+    url: str = ""

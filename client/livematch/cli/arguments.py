@@ -32,7 +32,8 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 
     embed = add_command("embed", "detect and embed the garments of images or of videos")
     kind = embed.add_mutually_exclusive_group(required=True)
-    kind.add_argument("--images", type=Path, metavar="DIR", help="folder of <item_id>/<photo>")
+    about_images = "folder of <item_id>/<photo>, or a CSV file with the columns item_id,path[,title,url]"
+    kind.add_argument("--images", type=Path, metavar="DIR_OR_CSV", help=about_images)
     kind.add_argument("--videos", type=Path, metavar="DIR", help="folder of <video_id>.mp4")
     embed.add_argument("-o", "--output", type=_output, required=True, help="features file to write (Parquet)")
     embed.add_argument("--failures", type=_output, help="also write the sources that failed to this Parquet file")
@@ -58,7 +59,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     delete.add_argument("--sources", nargs="+", required=True, metavar="ID", help="ids of the clips to remove")
 
     run = add_command("run", "embed, match and report in one command, and evaluate if --truth is given")
-    run.add_argument("--images", type=Path, metavar="DIR", required=True, help="folder of <item_id>/<photo>")
+    run.add_argument("--images", type=Path, metavar="DIR_OR_CSV", required=True, help=about_images)
     run.add_argument("--videos", type=Path, metavar="DIR", required=True, help="folder of <video_id>.mp4")
     run.add_argument("--truth", type=Path, metavar="DIR", help="annotations as for `evaluate`, to score the result")
     run.add_argument("-o", "--output", type=Path, required=True, help="folder to write to")
@@ -81,7 +82,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 
     report = add_command("report", "write an HTML page that shows each matched clip beside its product")
     report.add_argument("--result", type=Path, required=True, help="result.json to show")
-    report.add_argument("--images", type=Path, metavar="DIR", required=True, help="folder of <item_id>/<photo>")
+    report.add_argument("--images", type=Path, metavar="DIR_OR_CSV", required=True, help=about_images)
     report.add_argument("--videos", type=Path, metavar="DIR", required=True, help="folder of <video_id>.mp4")
     report.add_argument("--matches", type=Path, help="matches.json, to show distances")
     report.add_argument("--truth", type=Path, metavar="DIR", help="annotations as for `evaluate`, to show scores")

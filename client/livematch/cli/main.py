@@ -99,6 +99,7 @@ def _embed(options: argparse.Namespace) -> dict[str, Any]:
     from livematch.pipeline.failures import write_failures
 
     embed_options = _embed_options(options, shard=options.shard)
+    _check_sources(options)
     with _connect(options) as client:
         if options.images:
             summary = livematch.embed_images(client, options.images, options.output, embed_options)
@@ -151,6 +152,7 @@ def _run(options: argparse.Namespace) -> dict[str, Any]:
         "memory_bytes": options.memory,
         "frames": options.frames,
     }
+    _check_sources(options)
     with _connect(options) as client:
         return livematch.run(client, options.images, options.videos, options.output, **settings).to_json()
 
@@ -220,6 +222,16 @@ def _connect(options: argparse.Namespace) -> Iterator["livematch.Client"]:
             except LocalServerError as reason:
                 raise LocalServerError(f"{reason}; {error}") from error
             raise
+
+
+def _check_sources(options: argparse.Namespace) -> None:
+    """Raise InputError if there are no images or videos to embed, before a server starts or the others take hours."""
+    from livematch.media.sources import list_images, list_videos
+
+    if options.images:
+        list_images(options.images)
+    if options.videos:
+        list_videos(options.videos)
 
 
 def _embed_options(options: argparse.Namespace, shard: tuple[int, int] = (0, 1)) -> "livematch.EmbedOptions":

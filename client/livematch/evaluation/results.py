@@ -1,9 +1,9 @@
-"""Read and write result.json, in the dataset's own format, and matches.json, which also has distances and votes.
+"""Read and write result.json, in the dataset's own format, and matches.json, which also has distances and titles.
 
 result.json   {"<video_id>": {"item_id": "...", "frame_index": 240,
                               "result": [{"img_name": "5", "item_box": [4 ints], "frame_box": [4 ints]}]}}
 matches.json  [{"video_id", "item_id", "frame_index", "pairs": [{"img_name", "item_box", "frame_box"}], "distance",
-                "num_votes"}], box corners not rounded
+                "num_votes", "title", "url"}], box corners not rounded, title and url "" if unknown
 """
 
 import json

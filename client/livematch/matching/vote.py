@@ -191,4 +191,6 @@ def _to_match(
         ),
         distance=distance,
         num_votes=len(voters),
+        title=queries.titles[best],
+        url=queries.urls[best],
     )

@@ -101,6 +101,7 @@ def embed_images(
 ) -> EmbedSummary:
     """Embed the images `images/<item_id>/<photo>`, and write their features to the Parquet file `output`.
 
+    If `images` is a file, it is a CSV manifest: item_id,path[,title,url].
     Images that `output` already contains are skipped. If a run is interrupted, the next one resumes it.
 
     >>> with livematch.Client("127.0.0.1:8001") as client:
@@ -112,7 +113,8 @@ def embed_images(
         UnavailableError: the server no longer answers. What is stored stays, and the next run resumes from there.
         ContractError: the server's models were replaced during the run. `output` is not written.
         FeaturesError: `output` was made by other models, is no file of image features, or another run is writing it.
-        InputError: `images` is not a folder or holds no item folders, or `options.shard` has an index out of range.
+        InputError: `images` is not a folder or holds no item folders, the manifest has a mistake, or the index of
+            `options.shard` is out of range.
     """
 
     def recognize(client: Client, source: Source) -> Recognitions:
@@ -184,7 +186,7 @@ def _embed(
         except ContractError as error:  # no request noticed that the models were replaced between two requests
             reason = f"{error}; remove {store.partial_path}, which may contain embeddings of both models"
             raise ContractError(reason) from error
-        store.finish()
+        store.finish({source.source: (source.title, source.url) for source in sources if source.title or source.url})
         return EmbedSummary(
             num_stored=len(store.finished),
             num_resumed=num_resumed,

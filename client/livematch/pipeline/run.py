@@ -69,14 +69,14 @@ def run(
     >>> {match.video_id: match.item_id for match in summary.matches}
 
     Args:
-        images: folder of `<item_id>/<photo>`.
+        images: folder of `<item_id>/<photo>`, or a CSV manifest: item_id,path[,title,url].
         videos: folder of `<video_id>.mp4`.
         truth: annotations of the same items and videos, to score the matches.
         frames: frames of each video to embed.
         memory_bytes: how much memory the whole process may use while it matches.
 
     Raises:
-        InputError: `images` or `videos` is not a folder, or `memory_bytes` is too small.
+        InputError: `images` or `videos` holds nothing of that layout, or `memory_bytes` is too small.
         DecodeError, RequestError, UnavailableError, ContractError, FeaturesError: see `embed_images`.
     """
     start_s = time.monotonic()

@@ -6,7 +6,7 @@ import queue
 import threading
 from collections import defaultdict, deque
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
 
@@ -28,6 +28,7 @@ class Decision:
     confidence: the fraction of all weight in the window that this product has, 0..1.
     distance: squared distance, 0..4, of its nearest box in this frame; None if the frame does not show it.
     img_name, frame_box: the product's image that this box is nearest to, and the box; None if `distance` is None.
+    title, url: of the product; empty if its features have none.
     """
 
     frame_index: int
@@ -37,6 +38,8 @@ class Decision:
     distance: float | None = None
     img_name: str | None = None
     frame_box: Box | None = None
+    title: str = ""
+    url: str = ""
 
 
 @dataclass(frozen=True)
@@ -63,6 +66,7 @@ class Window:
         if not 0 < limit < math.inf:
             raise InputError(f"the limit must be a positive number, got {limit}")
         self._products = products
+        self._items = dict(zip(products.sources, zip(products.titles, products.urls, strict=True), strict=True))
         self._directions = products.embeddings / np.linalg.norm(products.embeddings, axis=1, keepdims=True)
         self._limit = limit
         self._frames: deque[list[_Sighting]] = deque(maxlen=num_frames)
@@ -78,11 +82,13 @@ class Window:
             return Decision(frame_index, time_s, None, 0.0)
         item_id = max(weights, key=weights.__getitem__)
         confidence = round(weights[item_id] / sum(weights.values()), 6)
+        title, url = self._items[item_id]
+        decision = Decision(frame_index, time_s, item_id, confidence, title=title, url=url)
         in_frame = [sighting for sighting in sightings if sighting.item_id == item_id]
         if not in_frame:
-            return Decision(frame_index, time_s, item_id, confidence)
+            return decision
         best = min(in_frame, key=lambda sighting: sighting.distance)
-        return Decision(frame_index, time_s, item_id, confidence, best.distance, best.img_name, best.frame_box)
+        return replace(decision, distance=best.distance, img_name=best.img_name, frame_box=best.frame_box)
 
     def _find_sightings(self, recognition: Recognition) -> list[_Sighting]:
         if not len(recognition) or not len(self._products):

@@ -84,11 +84,18 @@ function badgesOf(level) {
   return badges;
 }
 
+function titleOf({ title, url }) {
+  const element = make(url ? "a" : "span", "title", title || url);
+  if (url) Object.assign(element, { href: url, rel: "noreferrer" });
+  return element;
+}
+
 function cardOf(match) {
   const card = make("article"), header = make("header"), pair = make("div", "pair");
   header.append(make("h3", "", `${match.video_id} → ${match.item_id}`));
   if (match.distance !== null) header.append(make("span", "faint", `distance ${match.distance.toFixed(3)}`));
   if (match.level !== null) header.append(badgesOf(match.level));
+  if (match.title || match.url) header.append(titleOf(match));
   pair.append(...match.figures.map(figureOf));
   card.append(header, pair);
   return card;
@@ -110,7 +117,8 @@ let page = 0;
 function findMatches() {
   const words = $("search").value.toLowerCase().split(/\s+/);
   const isKind = kinds[$("kind")?.value ?? "all"];
-  const isFound = match => words.every(word => `${match.video_id} ${match.item_id}`.toLowerCase().includes(word));
+  const textOf = match => `${match.video_id} ${match.item_id} ${match.title}`.toLowerCase();
+  const isFound = match => words.every(word => textOf(match).includes(word));
   return orders[$("order").value](matches.filter(match => isKind(match) && isFound(match)));
 }
 

@@ -54,8 +54,8 @@ def write_report(
     >>> write_report("report.html", read_result("result.json"), images="image", videos="video")
 
     Args:
-        images, videos: the folders that the result was computed from. The page shows the error in place of an image or
-            frame that cannot be read.
+        images, videos: the folders, or the manifest and the folder, that the result was computed from. The page shows
+            the error in place of an image or frame that cannot be read. Titles and links of items are the manifest's.
         distances: distances by video id. They add the histogram and order the matches; without them, the order is that
             of the video ids.
         truth: adds the scores, the level that each match reaches, and the annotated boxes.
@@ -72,17 +72,20 @@ def write_report(
         raise InputError("distances must be finite numbers")
     photos = {source.key: source for source in list_images(Path(images))[0]}
     clips = {source.source: source for source in list_videos(Path(videos))[0]}
-    items = list(dict.fromkeys(item_id for item_id, _ in photos))
+    items = {photo.source: (photo.title, _web_address(photo.url)) for photo in photos.values()}
     score = evaluate(result, truth) if truth is not None else None
     video_ids = sorted(result, key=lambda video_id: (distances.get(video_id, limit), video_id))
     folder = output.with_name(f"{output.stem}_pictures")
 
     def match_data(index: int) -> dict[str, Any]:
         video_id = video_ids[index]
+        title, url = items.get(result[video_id].item_id, ("", ""))
         figures = _figures(video_id, result[video_id], clips, photos, truth) if index < num_pictured else ()
         return {
             "video_id": video_id,
             "item_id": result[video_id].item_id,
+            "title": title,
+            "url": url,
             "distance": distances.get(video_id),
             "level": None if score is None else score.levels[video_id],
             "figures": [
@@ -101,13 +104,18 @@ def write_report(
         tiles=_tiles(len(result), len(clips), len(items), len(failures), score),
         has_truth=truth is not None,
         data={"limit": min(limit, MAX_DISTANCE), "limit_text": f"{limit:g}", "matches": matches},
-        clips_without_match=[video_id for video_id in clips if video_id not in result],
-        items_without_match=[item_id for item_id in items if item_id not in matched_items],
+        clips_without_match=[(video_id, "", "") for video_id in clips if video_id not in result],
+        items_without_match=[(item_id, *item) for item_id, item in items.items() if item_id not in matched_items],
         failures=failures,
         max_open=MAX_OPEN,
     )
     with replace_file(output) as temporary:
         temporary.write_text(page, encoding="utf-8")
+
+
+def _web_address(url: str) -> str:
+    """Return `url` if it is one that the page may link, else "": the script of a "javascript:" URL would run in it."""
+    return url if url.lower().startswith(("http://", "https://")) else ""
 
 
 def _to_json(

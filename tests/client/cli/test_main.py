@@ -174,15 +174,16 @@ def free_port() -> int:
             "gRPC port 70000 on 127.0.0.1 cannot be used: ports are 0 to 65535",
         ),
         (
-            "embed --images nowhere -o f.parquet --tls-cert c.pem",
+            "embed --images image -o f.parquet --tls-cert c.pem",
             "certificate and its private key together, got only c",
         ),
-        ("embed --images nowhere -o f.parquet --tls-key k.pem", "certificate and its private key together, got only k"),
-        ("embed --images nowhere -o f.parquet --repository nowhere", "no model repository at nowhere"),
+        ("embed --images image -o f.parquet --tls-key k.pem", "certificate and its private key together, got only k"),
+        ("embed --images image -o f.parquet --repository nowhere", "no model repository at nowhere"),
     ],
 )
 def test_errors_are_one_line(tmp_path, monkeypatch, capsys, command, message):
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "image" / "000013").mkdir(parents=True)
     code, summary, stderr = run_command(capsys, *command.split())
     assert (code, summary) == (2, {})
     assert stderr.splitlines() == error_lines(stderr)

@@ -1,5 +1,7 @@
 """Input in which nothing can be found: what is said, and with which exit code."""
 
+import time
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -27,11 +29,11 @@ def test_nothing_found_is_said_and_has_its_own_exit_code(part, tmp_path, loopbac
 @pytest.mark.parametrize(
     ("option", "folder", "message"),
     [
-        ("--images", "empty", "holds nothing: expected {folder}/<item_id>/<photo>"),
+        ("--images", "empty", "holds nothing: expected {folder}/<item_id>/<photo>, {or_csv}"),
         ("--videos", "empty", "holds nothing: expected {folder}/<video_id>.mp4"),
-        ("--images", "flat", "holds 1 file, but no item folders: expected {folder}/<item_id>/<photo>"),
+        ("--images", "flat", "holds 1 file, but no item folders: expected {folder}/<item_id>/<photo>, {or_csv}"),
         ("--videos", "image", "holds 3 folders, but no files: expected {folder}/<video_id>.mp4"),
-        ("--images", "video", "holds 3 files, but no item folders: expected {folder}/<item_id>/<photo>"),
+        ("--images", "video", "holds 3 files, but no item folders: expected {folder}/<item_id>/<photo>, {or_csv}"),
     ],
 )
 def test_a_folder_of_another_layout_is_named(option, folder, message, part, tmp_path, loopback_server, capsys):
@@ -42,8 +44,36 @@ def test_a_folder_of_another_layout_is_named(option, folder, message, part, tmp_
     code, _, stderr = run_command(
         capsys, "embed", option, given, "-o", tmp_path / "f.parquet", "--server", loopback_server.url
     )
-    assert (code, stderr) == (2, f"livematch: {given} {message.format(folder=given)}\n")
+    expected = message.format(folder=given, or_csv="or a CSV manifest item_id,path[,title,url]")
+    assert (code, stderr) == (2, f"livematch: {given} {expected}\n")
     assert not list(tmp_path.glob("f.parquet*"))
+
+
+def test_a_report_on_a_wrong_manifest_or_a_flat_folder_is_refused(part, tmp_path, capsys):
+    manifest, flat = tmp_path / "photos.csv", tmp_path / "flat"
+    manifest.write_text("item_id,path\n000013,a.jpg\n,b.jpg\n")
+    flat.mkdir()
+    (flat / "1.jpg").touch()
+    (tmp_path / "result.json").write_text("{}")
+    report = ("report", "--result", tmp_path / "result.json", "--videos", part / "video", "-o", tmp_path / "r.html")
+    code, _, stderr = run_command(capsys, *report, "--images", manifest)
+    assert (code, stderr) == (2, f"livematch: {manifest}:3: item_id is empty\n")
+    code, _, stderr = run_command(capsys, *report, "--images", flat)
+    assert (code, stderr.count("\n")) == (2, 1)
+    assert stderr.startswith(f"livematch: {flat} holds 1 file, but no item folders: expected {flat}/<item_id>/<photo>")
+    assert not (tmp_path / "r.html").exists()
+
+
+def test_wrong_folders_are_named_before_a_server_is_needed(part, tmp_path, capsys):
+    (tmp_path / "photos.csv").write_text("item_id,file\n")
+    command = ("run", "--server", "127.0.0.1:1", "-o", tmp_path / "out")
+    start_s = time.monotonic()
+    code, _, stderr = run_command(capsys, *command, "--images", tmp_path / "photos.csv", "--videos", part / "video")
+    assert (code, stderr.count("\n")) == (2, 1)
+    assert "photos.csv:1: no column path" in stderr
+    code, _, stderr = run_command(capsys, *command, "--images", part / "image", "--videos", part / "nowhere")
+    assert (code, stderr) == (2, f"livematch: no such folder: {part}/nowhere\n")
+    assert time.monotonic() - start_s < 10  # a server that does not answer is waited for during 47 seconds
 
 
 def test_exchanged_files_are_named(part, tmp_path, loopback_server, capsys):

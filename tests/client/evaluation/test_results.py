@@ -8,7 +8,9 @@ from livematch.types import Pair
 
 MATCHES = [
     Match("000021", "000034", 240, (Pair("5", (1.9, 2.2, 30.99, 40.5), (0.0, 0.4, 12.0, 13.7)),), 0.5, 3),
-    Match("000013", "000013", 100, (Pair("0", (5.0, 5.0, 9.0, 9.0), (7.0, 7.0, 8.0, 8.0)),), 0.25, 1),
+    Match(
+        "000013", "000013", 100, (Pair("0", (5.0, 5.0, 9.0, 9.0), (7.0, 7.0, 8.0, 8.0)),), 0.25, 1, "裙", "https://a.b"
+    ),
 ]
 
 
@@ -68,6 +70,13 @@ def test_other_contents_are_refused_and_the_file_is_named(tmp_path, content):
 def test_a_missing_result_is_named(tmp_path):
     with pytest.raises(FileFormatError, match=r"r\.json: cannot be read"):
         read_result(tmp_path / "r.json")
+
+
+def test_matches_have_titles(tmp_path):
+    write_matches(MATCHES, tmp_path / "matches.json")
+    first, second = json.loads((tmp_path / "matches.json").read_text(encoding="utf-8"))
+    assert (first["item_id"], first["title"], first["url"]) == ("000013", "裙", "https://a.b")
+    assert (second["item_id"], second["title"], second["url"]) == ("000034", "", "")
 
 
 def test_distances_are_read_back(tmp_path):

@@ -130,6 +130,14 @@ def test_items_with_the_same_images_in_another_order_tie(distances):
     assert (found.item_id, found.num_votes) == ("b", 3)
 
 
+def test_a_match_has_the_title_of_its_item():
+    gallery = features([("v0", "", 80, 0.9, unit(0)), ("v1", "", 80, 0.9, unit(1))])
+    rows = [(item, name, -1, 0.9, at_distance(int(name) / 10, axis)) for axis, item in enumerate("ab") for name in "12"]
+    queries = features(rows, titles=["Red", "Red", "", ""], urls=["https://a.b", "https://a.b", "", ""])
+    found = match(queries, gallery)
+    assert [(m.item_id, m.title, m.url) for m in found] == [("a", "Red", "https://a.b"), ("b", "", "")]
+
+
 def test_embeddings_of_any_length_give_the_same_matches():
     rng = np.random.default_rng(0)
     gallery = [("v", "", k, 0.9, rng.normal(size=8)) for k in range(20)]

@@ -49,7 +49,8 @@ def test_a_folder_without_sources_is_refused(tmp_path, list_sources, names, foun
     touch(tmp_path, *names)
     with pytest.raises(InputError) as caught:
         list_sources(tmp_path)
-    layout = "<item_id>/<photo>" if list_sources is list_images else "<video_id>.mp4"
+    layout = "<item_id>/<photo>, or a CSV manifest item_id,path[,title,url]"
+    layout = layout if list_sources is list_images else "<video_id>.mp4"
     assert str(caught.value) == f"{tmp_path} holds {found}: expected {tmp_path}/{layout}"
 
 
@@ -115,7 +116,75 @@ def test_names_that_are_not_utf8_fail(tmp_path):
     ]
 
 
-@pytest.mark.parametrize("list_sources", [list_images, list_videos])
-def test_a_missing_folder_is_named(tmp_path, list_sources):
-    with pytest.raises(InputError, match=r"no such folder: .*nowhere"):
+@pytest.mark.parametrize(("list_sources", "or_file"), [(list_images, " or CSV file"), (list_videos, "")])
+def test_a_missing_folder_is_named(tmp_path, list_sources, or_file):
+    with pytest.raises(InputError, match=rf"no such folder{or_file}: .*nowhere"):
         list_sources(tmp_path / "nowhere")
+
+
+MANIFEST = """\
+item_id,path,title,url,price
+13,13/0.jpg,,,9.90
+21,photos/blue/1.jpg,"Shirt, ""blue"", long",https://shop.example/21?a=1&b=2,19.90
+13,13/back/0.png,红色短裙,,9.90
+,,,,
+21, {folder}/elsewhere/1.jpg ,,https://shop.example/21?a=1&b=2,19.90
+"""
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])
+@pytest.mark.parametrize("newline", ["\n", "\r\n"])
+def test_a_manifest(tmp_path, encoding, newline):
+    text = MANIFEST.format(folder=tmp_path).replace("\n", newline)
+    (tmp_path / "photos.csv").write_bytes(text.encode(encoding))
+    sources, failures = list_images(tmp_path / "photos.csv")
+    url = "https://shop.example/21?a=1&b=2"
+    assert [(source.key, source.path, source.title, source.url) for source in sources] == [
+        (("13", "0"), tmp_path / "13/0.jpg", "红色短裙", ""),
+        (("13", "back/0"), tmp_path / "13/back/0.png", "红色短裙", ""),
+        (("21", "photos/blue/1"), tmp_path / "photos/blue/1.jpg", 'Shirt, "blue", long', url),
+        (("21", f"{tmp_path}/elsewhere/1"), tmp_path / "elsewhere/1.jpg", 'Shirt, "blue", long', url),
+    ]
+    assert failures == []
+
+
+def test_a_manifest_of_item_folders_names_the_images_as_the_folders_do(tmp_path):
+    touch(tmp_path, "a/front/1.v2.jpg", "a/2.png", "b/1.jpg")
+    listed = list_images(tmp_path)[0]
+    rows = [f"{source.source},{source.path.relative_to(tmp_path)}\n" for source in listed]
+    (tmp_path / "photos.csv").write_text("".join(["item_id,path\n", *rows]))
+    assert list_images(tmp_path / "photos.csv") == (listed, [])
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("", "1: no column item_id, path: expected a header item_id,path[,title,url], got nothing"),
+        ("13,a.jpg\n", "1: no column item_id, path: expected a header item_id,path[,title,url], got 13,a.jpg"),
+        ("Item_ID,file\n", "1: no column path: expected a header item_id,path[,title,url], got item_id,file"),
+        ("item_id;path\n", "1: no column item_id, path: expected a header item_id,path[,title,url], got item_id;path"),
+        ("path,item_id\na.jpg,13\nb.jpg, \n", "3: item_id is empty"),
+        ("item_id,path\n13,\n", "2: path is empty"),
+        ("item_id,path,title\n13,a.jpg,Shirt, red\n", "2: 4 values for 3 columns; a value with a comma must be in"),
+        ("item_id,path,title\n13,a.jpg\n", "2: 2 values for 3 columns"),
+        ("item_id,path\n13,a/1.jpg\n14,a/1.jpg\n13,./a/1.png\n", "4: item 13 already has an image a/1, in line 2"),
+        ("item_id,path,title\n13,a.jpg,\n13,b.jpg,A\n13,c.jpg,B\n", "4: item 13 has the title 'B', but 'A' in line 3"),
+        ("item_id,path,url\n13,a.jpg,x\n13,b.jpg,y\n", "3: item 13 has the url 'y', but 'x' in line 2"),
+        ('item_id,path\n13,"a.jpg\n14,b.jpg\n', "3: not CSV: unexpected end of data"),
+        (b"item_id,path,title\n13,a.jpg,Hut\n13,b.jpg,\xc9\xcc\n", "3: not UTF-8; save the manifest as CSV in UTF-8"),
+        (b"\xef\xbb\xbfitem_id,path\n\xff", "2: not UTF-8"),
+    ],
+)
+def test_a_mistake_in_a_manifest_is_named_with_its_line(tmp_path, content, message):
+    path = tmp_path / "photos.csv"
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(InputError) as caught:
+        list_images(path)
+    assert str(caught.value).startswith(f"{path}:{message}")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_manifest_without_rows_is_refused(tmp_path):
+    (tmp_path / "photos.csv").write_text("item_id,path\n")
+    with pytest.raises(InputError, match=r"photos\.csv: no images below the header"):
+        list_images(tmp_path / "photos.csv")

@@ -33,6 +33,8 @@ def products() -> Features:
     return Features(
         sources=["a", "b", "c"],
         names=["0", "1", "2"],
+        titles=["Red", "", "Blue"],
+        urls=["https://a.b", "", ""],
         frame_indices=np.full(3, -1),
         boxes=np.ones((3, 4)),
         scores=np.ones(3),
@@ -60,6 +62,8 @@ def test_the_window_slides(products):
     assert (decisions[1].distance, decisions[1].img_name, decisions[1].frame_box) == (0.0, "0", (0, 0, 1, 2))
     assert (decisions[3].distance, decisions[3].frame_box) == (None, None)
     assert (decisions[4].frame_index, decisions[4].time_s) == (4, 0.16)
+    assert [d.title for d in decisions] == ["Red", "Red", "", "", ""]
+    assert [d.url for d in decisions] == ["https://a.b", "https://a.b", "", "", ""]
 
 
 def test_a_window_without_frames_is_refused(products):

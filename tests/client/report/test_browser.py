@@ -27,9 +27,9 @@ pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="chromium is not instal
 def show(part, tmp_path):
     """Function that writes a report, opens it, runs `script` in it, and returns the page's elements as HTML."""
 
-    def show(result=RESULT, *, script="", **options):
+    def show(result=RESULT, *, script="", images=part / "image", **options):
         path = tmp_path / "report.html"
-        write_report(path, result, images=part / "image", videos=part / "video", **options)
+        write_report(path, result, images=images, videos=part / "video", **options)
         page = path.read_text(encoding="utf-8")
         path.write_text(page.replace("</body>", f"<script>{script}</script></body>"), encoding="utf-8")
         switches = ["--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'browser'}"]
@@ -85,6 +85,20 @@ def test_names_are_shown_as_text(show):
     dom = show({name: Answer(name, 0, (PAIR,))})
     assert "<b id" not in dom.split("</style>")[1]
     assert dom.count("&lt;/script&gt;&lt;b id='broken'&gt;&amp;'\"&lt;!-- → &lt;/script&gt;") == 1
+
+
+def test_titles_are_links_and_can_be_searched(show, part, tmp_path):
+    rows = [
+        f'000013,{part}/image/000013/1.jpg,"<i>Red, long",https://shop.example/?a=1&b=2',
+        f"000034,{part}/image/000034/1.jpg,Blue,javascript:alert(1)",
+    ]
+    (tmp_path / "photos.csv").write_text("\n".join(["item_id,path,title,url", *rows]))
+    red = '<a class="title" href="https://shop.example/?a=1&amp;b=2" rel="noreferrer">&lt;i&gt;Red, long</a>'
+    dom = show(images=tmp_path / "photos.csv")
+    assert red in dom
+    assert '<span class="title">Blue</span>' in dom
+    dom = show(images=tmp_path / "photos.csv", script='$("search").value = "red"; showPage();')
+    assert titles(dom) == ["000013 → 000013"]
 
 
 def test_forty_thousand_matches_are_searched_sorted_and_shown_by_the_page(show):

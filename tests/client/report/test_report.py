@@ -1,4 +1,5 @@
 import base64
+import csv
 import json
 import re
 from html.parser import HTMLParser
@@ -105,6 +106,33 @@ def test_names_cannot_break_the_page(part, tmp_path):
     assert entries(text)[0]["video_id"] == name
     assert name not in text
     assert len(Page(text).all("script")) == 2
+
+
+def test_titles_are_shown_and_only_web_addresses_are_linked(part, tmp_path):
+    title = "</script><b>Skirt</b> & 'top' \"red\""
+    url = "https://shop.example/?a=1&b='\"><script>alert(1)</script>"
+    rows = [
+        ("000013", f"{part}/image/000013/1.jpg", title, url),
+        ("000034", f"{part}/image/000034/1.jpg", "Skirt", " JavaScript:alert(1)"),
+        ("000041", f"{part}/image/000013/1.jpg", title, url),
+        ("000042", f"{part}/image/000013/1.jpg", "", "HTTP://shop.example/42"),
+        ("000043", f"{part}/image/000013/1.jpg", title, "javascript:alert(1)//https://shop.example"),
+    ]
+    with (tmp_path / "photos.csv").open("w", encoding="utf-8", newline="") as file:
+        csv.writer(file).writerows([("item_id", "path", "title", "url"), *rows])
+    write_report(tmp_path / "r.html", RESULT, images=tmp_path / "photos.csv", videos=part / "video")
+    text = (tmp_path / "r.html").read_text(encoding="utf-8")
+    assert [(match["title"], match["url"]) for match in entries(text)] == [(title, url), ("Skirt", "")]
+    # The manifest's names are paths, so that the images of RESULT, of item folders, are not found.
+    assert [match["figures"][1].get("error") for match in entries(text)] == ["no image 000013/1", "no image 000034/1"]
+    page = Page(text)
+    assert [link["href"] for link in page.all("a")] == [url, "HTTP://shop.example/42"]
+    assert len(page.all("script")) == 2
+    assert page.all("b")[0] == {}
+    assert text.count("Skirt&lt;/b&gt; &amp; &#39;top&#39; &#34;red&#34;") == 2  # items 41 and 43, which have no match
+    assert 'href="HTTP://shop.example/42" rel="noreferrer">HTTP://shop.example/42</a></li>' in text
+    assert "<b>Skirt" not in text
+    assert "javascript:" not in text.lower()
 
 
 def test_clips_and_items_without_a_match_are_listed(part, tmp_path):
