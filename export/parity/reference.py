@@ -112,12 +112,13 @@ def pytorch_embedder(embedder: Embedder) -> Embed:
 def onnx_embedder(path: Path, settings: OnnxEmbedderSettings) -> Embed:
     """Return a function that embeds with the network in an ONNX file, as its author would run it in ONNX Runtime.
 
-    A file that takes only batches of one size gets each crop by itself, repeated to such a batch.
+    It gets one crop at a time, repeated to a batch where the file takes only batches of one size. So a network whose
+    result depends on the other crops of a batch does not match.
     """
     session = open_session(path)
     image = session.get_inputs()[0]
     output = settings.output or session.get_outputs()[0].name
-    batch = image.shape[0] if isinstance(image.shape[0], int) else None
+    batch = image.shape[0] if isinstance(image.shape[0], int) else 1
     dtype = np.float16 if image.type == "tensor(float16)" else np.float32
 
     def run(pixels: Pixels) -> Pixels:
@@ -127,10 +128,7 @@ def onnx_embedder(path: Path, settings: OnnxEmbedderSettings) -> Embed:
 
     def embed(crops: Pixels) -> Pixels:
         pixels = _planes(crops, settings).astype(dtype)
-        if batch is None:
-            features = run(pixels)
-        else:
-            features = np.concatenate([run(pixel[None].repeat(batch, axis=0))[:1] for pixel in pixels])
+        features = np.concatenate([run(pixel[None].repeat(batch, axis=0))[:1] for pixel in pixels])
         embeddings: Pixels = functional.normalize(torch.from_numpy(features).float()).numpy()
         return embeddings
 

@@ -160,6 +160,16 @@ def test_other_weights_and_failing_sizes_are_noticed(tmp_path: Path, write_embed
         check_onnx_embedder(output, path, config, sizes=SIZES)
 
 
+def test_a_network_that_mixes_the_crops_of_a_batch_is_noticed(tmp_path: Path, write_embedder: Write) -> None:
+    last = """flat = Flatten <axis = 1> (pooled)
+    middle = ReduceMean <axes = [0], keepdims = 1> (flat)
+    embedding = Add (flat, middle)"""
+    path = write_embedder(tmp_path / "embedder_a.onnx", last=last, opset=17)
+    output, config = wrap(path, SIZES)
+    with pytest.raises(ParityError, match="1 - cosine of embedding is"):
+        check_onnx_embedder(output, path, config, sizes=SIZES)
+
+
 def test_command_line(tmp_path: Path, write_embedder: Write, capsys: pytest.CaptureFixture[str]) -> None:
     path = write_embedder(tmp_path / "embedder_a.onnx")
     output, _ = wrap(path, SIZES)
