@@ -4,7 +4,7 @@
     python -m export.build --pipeline my_pipeline.json --checkpoints DIR --output build/mine
     python -m export.build --pipeline production --random-weights 0 --output build/production
 
-Every ONNX file is compared with PyTorch before it is accepted; the exit code is 3 if a limit is exceeded. A stamp
+Every ONNX file is compared with its source before it is accepted; the exit code is 3 if a limit is exceeded. A stamp
 beside each file records what it was built from, so that a second run rebuilds only what has changed.
 """
 
@@ -26,20 +26,21 @@ import timm
 import torch
 import torchvision
 
+from export.checkpoints import find_checkpoint, resolve
 from export.config import (
+    OnnxEmbedderConfig,
     PipelineConfig,
     add_gpu_memory_option,
     add_pipeline_option,
-    find_checkpoint,
     load_pipeline,
-    resolve,
 )
 from export.graphs.crop import build_crop
 from export.graphs.precision import PRECISIONS
 from export.graphs.prepare import build_prepare
 from export.onnx import files as onnx_files
 from export.onnx.export import export_detector, export_embedder
-from export.parity.check import check_crop, check_detector, check_embedder, check_prepare
+from export.onnx.wrap import wrap_embedder
+from export.parity.check import check_crop, check_detector, check_embedder, check_onnx_embedder, check_prepare
 from export.parity.compare import ParityError, Report
 from export.signature import KINDS, signatures
 from export.triton.model_config import REPOSITORY, write_files
@@ -93,9 +94,9 @@ def build(
     Args:
         config: the pipeline to build, such as `export.config.demo()`.
         output: the repository's folder; it may hold an earlier build.
-        checkpoints: a folder as `export.config.resolve` reads it.
+        checkpoints: a folder as `export.checkpoints` describes it.
         random_seed: the seed of random weights, instead of checkpoints.
-        precision: "fp32" or "fp16", the precision of the networks.
+        precision: "fp32" or "fp16", the precision of the networks; embedders that come as ONNX files keep theirs.
 
     Raises:
         ValueError: a checkpoint does not match its JSON or `config`, or the arguments contradict each other.
@@ -138,10 +139,16 @@ def _networks(
     config: PipelineConfig, checkpoints: Path | None, random_seed: int | None, precision: str
 ) -> Iterator[Artifact]:
     for position, model in enumerate(config.networks):
+        architecture = config.detector_config if model == "detector" else config.embedder_models[model]
+        if isinstance(architecture, OnnxEmbedderConfig):
+            yield _onnx_embedder(model, config, architecture, checkpoints)
+            if precision != "fp32":
+                print(f"export.build: {model} keeps the precision of its ONNX file", file=sys.stderr)
+            continue
         weights: dict[str, Any] = {}
         if random_seed is not None:
             checkpoint = None
-            weights["config"] = config.detector_config if model == "detector" else config.embedder_models[model]
+            weights["config"] = architecture
             weights["random_seed"] = random_seed + position
             inputs = [repr(tuple(weights.values())).encode()]
         else:
@@ -149,20 +156,32 @@ def _networks(
             checkpoint, settings = find_checkpoint(checkpoints, model)
             inputs = [checkpoint.read_bytes(), settings.read_bytes()]
             if model == "detector":
-                weights["config"] = config.detector_config
+                weights["config"] = architecture
         write: Callable[..., object] = export_detector
         check: Callable[..., Report] = check_detector
         if model != "detector":
-            crop_size = config.only_crop_size
-            write = partial(export_embedder, crop_size=crop_size)
-            sizes = config.crop_sizes * (1 if crop_size is None else 4)  # with batches of 1, 2, 3, 4 crops
-            check = partial(check_embedder, sizes=sizes, crop_size=crop_size)
+            write = partial(export_embedder, crop_size=config.only_crop_size)
+            check = partial(check_embedder, sizes=config.crop_sizes, crop_size=config.only_crop_size)
         yield Artifact(
             model,
             write=partial(write, checkpoint, precision=precision, **weights),
             check=partial(check, checkpoint=checkpoint, **weights),
             inputs=(*inputs, precision.encode(), repr(config.only_crop_size).encode()),
         )
+
+
+def _onnx_embedder(
+    model: str, config: PipelineConfig, embedder: OnnxEmbedderConfig, checkpoints: Path | None
+) -> Artifact:
+    if checkpoints is None:
+        raise ValueError(f"{model} comes as an ONNX file, which has no random weights; give --checkpoints")
+    source, _ = find_checkpoint(checkpoints, model)
+    wrapped = wrap_embedder(source, embedder, config.crop_sizes, embedder.embedding_size)
+    content = wrapped.SerializeToString(deterministic=True)
+    check = partial(
+        check_onnx_embedder, source=source, config=embedder, sizes=config.crop_sizes, crop_size=config.only_crop_size
+    )
+    return Artifact(model, partial(onnx_files.save, wrapped), check, inputs=(content,))
 
 
 def _bring_up_to_date(artifact: Artifact, path: Path) -> None:
@@ -197,7 +216,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     add_pipeline_option(parser)
     add_gpu_memory_option(parser)
     weights = parser.add_mutually_exclusive_group(required=True)
-    weights.add_argument("--checkpoints", type=Path, metavar="DIR", help="with detector.pth or .pkl, embedder_….pth")
+    weights.add_argument(
+        "--checkpoints", type=Path, metavar="DIR", help="with detector.pth or .pkl, embedder_….pth or .onnx"
+    )
     weights.add_argument(
         "--random-weights", dest="random_seed", type=int, metavar="SEED", help="instead of checkpoints"
     )

@@ -6,15 +6,25 @@ batches that a GPU of 16 GB holds; `demo.json` the same with small networks and 
 
 import argparse
 import dataclasses
+import difflib
 import json
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
-from pydantic import ConfigDict, Field, NonNegativeInt, PositiveInt, TypeAdapter, ValidationError
+from pydantic import (
+    ConfigDict,
+    Discriminator,
+    Field,
+    FiniteFloat,
+    NonNegativeInt,
+    PositiveInt,
+    Tag,
+    TypeAdapter,
+    ValidationError,
+)
 
 from training.detector.config import DetectorConfig
-from training.detector.detectron2_config import read_config
 from training.embedder.model import EmbedderConfig
 from training.embedder.templates import crop_sizes
 
@@ -26,7 +36,7 @@ CUDA_OPTIONS = {"use_tf32": "0", "cudnn_conv_algo_search": "HEURISTIC"}
 """Options for ONNX Runtime on a GPU, which keep float32 exact (TF32 rounds to 10 bits) and the first run at a new shape
 fast (the default search times all kernels)."""
 
-Config = TypeVar("Config", DetectorConfig, EmbedderConfig)
+Content = TypeVar("Content")
 EmbedderName = Annotated[str, Field(pattern=r"^\w+$")]  # part of a folder's name
 _STRICT = ConfigDict(extra="forbid")
 
@@ -76,6 +86,39 @@ class ServingConfigs:
 
 
 @dataclass(frozen=True, kw_only=True)
+class OnnxEmbedderSettings:
+    """What the JSON beside an embedder's ONNX file says."""
+
+    __pydantic_config__ = _STRICT
+
+    mean: tuple[FiniteFloat, FiniteFloat, FiniteFloat]  # RGB, on the scale 0..255; subtracted
+    std: tuple[FiniteFloat, FiniteFloat, FiniteFloat]  # then divided
+    output: str | None = None  # the one that is the embedding; None: the file has no other
+
+    def __post_init__(self) -> None:
+        if min(self.std) < 1:
+            raise ValueError(f"std is {self.std}, not on the scale 0..255: multiply mean and std by 255")
+
+
+@dataclass(frozen=True, kw_only=True)
+class OnnxEmbedderConfig(OnnxEmbedderSettings):
+    """An embedder that comes as an ONNX file."""
+
+    embedding_size: PositiveInt  # read from the file
+
+
+def _source_of(embedder: Any) -> str:
+    """Return "timm" or "onnx" for an embedder in a pipeline file: one without a backbone comes as an ONNX file."""
+    is_described = isinstance(embedder, dict) and embedder
+    return "onnx" if is_described and not any(key.startswith("backbone") for key in embedder) else "timm"
+
+
+AnyEmbedderConfig = Annotated[
+    Annotated[EmbedderConfig, Tag("timm")] | Annotated[OnnxEmbedderConfig, Tag("onnx")], Discriminator(_source_of)
+]
+
+
+@dataclass(frozen=True, kw_only=True)
 class PipelineConfig:
     """What a pipeline file holds."""
 
@@ -90,8 +133,8 @@ class PipelineConfig:
     crops: str  # a set of sizes by aspect ratio, such as "SM", or one size, width x height, such as "224x224"
     class_names: tuple[str, ...] | None = None  # of the detector's classes, in their order; None: "0", "1", …
     detector: DetectorConfig | None = None  # None: as the file beside its checkpoint says
-    embedders: Annotated[dict[EmbedderName, EmbedderConfig | None], Field(min_length=1)]
-    """By name; their embeddings are concatenated in this order. None: as the JSON beside its checkpoint says."""
+    embedders: Annotated[dict[EmbedderName, AnyEmbedderConfig | None], Field(min_length=1)]
+    """By name; their embeddings are concatenated in this order. None: as its checkpoint and the JSON beside it say."""
     serving: ServingConfigs
 
     def __post_init__(self) -> None:
@@ -119,9 +162,14 @@ class PipelineConfig:
         return sizes[0] if len(sizes) == 1 else None
 
     @property
-    def embedder_models(self) -> dict[str, EmbedderConfig]:
+    def embedder_models(self) -> dict[str, EmbedderConfig | OnnxEmbedderConfig]:
         """The embedders of a resolved config, by model name such as "embedder_b6"."""
-        return {f"embedder_{name}": _resolved(embedder, name) for name, embedder in self.embedders.items()}
+        models = {}
+        for name, embedder in self.embedders.items():
+            if embedder is None:
+                raise _undescribed(name)
+            models[f"embedder_{name}"] = embedder
+        return models
 
     @property
     def networks(self) -> list[str]:
@@ -131,7 +179,9 @@ class PipelineConfig:
     @property
     def detector_config(self) -> DetectorConfig:
         """The detector of a resolved config."""
-        return _resolved(self.detector, "detector")
+        if self.detector is None:
+            raise _undescribed("detector")
+        return self.detector
 
     @property
     def embedding_size(self) -> int:
@@ -165,10 +215,8 @@ class PipelineConfig:
         return json.dumps(dataclasses.asdict(self), indent=2) + "\n"
 
 
-def _resolved(config: Config | None, name: str) -> Config:
-    if config is None:
-        raise ValueError(f"the pipeline does not describe {name}; export.build reads that from the checkpoint")
-    return config
+def _undescribed(name: str) -> ValueError:
+    return ValueError(f"the pipeline does not describe {name}; export.build reads that from the checkpoint")
 
 
 def load_pipeline(path: Path, gpu_memory_gb: int | None = None) -> PipelineConfig:
@@ -181,12 +229,10 @@ def load_pipeline(path: Path, gpu_memory_gb: int | None = None) -> PipelineConfi
         ValueError: an unknown or missing key, a value of the wrong type or out of range, or less GPU memory than in the
             file; the message is one line that names the file and the key.
     """
-    try:
-        config: PipelineConfig = TypeAdapter(PipelineConfig).validate_json(path.read_bytes())
-    except ValidationError as error:
-        raise ValueError(f"{path}: {'; '.join(_describe_fault(dict(fault)) for fault in error.errors())}") from error
+    config = _read(PipelineConfig, path)
     embedders = {
-        name: embedder and replace(embedder, template=config.crops) for name, embedder in config.embedders.items()
+        name: replace(embedder, template=config.crops) if isinstance(embedder, EmbedderConfig) else embedder
+        for name, embedder in config.embedders.items()
     }
     config = replace(config, embedders=embedders)
     if gpu_memory_gb is None:
@@ -205,56 +251,48 @@ def load_pipeline(path: Path, gpu_memory_gb: int | None = None) -> PipelineConfi
     return replace(config, gpu_memory_gb=gpu_memory_gb, serving=replace(config.serving, **scaled))
 
 
-def _describe_fault(fault: dict[str, Any]) -> str:
-    """Return a fault that pydantic found, in our words where its own are about Python."""
+def load_onnx_settings(path: Path) -> OnnxEmbedderSettings:
+    """Read the JSON beside an embedder's ONNX file. Raises ValueError as `load_pipeline` does."""
+    return _read(OnnxEmbedderSettings, path)
+
+
+def _read(kind: type[Content], path: Path) -> Content:
+    try:
+        return TypeAdapter(kind).validate_json(path.read_bytes())
+    except ValidationError as error:
+        raise ValueError(f"{path}: {'; '.join(_describe(kind, dict(fault)) for fault in error.errors())}") from error
+
+
+def _describe(kind: type, fault: dict[str, Any]) -> str:
+    """Return a fault that pydantic found in a file of this kind, in our words where its own are about Python."""
     known = {"missing": "is missing", "unexpected_keyword_argument": "unknown key"}
-    key = ".".join(map(str, fault["loc"]))
+    *parents, key = fault["loc"] or ("",)
     message = known.get(fault["type"], fault["msg"].removeprefix("Value error, "))
-    return f"{key}: {message}" if key else message
+    if message == "unknown key":
+        names = [field.name for field in dataclasses.fields(_class_at(kind, parents))]
+        message += "".join(f", did you mean {name}?" for name in difflib.get_close_matches(key, names, n=1))
+    place = [*parents, key]
+    if place[0] == "embedders" and place[2:3] in (["timm"], ["onnx"]):
+        del place[2]  # `_source_of` an embedder, which is not in the file
+    return f"{'.'.join(map(str, place))}: {message}" if key else message
 
 
-def resolve(config: PipelineConfig, checkpoints: Path) -> PipelineConfig:
-    """Return the config with the architectures that the files beside the checkpoints describe.
-
-    Args:
-        checkpoints: a folder with detector.pth, or .pkl of detectron2's model zoo, an embedder_NAME.pth for each
-            embedder, and a JSON beside each; beside the detector, it may be detectron2's YAML, detector.yaml.
-
-    Raises:
-        FileNotFoundError: a checkpoint or its JSON is missing; the message names all of them.
-        ValueError: such a file cannot be read, describes what cannot be exported, or contradicts the pipeline; the
-            message lists the differences.
-    """
-    paths = {model: find_checkpoint(checkpoints, model) for model in config.networks}
-    if missing := [str(file) for pair in paths.values() for file in pair if not file.exists()]:
-        raise FileNotFoundError(f"missing: {', '.join(missing)}")
-    _, settings = paths["detector"]
-    detector = read_config(settings)
-    if config.detector is not None:
-        _require_equal(config, settings, vars(detector), vars(config.detector))
-    embedders: dict[str, EmbedderConfig | None] = {}
-    for name in config.embedders:
-        _, settings = paths[f"embedder_{name}"]
-        embedder = embedders[name] = EmbedderConfig.load(settings)
-        stated = config.embedders[name]
-        _require_equal(config, settings, vars(embedder), (vars(stated) if stated else {}) | {"template": config.crops})
-    return replace(config, detector=detector, embedders=embedders)
-
-
-def find_checkpoint(checkpoints: Path, model: str) -> tuple[Path, Path]:
-    """Return the paths of a network's weights and of their description; they need not exist."""
-
-    def first(*suffixes: str) -> Path:
-        paths = [checkpoints / f"{model}{suffix}" for suffix in suffixes]
-        return next((path for path in paths if path.exists()), paths[0])
-
-    return (first(".pth", ".pkl"), first(".json", ".yaml")) if model == "detector" else (first(".pth"), first(".json"))
-
-
-def _require_equal(config: PipelineConfig, path: Path, found: dict[str, Any], expected: dict[str, Any]) -> None:
-    faults = [f"{name} is {found[name]!r}, not {value!r}" for name, value in expected.items() if found[name] != value]
-    if faults:
-        raise ValueError(f"{path} does not match the pipeline {config.name!r}: {', '.join(faults)}")
+def _class_at(kind: type, keys: list[Any]) -> Any:
+    """Return the dataclass that describes the value at these keys, as pydantic lists them, of a file of this kind."""
+    match keys:
+        case []:
+            return kind
+        case ["image" | "frame"]:
+            return KindConfig
+        case ["detector"]:
+            return DetectorConfig
+        case ["serving"]:
+            return ServingConfigs
+        case ["serving", _]:
+            return ServingConfig
+        case ["embedders", _, "onnx"]:
+            return OnnxEmbedderConfig
+    return EmbedderConfig
 
 
 def production(gpu_memory_gb: int | None = None) -> PipelineConfig:

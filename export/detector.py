@@ -22,12 +22,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from export.checkpoints import read_detector_config
 from export.graphs.precision import PRECISIONS
 from export.onnx.export import export_detector
 from livematch.cli.commands import run_command
 from training.detector.backbone import ARCHITECTURES
 from training.detector.config import DEMO, PRODUCTION
-from training.detector.detectron2_config import read_config
 from training.detector.weights import ignored_heads
 
 CONFIGS = {"demo": DEMO, "production": PRODUCTION}
@@ -54,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _export(*, config: str | None, config_file: Path | None, output: Path, **options: Any) -> int:
     settings = CONFIGS[config] if config else None
     if config_file is not None:
-        settings = read_config(config_file)
+        settings = read_detector_config(config_file)
     if checkpoint := options["checkpoint"]:
         for prefix in ignored_heads(checkpoint):
             print(f"export.detector: ignored {prefix}*: boxes do not depend on it", file=sys.stderr)

@@ -16,6 +16,7 @@ from export.graphs.precision import set_precision, to_half
 from export.signature import PADDING_MULTIPLE
 from livematch.errors import LivematchError
 from livematch.types import Pixels
+from training.embedder.model import EmbedderConfig
 
 DETECTORS = ("graph", "detectron2")
 """The detectors that can run eagerly: this project's PyTorch graph, and detectron2's model where it is installed."""
@@ -54,6 +55,7 @@ class EagerNetworks:
             self.embedders = {
                 model: build_embedder(None, config=embedder, random_seed=position)
                 for position, (model, embedder) in enumerate(config.embedder_models.items(), start=1)
+                if isinstance(embedder, EmbedderConfig)  # all of ours are
             }
         else:
             self.detector = build_detector_graph(checkpoints / "detector.pth")

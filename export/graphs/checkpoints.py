@@ -1,5 +1,6 @@
 """Build the networks from checkpoints, or with random weights."""
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -51,7 +52,9 @@ def build_detector_graph(
         config = replace(config, max_detections=max_detections)
     if checkpoint is not None:
         graph = DetectorGraph(config).eval()
-        load_weights(graph, load_checkpoint(checkpoint, config), checkpoint)
+        weights = load_checkpoint(checkpoint, config)
+        _require_classes(weights, config, checkpoint)
+        load_weights(graph, weights, checkpoint)
         return graph
     assert random_seed is not None
     with torch.random.fork_rng(devices=[]):
@@ -81,12 +84,24 @@ def _read_config(checkpoint: Path, backbone: str | None) -> DetectorConfig:
     path = checkpoint.with_suffix(".json")
     if not path.exists():
         if backbone is None:
-            raise ValueError(f"{path} is missing, so name the backbone: one of {', '.join(sorted(ARCHITECTURES))}")
+            raise ValueError(
+                f"{path} is missing: give --config-file, or name the backbone: {', '.join(sorted(ARCHITECTURES))}"
+            )
         return replace(PRODUCTION, backbone=backbone)
     config = DetectorConfig.load(path)
     if backbone not in (None, config.backbone):
         raise ValueError(f"backbone is {backbone!r}, but {config.backbone!r} in {path}")
     return config
+
+
+def _require_classes(weights: Mapping[str, Tensor], config: DetectorConfig, checkpoint: Path) -> None:
+    """Raise ValueError, with both numbers, if the weights are for another number of classes than the config says."""
+    logits = weights.get("roi_heads.box_predictor.cls_score.bias")
+    if logits is not None and len(logits) != config.num_classes + 1:  # the last one is of the background
+        raise ValueError(
+            f"{checkpoint} has {len(logits) - 1} classes, but its config has {config.num_classes}: "
+            "correct NUM_CLASSES in the YAML, or num_classes in the JSON"
+        )
 
 
 @torch.no_grad()

@@ -1,13 +1,68 @@
-"""Write ONNX files without the exporter's notes, so that the same weights give the same bytes in any folder."""
+"""Read, run and write ONNX files.
 
+They are written without the exporter's notes, so that the same weights give the same bytes in any folder.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import onnx
-from google.protobuf.message import Message
+import onnxruntime
+from google.protobuf.message import DecodeError, Message
 
 from livematch.files import replace_file
 
+Run = Callable[[dict[str, np.ndarray[Any, Any]]], dict[str, np.ndarray[Any, Any]]]
+"""A function that runs a model: inputs by name to outputs by name."""
+
+CANNOT_RUN = "ONNX Runtime cannot run it"
+
 _NOTES = ("metadata_props", "doc_string")
+
+
+def load(path: Path) -> onnx.ModelProto:
+    """Read an ONNX file with its weights, which may lie beside it; ValueError, naming the file, if that fails."""
+    with explain("not an ONNX file with its weights", path, (DecodeError, onnx.checker.ValidationError)):
+        model = onnx.load(path)
+    if not model.graph.node:
+        raise ValueError(f"{path}: not an ONNX file, or an empty one")
+    return model
+
+
+def open_onnx(path: Path) -> Run:
+    """Return a function that runs an ONNX file on the CPU; ValueError, also of the function, if that fails."""
+    session = open_session(path)
+    names = [output.name for output in session.get_outputs()]
+
+    def run(feeds: dict[str, np.ndarray[Any, Any]]) -> dict[str, np.ndarray[Any, Any]]:
+        with explain(CANNOT_RUN, path):
+            return dict(zip(names, session.run(names, feeds), strict=True))
+
+    return run
+
+
+def open_session(path: Path, model: onnx.ModelProto | None = None) -> Any:
+    """Return ONNX Runtime's session of a file, or of `model`, which was made from it; ValueError if that fails."""
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4  # errors are raised, too
+    content = path if model is None else model.SerializeToString()
+    with explain(CANNOT_RUN, path):
+        return onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+
+
+@contextmanager
+def explain(what: str, path: Path, errors: tuple[type[Exception], ...] = (Exception,)) -> Iterator[None]:
+    """Context manager: turn errors into a ValueError of one line: the file, `what` is wrong, and their message.
+
+    The errors of ONNX Runtime have no other base class than Exception.
+    """
+    try:
+        yield
+    except errors as error:
+        raise ValueError(f"{path}: {what}: {' '.join(str(error).split())}") from error
 
 
 def save(model: onnx.ModelProto, path: Path) -> None:

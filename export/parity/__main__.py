@@ -1,4 +1,4 @@
-"""Check that an ONNX file matches its PyTorch source numerically, at sizes that were not traced.
+"""Check that an ONNX file matches its source numerically, at sizes that were not traced.
 
 python -m export.parity detector --onnx model.onnx --checkpoint detector.pth --images DIR
 python -m export.parity embedder --onnx model.onnx --checkpoint embedder_b6.pth
@@ -17,14 +17,14 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from export.checkpoints import read_detector_config, read_onnx_embedder
 from export.config import add_pipeline_option, load_pipeline, production
-from export.parity.check import check_crop, check_detector, check_embedder, check_prepare
+from export.parity.check import check_crop, check_detector, check_embedder, check_onnx_embedder, check_prepare
 from export.parity.compare import ParityError, Report
 from export.parity.engines import check_engines
 from export.parity.inputs import folder_batches
 from export.parity.runners import RUNNERS
 from livematch.cli.commands import EXIT_FAILURES, run_command
-from training.detector.detectron2_config import read_config
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -36,7 +36,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         command = commands.add_parser(model)
         command.add_argument("--onnx", type=Path, required=True, metavar="FILE")
         if model in ("detector", "embedder"):
-            command.add_argument("--checkpoint", type=Path, required=True, metavar="FILE")
+            command.add_argument(
+                "--checkpoint", type=Path, required=True, metavar="FILE", help="or an embedder's own ONNX file"
+            )
         if model == "detector":
             has_detectron2 = importlib.util.find_spec("detectron2") is not None
             command.add_argument("--backbone", help="of a checkpoint without JSON")
@@ -79,9 +81,14 @@ def _check(arguments: argparse.Namespace) -> Report:
     config = production() if arguments.pipeline is None else load_pipeline(arguments.pipeline)
     match arguments.model:
         case "embedder":
-            return check_embedder(path, arguments.checkpoint, sizes=config.crop_sizes)
+            sizes, crop_size = config.crop_sizes, config.only_crop_size
+            checkpoint: Path = arguments.checkpoint
+            if checkpoint.suffix == ".onnx":
+                embedder = read_onnx_embedder(checkpoint, sizes)
+                return check_onnx_embedder(path, checkpoint, embedder, sizes=sizes, crop_size=crop_size)
+            return check_embedder(path, checkpoint, sizes=sizes, crop_size=crop_size)
         case "detector":
-            settings = None if arguments.config_file is None else read_config(arguments.config_file)
+            settings = None if arguments.config_file is None else read_detector_config(arguments.config_file)
             config = config if settings is None else replace(config, detector=settings)
             return check_detector(
                 path,

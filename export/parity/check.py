@@ -1,6 +1,6 @@
-"""Check that an ONNX file matches its PyTorch source numerically, at sizes that were not traced."""
+"""Check that an ONNX file matches its source numerically, at sizes that were not traced."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from itertools import cycle, islice
 from pathlib import Path
@@ -8,27 +8,27 @@ from typing import Any
 
 import numpy as np
 import onnxruntime
-import torch
 from PIL import Image
-from torch.nn import functional
 
-from export.config import PipelineConfig
+from export.config import OnnxEmbedderConfig, PipelineConfig
 from export.graphs.checkpoints import build_detector_graph, build_embedder
-from export.onnx.files import precision_of
+from export.onnx.files import open_onnx, precision_of
 from export.parity import compare
-from export.parity.compare import Arrays, Detections, DetectorLimits, ParityError, Report
+from export.parity.compare import Detections, DetectorLimits, ParityError, Report
 from export.parity.inputs import Images, detector_batches, smooth_images
-from export.parity.reference import crop, detectron2_detector, graph_detector, pad, prepare
+from export.parity.reference import (
+    Embed,
+    crop,
+    detectron2_detector,
+    graph_detector,
+    onnx_embedder,
+    pad,
+    prepare,
+    pytorch_embedder,
+)
 from export.signature import CROP, PREPARE, Signature, detector_signature, embedder_signature
 from training.detector.config import DetectorConfig
 from training.embedder.model import EmbedderConfig
-
-
-def open_onnx(path: Path) -> Callable[[Arrays], Arrays]:
-    """Return a function that runs an ONNX file on the CPU: inputs by name to outputs by name."""
-    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-    names = [output.name for output in session.get_outputs()]
-    return lambda feeds: dict(zip(names, session.run(names, feeds), strict=True))
 
 
 def check_signature(path: Path, signature: Signature) -> None:
@@ -87,7 +87,7 @@ def check_embedder(
     path: Path,
     checkpoint: Path | None,
     *,
-    sizes: Iterable[tuple[int, int]],
+    sizes: Sequence[tuple[int, int]],
     batch_sizes: Sequence[int] = (1, 2, 3, 4),
     config: EmbedderConfig | None = None,
     random_seed: int | None = None,
@@ -97,31 +97,60 @@ def check_embedder(
 
     Args:
         path: the ONNX file; the limit depends on its precision.
-        sizes: height and width of the crops, one batch each.
-        batch_sizes: the number of crops in each batch; repeated if there are more sizes.
+        sizes: height and width of the crops of a batch.
+        batch_sizes: the number of crops of a batch; the shorter list of both is repeated.
         crop_size: the only (height, width) that the file takes, None if it takes any.
 
     The other arguments, and the errors besides ParityError, are those of `build_embedder`.
     """
     embedder = build_embedder(checkpoint, config=config, random_seed=random_seed)
     check_signature(path, embedder_signature(embedder.config.embedding_size, crop_size))
-    run = open_onnx(path)
-    largest, cosine = 0.0, 1.0
-    for (height, width), num_crops in zip(sizes, cycle(batch_sizes), strict=False):
-        crops = _random_crops(height, width, num_crops)
-        found = run({"crops": crops})["embedding"]
-        mean, std = (np.array(values, np.float32) for values in (embedder.config.mean, embedder.config.std))
-        pixels = torch.from_numpy((crops - mean) / std).permute(0, 3, 1, 2)
-        with torch.inference_mode():
-            expected = functional.normalize(embedder(pixels)).numpy()
-        # np.maximum and np.minimum keep NaN, which then fails the check
-        largest = float(np.maximum(largest, np.abs(found - expected).max()))
-        cosine = float(np.minimum(cosine, (found * expected).sum(axis=1).min()))
+    largest, cosine = _compare_embeddings(path, pytorch_embedder(embedder), sizes, batch_sizes)
     if precision_of(path) == "fp32":
         compare.require_at_most(compare.MAX_EMBEDDING_DIFFERENCE, largest, "largest difference of embedding", path)
     else:
         compare.require_at_most(1 - compare.MIN_EMBEDDING_COSINE, 1 - cosine, "1 - cosine of embedding", path)
     return {"max_embedding_difference": largest, "min_embedding_cosine": cosine}
+
+
+def check_onnx_embedder(
+    path: Path,
+    source: Path,
+    config: OnnxEmbedderConfig,
+    *,
+    sizes: Sequence[tuple[int, int]],
+    batch_sizes: Sequence[int] = (1, 2, 3, 4),
+    crop_size: tuple[int, int] | None = None,
+) -> Report:
+    """Compare the embeddings of a wrapped file with those of `source`, the file that it was made from.
+
+    The other arguments are those of `check_embedder`. Raises ParityError, and ValueError if ONNX Runtime cannot run a
+    file at one of the sizes.
+    """
+    check_signature(path, embedder_signature(config.embedding_size, crop_size))
+    largest, cosine = _compare_embeddings(path, onnx_embedder(source, config), sizes, batch_sizes)
+    compare.require_at_most(1 - compare.MIN_WRAPPED_COSINE, 1 - cosine, "1 - cosine of embedding", path)
+    return {"max_embedding_difference": largest, "min_embedding_cosine": cosine}
+
+
+def _compare_embeddings(
+    path: Path, embed: Embed, sizes: Sequence[tuple[int, int]], batch_sizes: Sequence[int]
+) -> tuple[float, float]:
+    """Return the largest difference and the smallest cosine between a file's embeddings and those of `embed`."""
+    run = open_onnx(path)
+    largest, cosine = 0.0, 1.0
+    num_batches = max(len(sizes), len(batch_sizes))
+    for (height, width), num_crops in islice(zip(cycle(sizes), cycle(batch_sizes), strict=True), num_batches):
+        crops = _random_crops(height, width, num_crops)
+        expected, found = embed(crops), run({"crops": crops})["embedding"]
+        if found.shape != expected.shape:
+            raise ParityError(f"{path}: embedding of {crops.shape} is {found.shape}, must be {expected.shape}")
+        # np.maximum and np.minimum keep NaN, which then fails the check
+        largest = float(np.maximum(largest, np.abs(found - expected).max()))
+        # of unit vectors; for two zero vectors, which a network without biases returns for black, this is 1
+        cosines = 1 - np.square(found - expected).sum(axis=1) / 2
+        cosine = float(np.minimum(cosine, cosines.min()))
+    return largest, cosine
 
 
 def _random_crops(height: int, width: int, num_crops: int) -> np.ndarray[Any, Any]:

@@ -21,6 +21,7 @@ MAX_PIXELS_DIFFERENCE = 3  # grey levels
 MAX_MEAN_PIXELS_DIFFERENCE = 0.05  # grey levels
 MAX_EMBEDDING_DIFFERENCE = 1e-5  # for fp32
 MIN_EMBEDDING_COSINE = 0.999  # for fp16
+MIN_WRAPPED_COSINE = 0.9999  # of an embedder that comes as an ONNX file, with what that file itself computes
 
 
 @dataclass(frozen=True, kw_only=True)

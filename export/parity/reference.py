@@ -1,17 +1,25 @@
-"""Compute in PyTorch, or with detectron2 itself, what the exported files must compute."""
+"""Compute in PyTorch, or with detectron2 or a user's ONNX file itself, what the exported files must compute."""
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch.nn import functional
 
-from export.config import PipelineConfig
+from export.config import OnnxEmbedderSettings, PipelineConfig
 from export.graphs.detector import DetectorGraph
+from export.onnx.files import CANNOT_RUN, explain, open_session
 from export.parity.compare import Arrays, Detections
 from export.signature import PADDING_MULTIPLE
 from training.detector.config import DetectorConfig
+from training.embedder.model import Embedder, EmbedderConfig
+
+Pixels = np.ndarray[Any, Any]
+
+Embed = Callable[[Pixels], Pixels]
+"""A function that maps crops uint8 [n, h, w, 3] RGB to unit vectors float32 [n, D]."""
 
 Detect = Callable[[Sequence[torch.Tensor]], list[Detections]]
 """A function that detects objects in resized images, float32 [3, h, w] BGR, 0..255."""
@@ -88,3 +96,46 @@ def detectron2_detector(graph: DetectorGraph) -> Detect:
         return [(found.pred_boxes.tensor, found.scores, found.pred_classes) for found in instances]
 
     return detect
+
+
+def pytorch_embedder(embedder: Embedder) -> Embed:
+    """Return a function that embeds with a network in PyTorch."""
+
+    @torch.inference_mode()
+    def embed(crops: Pixels) -> Pixels:
+        embeddings: Pixels = functional.normalize(embedder(torch.from_numpy(_planes(crops, embedder.config)))).numpy()
+        return embeddings
+
+    return embed
+
+
+def onnx_embedder(path: Path, settings: OnnxEmbedderSettings) -> Embed:
+    """Return a function that embeds with the network in an ONNX file, as its author would run it in ONNX Runtime.
+
+    It gets one crop at a time, repeated to a batch where the file takes only batches of one size. So a network whose
+    result depends on the other crops of a batch does not match.
+    """
+    session = open_session(path)
+    image = session.get_inputs()[0]
+    output = settings.output or session.get_outputs()[0].name
+    batch = image.shape[0] if isinstance(image.shape[0], int) else 1
+    dtype = np.float16 if image.type == "tensor(float16)" else np.float32
+
+    def run(pixels: Pixels) -> Pixels:
+        with explain(CANNOT_RUN, path):
+            features: Pixels = session.run([output], {image.name: pixels})[0]
+        return features
+
+    def embed(crops: Pixels) -> Pixels:
+        pixels = _planes(crops, settings).astype(dtype)
+        features = np.concatenate([run(pixel[None].repeat(batch, axis=0))[:1] for pixel in pixels])
+        embeddings: Pixels = functional.normalize(torch.from_numpy(features).float()).numpy()
+        return embeddings
+
+    return embed
+
+
+def _planes(crops: Pixels, settings: EmbedderConfig | OnnxEmbedderSettings) -> Pixels:
+    """Return the pixels that an embedder takes, float32 [n, 3, h, w]."""
+    mean, std = (np.array(values, np.float32) for values in (settings.mean, settings.std))
+    return np.ascontiguousarray(((crops - mean) / std).transpose(0, 3, 1, 2))

@@ -18,10 +18,10 @@ from pathlib import Path
 from typing import Any
 
 import onnx
-from google.protobuf.message import DecodeError
 from onnx import AttributeProto, NodeProto, TensorProto
 
 from export.config import PipelineConfig, add_pipeline_option, load_pipeline, repository_pipeline
+from export.onnx.files import load
 from export.signature import Signature, signatures
 from export.tensorrt.build import BuildError, build_engine
 from export.tensorrt.cut import clear_size_names, cut, part_profiles, tensor_shapes
@@ -200,21 +200,11 @@ def _declared(signature: Signature) -> set[tuple[str, int]]:
     return {(tensor.name, TensorProto.DataType.Value(types.get(tensor.dtype, tensor.dtype))) for tensor in tensors}
 
 
-def _read(path: Path) -> onnx.ModelProto:
-    try:
-        model = onnx.load(path)
-    except (DecodeError, onnx.checker.ValidationError) as error:
-        raise ValueError(f"{path}: not an ONNX file with its weights: {' '.join(str(error).split())}") from error
-    if not model.graph.node:
-        raise ValueError(f"{path}: not an ONNX file, or an empty one")
-    return model
-
-
 def _run(files: Iterable[Path], pipeline: Path | None) -> int:
     files = list(dict.fromkeys(path.absolute() for path in files))
     repository = files[0].parent.parent.parent
     config = repository_pipeline(repository) if pipeline is None else load_pipeline(pipeline)
-    models = [(path, _read(path)) for path in files]
+    models = [(path, load(path)) for path in files]
     names = [name_model(path, model, config) for path, model in models]
     if repeated := {name for name in names if names.count(name) > 1}:
         raise ValueError(f"several files are {', '.join(sorted(repeated))}; check one repository at a time")

@@ -1,9 +1,12 @@
 """The demo repository with random weights: built, kept, rebuilt and served."""
 
+import dataclasses
 import importlib.metadata
+import json
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -17,8 +20,10 @@ from torchvision.ops import box_iou
 
 import livematch
 from export.build import Artifact, _bring_up_to_date, build, main, source_files
-from export.config import PipelineConfig, demo, production, resolve
+from export.checkpoints import resolve
+from export.config import PipelineConfig, demo, production, repository_pipeline
 from export.graphs.checkpoints import build_detector_graph, build_embedder
+from export.onnx.files import open_onnx
 from export.parity import reference
 from export.parity.check import check_signature
 from export.parity.compare import ParityError, Report
@@ -147,7 +152,8 @@ def test_exceeded_limit_is_exit_code_3(
 def test_stamp_covers_all_code_that_exports_and_checks() -> None:
     """Every project module that the exporters and checks import, however indirectly, is a source; see `_SOURCES`."""
     program = (
-        "import sys, export.onnx.export, export.graphs.prepare, export.graphs.crop, export.parity.check\n"
+        "import sys, export.onnx.export, export.onnx.wrap, export.graphs.prepare, export.graphs.crop\n"
+        "import export.parity.check\n"
         "files = [module.__file__ for name, module in sys.modules.items() if name.startswith(('export.', 'training.'))]"
         "\nprint(*filter(None, files), sep='\\n')"
     )
@@ -198,6 +204,42 @@ def test_checkpoints_of_our_recipes_are_accepted(
     for recipe in detectors:
         recipe.model.save(tmp_path / "detector.json")
         assert resolve(config, tmp_path) == config
+
+
+def test_an_embedder_that_comes_as_an_onnx_file_is_built_with_the_others(
+    tmp_path: Path, write_embedder: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("detector.pth", "detector.json"):
+        shutil.copy(ROOT / "training" / "demo" / "checkpoints" / name, tmp_path)
+    source = write_embedder(tmp_path / "embedder_own.onnx")
+    values = dataclasses.asdict(demo()) | {"name": "mine", "embedders": {"own": None}}
+    (tmp_path / "mine.json").write_text(json.dumps(values))
+    folder = tmp_path / "repository"
+    arguments = ["--pipeline", str(tmp_path / "mine.json"), "-o", str(folder), "--precision", "fp16"]
+    assert main([*arguments, "--checkpoints", str(tmp_path)]) == 0
+    printed = capsys.readouterr()
+    assert "export.build: embedder_own keeps the precision of its ONNX file" in printed.err.splitlines()
+    identity = json.loads(printed.out.splitlines()[-1])["model_identity"]
+
+    config = repository_pipeline(folder)
+    assert config.embedding_size == 2 and stale_files(config, folder) == ["crop_and_embed/config.pbtxt"]
+    for model, signature in signatures(config).items():
+        if signature.kind in ("graph", "network"):
+            check_signature(folder / model / "1" / "model.onnx", signature)
+    crops = np.full((3, 64, 160, 3), (200, 7, 50), np.uint8)  # normalised (2, …, -1)
+    embedding = open_onnx(folder / "embedder_own" / "1" / "model.onnx")({"crops": crops})["embedding"]
+    np.testing.assert_allclose(embedding, [[2 / 20**0.5, -4 / 20**0.5]] * 3, atol=1e-6)
+
+    assert main([*arguments, "--checkpoints", str(tmp_path)]) == 0
+    assert [json.loads(line) for line in capsys.readouterr().out.splitlines()] == [
+        {"model_identity": identity, "output": str(folder)}
+    ]
+    write_embedder(source, last="negated = Neg (pooled) embedding = Flatten <axis = 1> (negated)")
+    assert main([*arguments, "--checkpoints", str(tmp_path)]) == 0
+    rebuilt, last = (json.loads(line) for line in capsys.readouterr().out.splitlines())
+    assert rebuilt["model"] == "embedder_own" and last["model_identity"] != identity
+    with pytest.raises(ValueError, match=r"embedder_own comes as an ONNX file, .*; give --checkpoints"):
+        build(config, tmp_path / "random", random_seed=0)
 
 
 def _embed(embedder: Embedder, crops: np.ndarray) -> torch.Tensor:

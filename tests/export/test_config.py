@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from export.build import main
-from export.config import PIPELINES, demo, find_checkpoint, load_pipeline, production, repository_pipeline, resolve
+from export.config import PIPELINES, demo, load_pipeline, production, repository_pipeline
 from export.signature import signatures
 from training.detector.config import DEMO, PRODUCTION
 from training.embedder import model as embedder_model
@@ -42,9 +42,18 @@ def test_a_pipeline_is_written_with_all_values_and_read_again(tmp_path: Path) ->
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"gpu": 1}, r"gpu: unknown key"),
+        ({"gpu": 1}, r"gpu: unknown key$"),
+        ({"embeders": {}}, r"embeders: unknown key, did you mean embedders\?"),
+        (
+            {"embedders": {"onnx": {"mean": [0, 0, 0], "sdt": [1, 1, 1], "embedding_size": 2}}},
+            r"embedders\.onnx\.sdt: .* std\?",
+        ),
+        ({"embedders": {"a": {}}}, r"embedders\.a\.backbone: is missing"),
         ({"name": None}, r"name: is missing"),
-        ({"image": {"short_side": 320, "min_score": 0.9}}, r"image\.short_side_px: .*image\.short_side: "),
+        (
+            {"image": {"short_side": 320, "min_score": 0.9}},
+            r"image\.short_side_px: .*image\.short_side: .* mean short_side_px\?",
+        ),
         ({"frame": {"short_side_px": 0, "min_score": 0.9}}, r"frame\.short_side_px: .*greater than 0"),
         ({"frame": {"short_side_px": 256, "min_score": 1.5}}, r"frame\.min_score: .*less than or equal to 1"),
         ({"max_side_px": "large"}, r"max_side_px: "),
@@ -52,12 +61,15 @@ def test_a_pipeline_is_written_with_all_values_and_read_again(tmp_path: Path) ->
         ({"crops": "0x0"}, r"crops is '0x0'"),
         ({"embedders": {}}, r"embedders: .*at least 1"),
         ({"embedders": {"a b": {"backbone": "resnet18"}}}, r"embedders\.a b"),
-        ({"embedders": {"a": {"backbones": "resnet18"}}}, r"embedders\.a\.backbone.*embedders\.a\.backbones"),
+        (
+            {"embedders": {"a": {"backbones": "resnet18"}}},
+            r"embedders\.a\.backbone: .*embedders\.a\.backbones: .* mean backbone\?",
+        ),
         (
             {"embedders": {"a": {"backbone": "resnet18", "embedding_size": 0}}},
             r"embedders\.a: embedding_size is 0, not positive",
         ),
-        ({"detector": {"backbone": "vovnet_demo", "num_anchors": 3}}, r"detector\.num_anchors: "),
+        ({"detector": {"backbone": "vovnet_demo", "num_anchors": 3}}, r"detector\.num_anchors: unknown key"),
         ({"detector": {"norm": "GN"}}, r"detector.*norm is 'GN', not 'FrozenBN' or 'BN'"),
         ({"class_names": ["shirt", "shirt"]}, "class_names has a name twice: shirt, shirt"),
         ({"class_names": ["shirt", "hat"]}, "class_names has 2 entries, but num_classes is 1"),
@@ -92,51 +104,6 @@ def test_batches_grow_with_the_memory_of_the_gpu() -> None:
     assert [config.serving_of(model).max_batch for model in ("recognize_image", "prepare_frame", "detector")] == [5] * 3
     assert config.serving_of("embedder_b6").max_batch == 5 * production().serving.embedder.max_batch
     assert config.serving_of("crop_and_embed") == production().serving.crop_and_embed
-
-
-def test_architectures_may_come_from_the_checkpoints(tmp_path: Path) -> None:
-    config = load_pipeline(write(tmp_path, detector=None, embedders={"b6": None, "b7": None}))
-    with pytest.raises(ValueError, match="does not describe detector"):
-        signatures(config)
-    checkpoints = Path(__file__).parents[2] / "training" / "demo" / "checkpoints"
-    resolved = resolve(config, checkpoints)
-    assert resolved.detector == demo().detector
-    assert resolved.embedders == {name: demo().embedders[name] for name in ("b6", "b7")}
-    assert list(signatures(resolved)["crop_and_embed"].outputs[3].shape) == ["B", "N", 1024]
-
-
-def test_the_detector_may_be_of_the_model_zoo(tmp_path: Path) -> None:
-    config = load_pipeline(write(tmp_path, detector=None, class_names=None, embedders={"b6": None}))
-    (tmp_path / "detector.pkl").touch()
-    (tmp_path / "detector.yaml").write_text(
-        "MODEL: {META_ARCHITECTURE: GeneralizedRCNN, BACKBONE: {NAME: build_resnet_fpn_backbone}, "
-        "RESNETS: {DEPTH: 101, OUT_FEATURES: [res2, res3, res4, res5]}, "
-        "FPN: {IN_FEATURES: [res2, res3, res4, res5]}, RPN: {IN_FEATURES: [p2, p3, p4, p5, p6]}, "
-        "ANCHOR_GENERATOR: {SIZES: [[32], [64], [128], [256], [512]]}, "
-        "ROI_HEADS: {NAME: StandardROIHeads, IN_FEATURES: [p2, p3, p4, p5], NUM_CLASSES: 13}, "
-        "ROI_BOX_HEAD: {NAME: FastRCNNConvFCHead, NUM_FC: 2, POOLER_RESOLUTION: 7}}\n"
-    )
-    (tmp_path / "embedder_b6.pth").touch()
-    embedder_model.DEMO["b6"].save(tmp_path / "embedder_b6.json")
-    resolved = resolve(config, tmp_path)
-    detector = resolved.detector_config
-    assert resolved.labels == [str(label) for label in range(13)]
-    with pytest.raises(ValueError, match="class_names has 2 entries, but num_classes is 13"):
-        resolve(replace(config, class_names=("shirt", "hat")), tmp_path)
-    assert (detector.num_classes, detector.max_detections) == (13, 100) and "101" in detector.backbone
-    assert find_checkpoint(tmp_path, "detector") == (tmp_path / "detector.pkl", tmp_path / "detector.yaml")
-
-
-def test_an_embedder_that_contradicts_its_checkpoint_is_named() -> None:
-    checkpoints = Path(__file__).parents[2] / "training" / "demo" / "checkpoints"
-    other = replace(demo(), embedders=demo().embedders | {"b7": replace(embedder_model.DEMO["b7"], embedding_size=256)})
-    with pytest.raises(ValueError, match=r"embedder_b7\.json does not match .* embedding_size is 512, not 256"):
-        resolve(other, checkpoints)
-
-
-def test_missing_checkpoints_are_all_named(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match=r"detector\.pth, .*detector\.json, .*embedder_b7\.json"):
-        resolve(demo(), tmp_path)
 
 
 def test_embeddings_of_any_sizes_are_joined() -> None:

@@ -197,6 +197,28 @@ def test_a_config_of_detectron2_that_cannot_be_exported_is_one_line(
     assert not output.exists()
 
 
+def test_a_missing_config_and_one_with_other_classes_are_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    checkpoint, config_file, output = tmp_path / "model_final.pth", tmp_path / "c.json", tmp_path / "model.onnx"
+    torch.save({"model": build_detector_graph(None, config=DEMO, random_seed=0).state_dict()}, checkpoint)
+    arguments = ["--config-file", str(config_file), "--checkpoint", str(checkpoint)]
+    for command in (main, parity_main):
+        output.touch()
+        options = ["--output", str(output)] if command is main else ["--onnx", str(output)]
+        prefix = [] if command is main else ["detector"]
+        assert command([*prefix, *arguments, *options]) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert f": no such file: {config_file}; give --config-file, which is the model's YAML" in line
+    replace(DEMO, num_classes=13).save(config_file)
+    assert main([*arguments, "--output", str(output)]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line == (
+        f"export.detector: {checkpoint} has 1 classes, but its config has 13: "
+        "correct NUM_CLASSES in the YAML, or num_classes in the JSON"
+    )
+
+
 def test_config_file_names_the_architecture_of_a_checkpoint(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The JSON of the settings is a config file too; the checkpoint has a mask head, and lacks a tensor."""
     checkpoint, config_file = tmp_path / "model_final.pth", tmp_path / "settings.json"

@@ -23,7 +23,8 @@ from detectron2.modeling import build_model
 from export.detector import main
 from export.graphs.checkpoints import build_detector_graph
 from export.graphs.detector import DetectorGraph
-from export.parity.check import check_detector, open_onnx
+from export.onnx.files import open_onnx
+from export.parity.check import check_detector
 from export.parity.compare import DETECTOR_LIMITS, Detections, compare_detections, detections_of
 from export.parity.reference import graph_detector, pad
 from training.detector.config import DetectorConfig

@@ -11,8 +11,9 @@ from export.embedder import main
 from export.graphs.checkpoints import build_embedder
 from export.graphs.embedder import EmbedderGraph, ParityPaddedConv
 from export.onnx.export import export_embedder
+from export.onnx.files import open_onnx
 from export.parity.__main__ import main as parity_main
-from export.parity.check import check_embedder, check_signature, open_onnx
+from export.parity.check import check_embedder, check_signature
 from export.parity.compare import ParityError
 from export.signature import embedder_signature
 from training.embedder.model import DEMO, save_embedder
