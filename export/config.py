@@ -74,15 +74,22 @@ class ServingConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class ServingConfigs:
-    """The settings of all models; requests may hold as many images as a batch of the detector."""
+    """The settings of all models, by default for production's networks on a GPU of 16 GB.
+
+    Requests may hold as many images as a batch of the detector.
+    """
 
     __pydantic_config__ = _STRICT
 
-    prepare: ServingConfig  # its max_batch is that of the detector
-    detector: ServingConfig
-    crop_and_embed: ServingConfig
-    crop: ServingConfig
-    embedder: ServingConfig  # of each embedder
+    prepare: ServingConfig = ServingConfig(num_instances=4, num_threads=2)  # its max_batch is that of the detector
+    detector: ServingConfig = ServingConfig(
+        max_batch=1, num_instances=2, is_on_gpu=True, num_threads=0, max_queue_size=256, max_queue_delay_us=2000
+    )
+    crop_and_embed: ServingConfig = ServingConfig(
+        max_batch=8, num_instances=4, max_queue_size=256, max_queue_delay_us=1000
+    )
+    crop: ServingConfig = ServingConfig(num_instances=4)
+    embedder: ServingConfig = ServingConfig(max_batch=6, is_on_gpu=True, num_threads=0)  # of each embedder
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,7 +132,9 @@ class PipelineConfig:
     __pydantic_config__ = _STRICT
 
     name: str
-    gpu_memory_gb: PositiveInt  # of the GPU that serves, in 10⁹ bytes; `export.tensorrt` keeps the engines within it
+    gpu_memory_gb: PositiveInt = (
+        16  # of the GPU that serves, in 10⁹ bytes; `export.tensorrt` keeps the engines within it
+    )
     image: KindConfig
     frame: KindConfig
     max_side_px: PositiveInt = 4000  # of the resized image; takes precedence over the short side
@@ -135,7 +144,7 @@ class PipelineConfig:
     detector: DetectorConfig | None = None  # None: as the file beside its checkpoint says
     embedders: Annotated[dict[EmbedderName, AnyEmbedderConfig | None], Field(min_length=1)]
     """By name; their embeddings are concatenated in this order. None: as its checkpoint and the JSON beside it say."""
-    serving: ServingConfigs
+    serving: ServingConfigs = ServingConfigs()
 
     def __post_init__(self) -> None:
         crop_sizes(self.crops)  # raises ValueError

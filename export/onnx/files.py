@@ -25,10 +25,19 @@ _NOTES = ("metadata_props", "doc_string")
 
 def load(path: Path) -> onnx.ModelProto:
     """Read an ONNX file with its weights, which may lie beside it; ValueError, naming the file, if that fails."""
-    with explain("not an ONNX file with its weights", path, (DecodeError, onnx.checker.ValidationError)):
-        model = onnx.load(path)
+    with explain("not an ONNX file", path, (DecodeError,)):
+        model = onnx.load(path, load_external_data=False)
     if not model.graph.node:
         raise ValueError(f"{path}: not an ONNX file, or an empty one")
+    weights = [tensor for tensor in model.graph.initializer if tensor.data_location == onnx.TensorProto.EXTERNAL]
+    names = {entry.value for tensor in weights for entry in tensor.external_data if entry.key == "location"}
+    if missing := sorted(name for name in names if not (path.parent / name).is_file()):
+        raise ValueError(
+            f"{path}: its weights are in {', '.join(missing)}, which is not beside it; put it there under that name, "
+            "or export with external_data=False"
+        )
+    with explain("its weights cannot be read", path, (onnx.checker.ValidationError, ValueError)):
+        onnx.load_external_data_for_model(model, str(path.parent))
     return model
 
 
