@@ -132,10 +132,10 @@ def test_checkpoint_with_other_keys_or_shapes_is_refused(tmp_path: Path) -> None
     checkpoint = tmp_path / "detector.pth"
     state_dict = build_detector_graph(None, config=DEMO, random_seed=0).state_dict()
     state_dict["backbone.bottom_up.stem.7.conv.weight"] = state_dict.pop("roi_heads.box_head.fc2.bias")
-    state_dict["roi_heads.box_predictor.cls_score.bias"] = torch.zeros(24)
+    state_dict["proposal_generator.rpn_head.anchor_deltas.bias"] = torch.zeros(24)
     torch.save({"model": state_dict}, checkpoint)
     DEMO.save(tmp_path / "detector.json")
-    with pytest.raises(ValueError, match=r"detector\.pth.*fc2\.bias.*stem\.7.*cls_score\.bias \(24,\)"):
+    with pytest.raises(ValueError, match=r"detector\.pth.*fc2\.bias.*stem\.7.*anchor_deltas\.bias \(24,\)"):
         build_detector_graph(checkpoint)
 
 
