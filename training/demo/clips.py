@@ -1,8 +1,8 @@
 """Live clips: 540 × 960 pixels, 400 frames at 25 frames per second, H.264.
 
 A host shows a garment: holds it up, wears it, and turns around. The host also wears other clothes, other garments hang
-in the background, and the user interface of a live stream covers parts of the image. In some clips the garment does
-not appear in the first frames.
+in the background, and the user interface of a live stream covers parts of the image. A clip may show several items,
+one after the other. In 35 % of these stretches the garment does not appear in the first frames.
 """
 
 from collections.abc import Sequence
@@ -42,23 +42,23 @@ class Wave:
         return self.mean + self.reach * float(np.sin(2 * np.pi * frame / self.period + self.phase))
 
 
-class Clip:
-    """The script of one clip, from which `frame` draws any frame."""
+class Showing:
+    """The script of one stretch of a clip, frames `start` to `stop` - 1, in which the host shows one item.
 
-    def __init__(self, designs: Sequence[Design], ids: Sequence[int], rng: np.random.Generator) -> None:
-        self.background = _studio(rng)
-        own = random_outfit(rng)
-        self.own = dressed_layers(own, [0] * len(own), rng)
+    The item's garments are there from frame `begin` on.
+    """
+
+    def __init__(self, designs: Sequence[Design], ids: Sequence[int], frames: range, rng: np.random.Generator) -> None:
+        self.start, self.stop = frames.start, frames.stop
         self.worn = dressed_layers(designs, ids, rng)
         self.held = garment_layers(designs, ids, rng, worn=False)
         if designs[0].is_upper or designs[0].is_dress:
             self.held.insert(0, Layer(hanger_sprite()))
         self.held.append(Layer(hands_sprite(random_skin(rng), self.held[-1].sprite)))
-        self.flat = {
-            id(layers): flatten([layer.sprite for layer in layers]) for layers in (self.own, self.worn, self.held)
-        }
-        self.begin = int(rng.uniform(50, 175)) if rng.uniform() < 0.35 else 0
-        self.change = int(rng.uniform(0.35, 0.65) * (NUM_FRAMES - self.begin)) + self.begin
+        self.flat = {id(layers): _flat(layers) for layers in (self.worn, self.held)}
+        pause = rng.uniform(50, 175) if rng.uniform() < 0.35 else 0  # of a whole clip, shorter in a part of one
+        self.begin = frames.start + int(pause * (len(frames) / NUM_FRAMES))
+        self.change = int(rng.uniform(0.35, 0.65) * (self.stop - self.begin)) + self.begin
         self.hold_first = bool(rng.uniform() < 0.5)
         size = rng.uniform(0.78, 1.1)
         self.x = Wave.random(rng, WIDTH_PX * rng.uniform(0.45, 0.55), rng.uniform(10, 45))
@@ -71,15 +71,9 @@ class Clip:
         height = self.flat[id(self.held)].height
         nearer = min(1.5, max(1.0, 300 / height))  # small garments are held closer to the camera
         self.held_scale = rng.uniform(0.85, 1.1) * nearer * min(1.0, 620 / height)
-        self.light = light_table(rng, 0.2)
-        grain = rng.standard_normal((HEIGHT_PX + 64, WIDTH_PX + 64, 3), np.float32)
-        self.noise = (NOISE_LEVEL + rng.uniform(1, 3) * grain).astype(np.uint8)
-        levels = np.clip(np.arange(256) - NOISE_LEVEL, 0, 255)
-        self.light = self.light[levels]  # subtracts the mean of the noise again
-        self.overlays = [_interface(np.random.default_rng([int(rng.integers(1 << 31)), i])) for i in range(4)]
 
-    def parts(self, frame: int) -> list[tuple[list[Layer], Pose]]:
-        """Return what is in front of the background in a frame, from back to front."""
+    def parts(self, frame: int, own: list[Layer]) -> list[tuple[list[Layer], Pose]]:
+        """Return what is in front of the background in a frame, from back to front; `own`: the host in own clothes."""
         body = Pose(
             x=self.x.at(frame),
             y=self.y.at(frame),
@@ -88,7 +82,7 @@ class Clip:
             roll=self.roll.at(frame),
         )
         if frame < self.begin:
-            return [(self.own, body)]
+            return [(own, body)]
         if (frame < self.change) != self.hold_first:
             return [(self.worn, body)]
         held = Pose(
@@ -99,20 +93,52 @@ class Clip:
             yaw=0.8 * self.yaw.at(frame + 30),
             roll=3 * body.roll,
         )
-        return [(self.own, body), (self.held, held)]
+        return [(own, body), (self.held, held)]
+
+
+class Clip:
+    """The script of one clip, from which `frame` draws any frame.
+
+    Args:
+        items: the designs and instance ids of each item, in the order in which the clip shows them. Each gets an equal
+            stretch of the clip; studio, light and the host's own clothes stay the same.
+        rng: decides everything else.
+    """
+
+    def __init__(self, items: Sequence[tuple[Sequence[Design], Sequence[int]]], rng: np.random.Generator) -> None:
+        self.background = _studio(rng)
+        own = random_outfit(rng)
+        self.own = dressed_layers(own, [0] * len(own), rng)
+        self.flat = {id(self.own): _flat(self.own)}
+        self.showings = []
+        for index, (designs, ids) in enumerate(items):
+            stretch = range(NUM_FRAMES * index // len(items), NUM_FRAMES * (index + 1) // len(items))
+            self.showings.append(Showing(designs, ids, stretch, rng))
+            self.flat |= self.showings[-1].flat
+        self.light = light_table(rng, 0.2)
+        grain = rng.standard_normal((HEIGHT_PX + 64, WIDTH_PX + 64, 3), np.float32)
+        self.noise = (NOISE_LEVEL + rng.uniform(1, 3) * grain).astype(np.uint8)
+        levels = np.clip(np.arange(256) - NOISE_LEVEL, 0, 255)
+        self.light = self.light[levels]  # subtracts the mean of the noise again
+        self.overlays = [_interface(np.random.default_rng([int(rng.integers(1 << 31)), i])) for i in range(4)]
 
     def frame(self, frame: int) -> np.ndarray:
         """Draw a frame, uint8 [960, 540, 3] BGR."""
         image = self.background.image.copy()
-        for (layers, pose), (_, earlier) in zip(self.parts(frame), self.parts(max(frame - 1, 0)), strict=False):
+        showing = self._showing(frame)
+        now, before = (showing.parts(index, self.own) for index in (frame, max(frame - 1, showing.start)))
+        for (layers, pose), (_, earlier) in zip(now, before, strict=False):
             _paint_moving(image, self.flat[id(layers)], pose, earlier)
         return self._through_camera(image, frame)
 
     def annotations(self, frame: int) -> list[Annotation]:
         scene = self.background.copy()
-        for layers, pose in self.parts(frame):
+        for layers, pose in self._showing(frame).parts(frame, self.own):
             scene.draw(layers, pose)
         return scene.annotations()
+
+    def _showing(self, frame: int) -> Showing:
+        return next(showing for showing in self.showings if frame < showing.stop)
 
     def _through_camera(self, image: np.ndarray, frame: int) -> np.ndarray:
         x, y = 29 * frame % 64, 37 * frame % 64  # the same noise, shifted in each frame
@@ -147,6 +173,10 @@ def _paint_moving(image: np.ndarray, sprite: Sprite, pose: Pose, earlier: Pose) 
     region, pixels = placed
     kernel = round(abs(pose.x - earlier.x)) // 2 + 1, round(abs(pose.y - earlier.y)) // 2 + 1
     paint(image[region], cv2.blur(pixels, kernel) if max(kernel) > 1 else pixels)
+
+
+def _flat(layers: Sequence[Layer]) -> Sprite:
+    return flatten([layer.sprite for layer in layers])
 
 
 def _studio(rng: np.random.Generator) -> Scene:

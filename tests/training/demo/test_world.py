@@ -1,8 +1,11 @@
+import csv
+import hashlib
 import json
 from collections import Counter
 from pathlib import Path
 
 import av
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -18,7 +21,21 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def contents(path: Path) -> dict[str, bytes]:
-    return {str(file.relative_to(path)): file.read_bytes() for file in sorted(path.rglob("*")) if file.is_file()}
+    """Return all files but clips: x264 does not always compress equal frames to equal bytes."""
+    files = sorted(file for file in path.rglob("*") if file.is_file() and file.suffix != ".mp4")
+    return {str(file.relative_to(path)): file.read_bytes() for file in files}
+
+
+def brightness(path: Path) -> list[float]:
+    """Return the mean of the frames 80, 200 and 360 of a clip, 0 to 255."""
+    with av.open(str(path)) as container:
+        frames = list(container.decode(video=0))
+    return [float(frames[index].to_ndarray(format="rgb24").mean()) for index in (80, 200, 360)]
+
+
+def rows(world: Path) -> list[dict[str, str]]:
+    with (world / "truth.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
 
 
 def test_layout_is_that_of_the_data_set(world: Path) -> None:
@@ -57,11 +74,41 @@ def test_annotations_name_instances_on_both_sides(world: Path) -> None:
     assert max(everyone.values()) == 1
 
 
+def test_a_one_to_one_world_is_what_it_was_before_there_were_others(world: Path) -> None:
+    """The expected values are of the code before, on an x86-64 CPU; other CPUs round single pixels differently."""
+    annotations = b"".join(data for name, data in contents(world).items() if "_annotation/" in name)
+    assert hashlib.sha256(annotations).hexdigest()[:16] == "ad8fba780365ed49"
+    photos = [np.asarray(Image.open(path)).mean() for path in sorted((world / "image").glob("*/*.jpg"))]
+    expected = (
+        "204.3 119.9 108.4 103.5 220.8 217.8 213.9 145.6 209.4 216.8 181.3 205.4 173.1 231.3 230.9 106.1 121.0 141.5"
+    )
+    assert photos == pytest.approx([float(mean) for mean in expected.split()], abs=0.5)
+    clips = [brightness(world / f"video/00000{number}.mp4") for number in range(1, 5)]
+    assert clips[0] == pytest.approx([168.9, 177.4, 170.8], abs=0.5)
+    assert clips[1] == pytest.approx([113.4, 120.6, 119.1], abs=0.5)
+    assert clips[2] == pytest.approx([82.2, 79.0, 79.9], abs=0.5)
+    assert clips[3] == pytest.approx([72.0, 91.7, 85.9], abs=0.5)
+
+
+def test_clips_of_a_one_to_one_world_show_the_item_of_the_same_id(world: Path) -> None:
+    assert [(row["video_id"], row["item_id"]) for row in rows(world)] == [
+        (f"00000{n}", f"00000{n}") for n in range(1, 5)
+    ]
+    for row in rows(world):
+        assert row["end_s"] == "15.96"  # the last of 400 frames
+        assert row["start_s"] == "0.00" or 2 <= float(row["start_s"]) < 7
+
+
 def test_a_world_is_the_same_each_time_and_a_larger_one_begins_alike(world: Path, tmp_path: Path) -> None:
     assert render_world(tmp_path / "w", seed=11, num_items=2, render_every=40)
     again, first = contents(tmp_path / "w"), contents(world)
+    assert first["truth.csv"].startswith(again.pop("truth.csv"))
     again.pop("world.json")
     assert again == {name: first[name] for name in again}
+    for name in ("000001", "000002"):
+        assert brightness(tmp_path / f"w/video/{name}.mp4") == pytest.approx(
+            brightness(world / f"video/{name}.mp4"), abs=0.5
+        )
 
 
 def test_a_world_that_is_there_is_kept_and_another_replaces_it(tmp_path: Path) -> None:
