@@ -37,7 +37,7 @@ def test_missing_detectron2(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capt
         (["--config", "demo", "--weights", "nowhere.pth"], "nowhere.pth: no such file"),
         (["--config", "demo", "--iterations", "0"], "--iterations is 0, not a positive number"),
         (["--stage", "3"], "there is no nowhere/stage2/detector.pth"),
-        (["--config", "demo"], "nowhere/image_annotation: no such folder; nowhere is not a part of the data set"),
+        (["--config", "demo"], "nowhere: no such file or folder"),
     ],
 )
 @pytest.mark.usefixtures("detectron2")

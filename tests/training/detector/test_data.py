@@ -7,16 +7,15 @@ import pytest
 
 pytest.importorskip("detectron2", reason="detectron2 is not installed")
 
-from livematch.media.annotations import Annotation
+from training.datasets.images import AnnotatedImage, BoxAnnotation
 from training.detector.data import Batches, bgr_tensor, plan_batches, resize, resized_size
 from training.detector.recipe import demo, stage2, stage3
-from training.wab.dataset import AnnotatedImage
 
 pytestmark = pytest.mark.detectron2
 
 
-def annotation(*box: int) -> Annotation:
-    return Annotation("短裙", 0, 0, 7, box)
+def annotation(*box: int, class_id: int = 0) -> BoxAnnotation:
+    return BoxAnnotation(box, class_id)
 
 
 @pytest.mark.parametrize(
