@@ -98,6 +98,7 @@ def finetune(model: DetectorConfig, sizes: ImageSizes) -> Recipe:
         test_max_side_px=sizes.test_max_side_px,
         checkpoint_every=100,
         evaluate_every=1000,
+        num_workers=2,
     )
 
 

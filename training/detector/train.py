@@ -88,9 +88,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(arguments: argparse.Namespace) -> int:
     if find_spec("detectron2") is None:
         raise InputError(f"detectron2 is not installed: see {INSTALLATION}")
-    recipe = _recipe(arguments)
+    recipe = recipe_of(arguments)
     _check_processes(arguments, recipe)
-    output: Path = arguments.output / recipe.name if arguments.stage in (1, 2) else arguments.output
+    output = output_of(arguments)
     weights = _initial_weights(arguments, recipe, output)
     splits = read_splits(
         arguments.data,
@@ -141,7 +141,14 @@ def _exit_on_error(job: Callable[[], object]) -> None:
         raise SystemExit(code)
 
 
-def _recipe(arguments: argparse.Namespace) -> Recipe:
+def output_of(arguments: argparse.Namespace) -> Path:
+    """Return the folder to write to: the last stage, like other trainings, writes to the one that is given."""
+    output: Path = arguments.output
+    return output if arguments.stage in (None, len(STAGES)) else output / f"stage{arguments.stage}"
+
+
+def recipe_of(arguments: argparse.Namespace) -> Recipe:
+    """Return the recipe that the options choose, with the fields that they override."""
     if arguments.config_file is not None:
         recipe = finetune(read_config(arguments.config_file), read_image_sizes(arguments.config_file))
     else:
