@@ -87,7 +87,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    recipe, name = _recipe(arguments), _name(arguments)
+    recipe, name = recipe_of(arguments), _name(arguments)
     resume = arguments.output / f"{name}.resume.pth"
     if resume.exists() and not arguments.resume:
         raise InputError(f"{resume} exists: continue that run with --resume, or remove the file")
@@ -103,7 +103,7 @@ def _run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _recipe(arguments: argparse.Namespace) -> Recipe:
+def recipe_of(arguments: argparse.Namespace) -> Recipe:
     if arguments.config is None and arguments.backbone is None:
         raise InputError(f"--backbone MODEL or --config RECIPE is needed; recipes are {', '.join(RECIPES)}")
     recipe = RECIPES[arguments.config or DEFAULT]

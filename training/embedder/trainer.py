@@ -49,8 +49,7 @@ class EmbedderTrainer:
         self.device = device
         self.dataset = CropDataset(crops, augmentation(heavy=recipe.heavy_augmentation))
         if self.dataset.num_identities < 2:
-            found = f"{len(crops)} crops of {self.dataset.num_identities} identities"
-            raise ValueError(f"the data have {found}, but at least two identities are needed")
+            raise ValueError(f"identities in the data: {self.dataset.num_identities}, but at least two are needed")
         self.batches = AspectBatches(
             crops,
             batch_size=recipe.batch_size,
