@@ -36,6 +36,7 @@ def read_splits(data: Sequence[Path], validation: Sequence[Path], cache: Path, *
     bad: list[str] = []
     sources, class_names = read_boxes([*data, *validation], cache, bad)
     training, held_out = list(chain(*sources[: len(data)])), list(chain(*sources[len(data) :]))
+    check_bad(bad, max_bad_images)  # before decoding all others, and before complaining that few are left
     if not validation:
         training, held_out = split_by_item(training)
     training, training_counts = keep_readable(training, bad)

@@ -1,6 +1,7 @@
 """Mistakes that the command reports before a training starts; these tests do not need detectron2."""
 
 import importlib.util
+import json
 from importlib.machinery import ModuleSpec
 from pathlib import Path
 
@@ -119,3 +120,18 @@ def test_frozen_norms_need_weights_to_start_from(tmp_path: Path, capsys: pytest.
 def test_the_last_stage_writes_where_the_export_looks(options: list[str], folder: str) -> None:
     arguments = train.build_parser().parse_args([*options, "--data", "nowhere", "--output", "out"])
     assert train.output_of(arguments) == Path(folder)
+
+
+@pytest.mark.usefixtures("detectron2")
+def test_images_that_are_all_missing_are_listed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    images = [{"id": index, "file_name": f"{index}.jpg"} for index in range(2)]
+    value = {"images": images, "categories": [{"id": 1, "name": "dress"}], "annotations": []}
+    path = tmp_path / "train.json"
+    path.write_text(json.dumps(value))
+    assert train.main(["--config", "demo", "--data", str(path), "--output", str(tmp_path / "out")]) == 2
+    first, *rest = capsys.readouterr().err.splitlines()
+    assert "2 images, boxes or annotation files are unusable, 0 allowed (--max-bad-images)" in first
+    assert rest == [
+        f"{path}: images[{index}].file_name is '{index}.jpg', but there is no {tmp_path}/{index}.jpg"
+        for index in range(2)
+    ]

@@ -88,10 +88,11 @@ def test_a_detector_has_the_classes_of_the_file(tmp_path: Path, capsys: pytest.C
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_each_class_is_learned(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The three squares differ by their colour only; a detector that confuses them has an average precision of 1/3."""
     data, validation = write_coco(tmp_path / "data", 12), write_coco(tmp_path / "validation", 6)
-    options = ["--config", "demo", "--iterations", 300, "--batch", 4, "--validation", validation]
+    options = ["--config", "demo", "--iterations", 200, "--batch", 4, "--validation", validation]
     assert run(tmp_path / "out", data, *options) == 0
     assert last_line(capsys)["ap50"] > 0.8
 
