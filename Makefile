@@ -48,7 +48,7 @@ train-demo: .venv/.installed
 	$(RUN) -c "import detectron2"
 	$(RUN) -m training.demo.world --output $(TRAIN)/world --seed 101 --items 600 --render-every 20
 	$(RUN) -m training.embedder.crops --data $(TRAIN)/world --cache $(TRAIN)/cache --max-side 240
-	OMP_NUM_THREADS=1 $(MAKE) -j2 $(TRAIN)/detector.pth $(EMBEDDERS:%=$(TRAIN)/embedder_%.pth)
+	OMP_NUM_THREADS=1 $(MAKE) -j2 $(TRAIN)/detector.pth $(EMBEDDERS:%=$(TRAIN)/%.trained)
 	cp $(TRAIN)/detector.pth $(TRAIN)/detector.json $(TRAIN)/embedder_*.pth $(TRAIN)/embedder_*.json \
 		training/demo/checkpoints/
 
@@ -57,9 +57,10 @@ $(TRAIN)/detector.pth: $(TRAIN)/world/world.json
 	[ $(TRAIN)/last.pt -nt $< ] || rm -f $(TRAIN)/last.pt
 	$(RUN) -m training.detector.train --config demo --data $(TRAIN)/world --output $(TRAIN) --resume
 
-$(TRAIN)/embedder_%.pth: $(TRAIN)/world/world.json
+$(TRAIN)/%.trained: $(TRAIN)/world/world.json
 	[ $(TRAIN)/$*.resume.pth -nt $< ] || rm -f $(TRAIN)/$*.resume.pth
 	$(RUN) -m training.embedder.train --config demo-$* --data $(TRAIN)/world --output $(TRAIN) --resume
+	touch $@  # the checkpoint is there after the first epoch
 
 # Pins every package again. pytriton asks for numpy < 2; the local server makes its Python backend work with numpy 2.
 lock: .venv/.installed

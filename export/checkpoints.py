@@ -33,7 +33,7 @@ def resolve(config: PipelineConfig, checkpoints: Path) -> PipelineConfig:
     _, settings = find_checkpoint(checkpoints, "detector")
     detector = read_detector_config(settings)
     if config.detector is not None:
-        _require_equal(config, settings, vars(detector), vars(config.detector))
+        _require_equal(config, settings, vars(detector), vars(config.detector) | {"class_names": detector.class_names})
     embedders: dict[str, EmbedderConfig | OnnxEmbedderConfig | None] = {}
     for name, stated in config.embedders.items():
         weights, settings = find_checkpoint(checkpoints, f"embedder_{name}")

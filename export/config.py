@@ -140,7 +140,8 @@ class PipelineConfig:
     max_side_px: PositiveInt = 4000  # of the resized image; takes precedence over the short side
     max_image_side_px: PositiveInt = 8192  # of a request's image; larger ones are refused
     crops: str  # a set of sizes by aspect ratio, such as "SM", or one size, width x height, such as "224x224"
-    class_names: tuple[str, ...] | None = None  # of the detector's classes, in their order; None: "0", "1", …
+    class_names: tuple[str, ...] | None = None
+    """Of the detector's classes, in their order. None: as the file beside its checkpoint says, else "0", "1", …"""
     detector: DetectorConfig | None = None  # None: as the file beside its checkpoint says
     embedders: Annotated[dict[EmbedderName, AnyEmbedderConfig | None], Field(min_length=1)]
     """By name; their embeddings are concatenated in this order. None: as its checkpoint and the JSON beside it say."""
@@ -200,7 +201,8 @@ class PipelineConfig:
     @property
     def labels(self) -> list[str]:
         """The name of each class of a resolved config's detector."""
-        return [*self.class_names] if self.class_names else [str(k) for k in range(self.detector_config.num_classes)]
+        detector = self.detector_config
+        return [*(self.class_names or detector.class_names or map(str, range(detector.num_classes)))]
 
     def kind(self, name: str) -> KindConfig:
         """Return the settings of "image" or "frame"."""

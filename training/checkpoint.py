@@ -36,6 +36,22 @@ UNREADABLE = (
 """What pickle and torch.load raise for damaged files."""
 
 
+OPTIONS = {
+    "iterations": "--iterations",
+    "num_epochs": "--epochs",
+    "batch_size": "--batch",
+    "learning_rate": "--lr",
+    "evaluate_every": "--evaluate-every",
+    "model.backbone": "--backbone",
+    "model.embedding_size": "--embedding-size",
+    "model.template": "--image-size",
+}
+"""The option of a command that sets a field of a run's recipe."""
+
+DATA_DIGESTS = ("data", "crops")
+"""Names in a run's identity whose value is a hash of the training data."""
+
+
 class DivergedError(LivematchError, FloatingPointError):
     """A loss or a gradient is no longer finite; the message says when it happened."""
 
@@ -91,19 +107,36 @@ def explain_unreadable(path: Path) -> Iterator[None]:
         raise ValueError(f"{path} is not a readable checkpoint: {reason}") from error
 
 
-def check_same_run(identity: Mapping[str, Any], saved: Mapping[str, Any], path: Path) -> None:
+def check_same_run(identity: Mapping[str, Any], saved: object, path: Path) -> None:
     """Raise ValueError, naming each difference, unless the run saved at `path` has the same recipe, seed and data.
 
     Args:
-        identity: everything that influences the losses of the run to resume.
+        identity: everything that influences the losses of the run to resume. A value may be a dictionary.
         saved: the identity stored in the checkpoint.
         path: the checkpoint, named in the message.
     """
+    if not isinstance(saved, Mapping):
+        raise ValueError(f"{path} is not the state of a training: remove the file to train anew")
+    before, here = _flatten(saved), _flatten(identity)
     differences = [
-        f"{name} {saved.get(name)!r}, here {value!r}" for name, value in identity.items() if saved.get(name) != value
+        "other images, boxes or identities in --data"
+        if name in DATA_DIGESTS
+        else f"{OPTIONS.get(name, name)} {before.get(name)!r} (here {value!r})"
+        for name, value in here.items()
+        if before.get(name) != value
     ]
     if differences:
-        raise ValueError(f"{path} is of a different run and cannot be resumed: {'; '.join(differences)}")
+        raise ValueError(
+            f"{path} was trained with {'; '.join(differences)}: pass the same to resume it, "
+            "or remove the file to train anew"
+        )
+
+
+def _flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in values.items():
+        flat |= _flatten(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {f"{prefix}{name}": value}
+    return flat
 
 
 def check_gradients(norm: torch.Tensor, scaler: torch.amp.GradScaler, where: str) -> None:

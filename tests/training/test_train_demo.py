@@ -11,7 +11,7 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.mark.parametrize(
     ("target", "saved"),
-    [("detector.pth", "last.pt"), ("embedder_b5a.pth", "b5a.resume.pth"), ("embedder_b7.pth", "b7.resume.pth")],
+    [("detector.pth", "last.pt"), ("b5a.trained", "b5a.resume.pth"), ("b7.trained", "b7.resume.pth")],
 )
 def test_a_checkpoint_is_made_again_for_another_world_and_a_stopped_training_goes_on(
     tmp_path: Path, target: str, saved: str

@@ -24,6 +24,7 @@ class DetectorConfig(JsonConfig):
     box_head_dim: int = 1024
     box_head_layers: int = field(default=2, metadata=MAY_BE_MISSING)
     num_classes: int = field(default=1, metadata=MAY_BE_MISSING)
+    class_names: tuple[str, ...] = field(default=(), metadata=MAY_BE_MISSING)  # of each class, or empty
     has_class_agnostic_boxes: bool = field(default=False, metadata=MAY_BE_MISSING)  # one box for all classes
     pooled_size: int = 7
     sampling_ratio: int = field(default=0, metadata=MAY_BE_MISSING)  # of RoIAlign; 0: as many samples as cells
@@ -57,6 +58,8 @@ class DetectorConfig(JsonConfig):
         for name in ("num_classes", "box_head_layers", "max_candidates", "max_detections"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}, must be at least 1")
+        if self.class_names and len(self.class_names) != self.num_classes:
+            raise ValueError(f"{len(self.class_names)} class_names for {self.num_classes} classes")
         if min(self.pixel_std_bgr) <= 0:
             raise ValueError(f"pixel_std_bgr is {self.pixel_std_bgr}, must be positive")
 

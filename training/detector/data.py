@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch.utils.data import Dataset
 
+from training.datasets.frames import read_rgb
+from training.datasets.images import AnnotatedImage, usable_boxes
 from training.detector.recipe import Recipe
-from training.wab.dataset import AnnotatedImage, usable_boxes
-from training.wab.frames import read_rgb
 
 
 def plan_batches(
@@ -103,7 +103,8 @@ class Batches(Dataset[list[dict[str, Any]]]):
     def _input(self, image: AnnotatedImage, short_side: int, flip: bool) -> dict[str, Any]:
         rgb = read_rgb(image)
         height, width = rgb.shape[:2]
-        boxes, _ = usable_boxes(image.annotations, height, width)
+        boxes, usable = usable_boxes(image.annotations, height, width)
+        classes = np.array([annotation.class_id for annotation in image.annotations], np.int64)[usable]
         size = resized_size(height, width, short_side, self.recipe.max_side_px)
         rgb = resize(rgb, size)
         boxes = boxes * np.array([size[1] / width, size[0] / height] * 2, np.float32)
@@ -112,5 +113,5 @@ class Batches(Dataset[list[dict[str, Any]]]):
             boxes = np.stack([size[1] - boxes[:, 2], boxes[:, 1], size[1] - boxes[:, 0], boxes[:, 3]], axis=1)
         instances = Instances(size)
         instances.gt_boxes = Boxes(torch.from_numpy(boxes))
-        instances.gt_classes = torch.zeros(len(boxes), dtype=torch.int64)
+        instances.gt_classes = torch.from_numpy(classes)
         return {"image": bgr_tensor(rgb), "instances": instances}

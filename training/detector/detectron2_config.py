@@ -3,13 +3,15 @@
 Only settings that change the boxes of a trained model are looked at. A setting that the exported graph cannot compute
 is refused by its key, rather than exported as something else. Mask, keypoint and semantic heads are no reason to
 refuse: they take the boxes as they are, so the boxes are the same without them. Neither are losses (such as
-BBOX_REG_LOSS_TYPE "giou"), which act on training only. The sizes of images (INPUT.MIN_SIZE_TEST) are the pipeline's.
+BBOX_REG_LOSS_TYPE "giou"), which act on training only. The sizes of images (INPUT) are read for training, and are the
+pipeline's to choose in the export.
 
 Sources: detectron2/config/defaults.py for the keys and defaults, fvcore/common/config.py for `_BASE_`.
 """
 
 import ast
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -122,6 +124,46 @@ def read_config(path: Path) -> DetectorConfig:
         return _convert(DEFAULTS | settings)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageSizes:
+    """The sizes to which images are resized; the defaults are those of detectron2's model zoo."""
+
+    short_sides_px: tuple[int, int] = (640, 800)  # smallest and largest, in training
+    max_side_px: int = 1333  # in training
+    test_short_side_px: int = 800
+    test_max_side_px: int = 1333
+
+
+def read_image_sizes(path: Path) -> ImageSizes:
+    """Return the sizes in the section INPUT of a detectron2 config; the defaults for a `DetectorConfig` in JSON.
+
+    Raises the errors of `read_config`.
+    """
+    zoo = ImageSizes()
+    if path.suffix == ".json":
+        return zoo
+    settings = _flatten(_read_yaml(path))
+    short_sides = settings.get("INPUT.MIN_SIZE_TRAIN", zoo.short_sides_px)
+    short_sides = short_sides if isinstance(short_sides, list | tuple) else [short_sides]
+    rest = {
+        key: settings.get(f"INPUT.{key}", default)
+        for key, default in (
+            ("MAX_SIZE_TRAIN", zoo.max_side_px),
+            ("MIN_SIZE_TEST", zoo.test_short_side_px),
+            ("MAX_SIZE_TEST", zoo.test_max_side_px),
+        )
+    }
+    for key, value in ({f"MIN_SIZE_TRAIN[{i}]": side for i, side in enumerate(short_sides)} | rest).items():
+        if not isinstance(value, int) or value < 1:
+            raise ValueError(f"{path}: INPUT.{key} is {value!r}, not a positive number of pixels")
+    return ImageSizes(
+        short_sides_px=(min(short_sides), max(short_sides)),
+        max_side_px=rest["MAX_SIZE_TRAIN"],
+        test_short_side_px=rest["MIN_SIZE_TEST"],
+        test_max_side_px=rest["MAX_SIZE_TEST"],
+    )
 
 
 def _convert(settings: Settings) -> DetectorConfig:

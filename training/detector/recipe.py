@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from training.detector.config import DEMO, PRODUCTION, DetectorConfig
+from training.detector.detectron2_config import ImageSizes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,6 +74,31 @@ def stage3() -> Recipe:
         schedule="cosine",
         short_sides=(540, 800),
         max_side=1100,
+    )
+
+
+def finetune(model: DetectorConfig, sizes: ImageSizes) -> Recipe:
+    """Return the recipe for fine-tuning a model of detectron2 on a small data set, with the zoo's rate per image."""
+    return Recipe(
+        name="finetune",
+        model=model,
+        iterations=3000,
+        batch_size=2,
+        optimizer="sgd",
+        learning_rate=0.0025,
+        weight_decay=1e-4,
+        schedule="cosine",
+        warmup_iterations=100,
+        max_gradient_norm=None,
+        photo_short_sides_px=sizes.short_sides_px,
+        frame_short_sides_px=sizes.short_sides_px,
+        max_side_px=sizes.max_side_px,
+        photo_test_short_side_px=sizes.test_short_side_px,
+        frame_test_short_side_px=sizes.test_short_side_px,
+        test_max_side_px=sizes.test_max_side_px,
+        checkpoint_every=100,
+        evaluate_every=1000,
+        num_workers=2,
     )
 
 

@@ -10,23 +10,33 @@ from typing import Any
 
 import numpy as np
 
-from training.wab.dataset import AnnotatedImage, check_bad, usable_boxes
-from training.wab.frames import read_parts, read_size
+from training.datasets.frames import read_size
+from training.datasets.images import AnnotatedImage, check_bad, usable_boxes
+from training.datasets.sources import read_boxes
 
 HELD_OUT_FRACTION = 0.05
-"""Fraction of the items to validate on if no validation parts are given."""
+"""Fraction of the items (in COCO, the images) to validate on if no validation data are given."""
 
 
-def read_splits(
-    data: Sequence[Path], validation: Sequence[Path], cache: Path, *, max_bad_images: int
-) -> tuple[list[AnnotatedImage], list[AnnotatedImage], list[dict[str, Any]]]:
-    """Return the images to train on, those to validate on, and lines for the log: the unusable images, then counts.
+@dataclass(frozen=True, kw_only=True)
+class Splits:
+    """The images to train on, those to validate on, and what else the training needs to know about them."""
+
+    training: list[AnnotatedImage]
+    validation: list[AnnotatedImage]
+    class_names: tuple[str, ...]  # empty for WAB, which has one class
+    notes: list[dict[str, Any]]  # lines for the log: the unusable images, then counts
+
+
+def read_splits(data: Sequence[Path], validation: Sequence[Path], cache: Path, *, max_bad_images: int) -> Splits:
+    """Read the images to train on and those to validate on, which are held out from `data` if none are given.
 
     Raises ValueError, listing them, if more than `max_bad_images` images or annotation files are unusable.
     """
     bad: list[str] = []
-    parts = read_parts([*data, *validation], cache, bad)
-    training, held_out = list(chain(*parts[: len(data)])), list(chain(*parts[len(data) :]))
+    sources, class_names = read_boxes([*data, *validation], cache, bad)
+    training, held_out = list(chain(*sources[: len(data)])), list(chain(*sources[len(data) :]))
+    check_bad(bad, max_bad_images)  # before decoding all others, and before complaining that few are left
     if not validation:
         training, held_out = split_by_item(training)
     training, training_counts = keep_readable(training, bad)
@@ -36,7 +46,7 @@ def read_splits(
         raise ValueError(f"{len(training)} images to train on and {len(held_out)} to validate on")
     notes: list[dict[str, Any]] = [{"bad_image": reason} for reason in bad]
     notes.append({"num_bad_images": len(bad), "training": training_counts, "validation": validation_counts})
-    return training, held_out, notes
+    return Splits(training=training, validation=held_out, class_names=class_names, notes=notes)
 
 
 def split_by_item(images: Sequence[AnnotatedImage]) -> tuple[list[AnnotatedImage], list[AnnotatedImage]]:
@@ -74,7 +84,7 @@ class Counts:
 def keep_readable(images: Sequence[AnnotatedImage], bad: list[str]) -> tuple[list[AnnotatedImage], dict[str, int]]:
     """Decode every image; return the readable ones and their `Counts`, and append the reasons for the rest to `bad`.
 
-    Frames must have been extracted (`training.wab.frames.cache_frames`).
+    Frames must have been extracted (`training.datasets.frames.cache_frames`).
     """
     counts = Counts()
     readable = []

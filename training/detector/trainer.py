@@ -14,13 +14,13 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 
 from training.checkpoint import DivergedError, check_gradients, check_same_run, read_checkpoint, save_checkpoint
+from training.datasets.images import AnnotatedImage, digest
 from training.detector.average_precision import evaluate_detector
 from training.detector.data import Batches
 from training.detector.model import build_detector
 from training.detector.progress import Progress
 from training.detector.recipe import Recipe
-from training.detector.weights import load_backbone, load_checkpoint, load_weights
-from training.wab.dataset import AnnotatedImage, digest
+from training.detector.weights import load_backbone, load_checkpoint, load_initial_weights, load_weights
 
 NOT_COMPARED = ("checkpoint_every", "evaluate_every", "num_workers")
 """Fields of a recipe that do not influence the losses, so that a resumed run may change them."""
@@ -46,7 +46,7 @@ def train(
         validation: images to evaluate on; likewise.
         recipe: the hyperparameters.
         output: receives `detector.pth`, `detector.json`, `last.pt`, `log.jsonl` and `tensorboard/`.
-        weights: a detector to start from.
+        weights: a detector to start from; its box predictor is not used if it is for another number of classes.
         backbone_weights: a backbone to start from.
         resume: continue from `output`/last.pt if it exists; the weights to start from are then ignored.
         seed: decides the initial weights, the batches and the sampling of anchors and proposals.
@@ -67,8 +67,9 @@ def train(
     if len(set(first_iterations)) > 1:
         raise ValueError(f"{last} differs between processes: they would resume from iterations {first_iterations}")
     start_from = weights or backbone_weights if saved_progress is None else last
+    new_tensors: list[str] = []
     if saved_progress is None and weights is not None:
-        load_weights(run.model, load_checkpoint(weights, recipe.model), weights)
+        new_tensors = load_initial_weights(run.model, load_checkpoint(weights, recipe.model), weights)
     elif saved_progress is None and backbone_weights is not None:
         load_weights(run.model.backbone.bottom_up, load_backbone(backbone_weights), backbone_weights)
 
@@ -76,7 +77,10 @@ def train(
     if comm.is_main_process():
         output.mkdir(parents=True, exist_ok=True)
         progress = Progress(output, run.iteration, saved_progress)
-        for note in [*notes, {"start_from": None if start_from is None else str(start_from)}]:
+        start: dict[str, Any] = {"start_from": None if start_from is None else str(start_from)}
+        if new_tensors:
+            start["initialized_for_other_classes"] = new_tensors
+        for note in [*notes, start]:
             progress.write(run.iteration, note)
     _train_iterations(run, images, validation, progress, last)
 
@@ -133,7 +137,7 @@ class DetectorTrainer:
         recipe: the hyperparameters.
         seed: decides the initial weights and the sampling of anchors and proposals.
         amp: mixed precision, float16 on a GPU and bfloat16 on a CPU.
-        data: identifies the training images (`training.wab.dataset.digest`).
+        data: identifies the training images (`training.datasets.images.digest`).
     """
 
     def __init__(self, recipe: Recipe, *, seed: int = 0, amp: bool = False, data: str = "") -> None:
@@ -220,7 +224,7 @@ class DetectorTrainer:
         Raises ValueError, naming the differences, if it was saved with a different recipe, seed, precision or data.
         """
         state = read_checkpoint(path, self.device)
-        check_same_run(self.identity, state.get("identity", {}), path)
+        check_same_run(self.identity, state.get("identity") if isinstance(state, dict) else None, path)
         for name, part in self._parts().items():
             part.load_state_dict(state[name])
         self.iteration = state["iteration"]

@@ -29,8 +29,10 @@ BOTTOM_UP = "backbone.bottom_up."
 IGNORED_HEADS = ("roi_heads.mask_head.", "roi_heads.keypoint_head.", "sem_seg_head.")
 """Prefixes of the heads whose weights are ignored: they predict from the boxes or beside them, which stay the same."""
 
-IMAGENET_HEAD = frozenset({"classifier.weight", "classifier.bias"})
-"""The only tensors of a backbone checkpoint that are ignored."""
+BOX_PREDICTOR = "roi_heads.box_predictor."
+
+IMAGENET_HEAD = frozenset({"classifier.weight", "classifier.bias", "stem.fc.weight", "stem.fc.bias"})
+"""The only tensors of a backbone checkpoint that are ignored, of a VoVNet and of a ResNet."""
 
 _RECONSTRUCT = np.zeros(1).__reduce__()[0]
 _ALLOWED: dict[str, Any] = {
@@ -101,7 +103,7 @@ def ignored_heads(path: Path) -> list[str]:
 
 
 def load_backbone(path: Path) -> dict[str, Tensor]:
-    """Read the ImageNet weights of a VoVNet; return its tensors under the names of `backbone.VoVNet`.
+    """Read the ImageNet weights of a backbone; return its tensors under our names.
 
     Names in the file may begin with "backbone.bottom_up."; the classifier (IMAGENET_HEAD) is ignored. Raises the same
     errors as `load_checkpoint`.
@@ -138,6 +140,21 @@ def load_weights(model: nn.Module, state_dict: Mapping[str, Tensor], source: Pat
     if missing or unexpected or reshaped:
         raise ValueError(f"{source}: missing {missing}, unexpected {unexpected}, wrong shapes {reshaped}")
     model.load_state_dict({name: state_dict.get(name, value) for name, value in expected.items()})
+
+
+def load_initial_weights(model: nn.Module, state_dict: Mapping[str, Tensor], source: Path) -> list[str]:
+    """Do what `load_weights` does, but leave tensors of the box predictor that have another shape as they are.
+
+    They depend on the number of classes. Returns their names.
+    """
+    expected = model.state_dict()
+    kept = {
+        name: expected[name]
+        for name, value in state_dict.items()
+        if name.startswith(BOX_PREDICTOR) and name in expected and value.shape != expected[name].shape
+    }
+    load_weights(model, {**state_dict, **kept}, source)
+    return sorted(kept)
 
 
 def _our_name(name: str) -> str | None:

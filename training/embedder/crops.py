@@ -1,6 +1,6 @@
 """Cut garments out of the images, with a margin, into a cache from which the embedders are trained.
 
-    python -m training.embedder.crops --data PART [PART …] --cache DIR --max-side 600
+    python -m training.embedder.crops --data DATA [DATA …] --cache DIR --max-side 600
 
 fills the cache before several trainings that share it start.
 """
@@ -19,20 +19,18 @@ import numpy as np
 from tqdm import tqdm
 
 from livematch.cli.commands import run_command
-from livematch.media.annotations import Annotation
-from training.embedder.templates import nearest_template
-from training.wab.dataset import (
+from training.datasets.frames import read_rgb, read_size, source_key, write_jpeg
+from training.datasets.images import (
     MIN_BOX_SIDE_PX,
     NO_INSTANCE,
     AnnotatedImage,
+    BoxAnnotation,
     add_max_bad_images_option,
     check_bad,
     usable_boxes,
 )
-from training.wab.frames import read_parts, read_rgb, read_size, source_key, write_jpeg
-
-FRAMES = range(80, 361, 40)
-"""The annotated frames that are used."""
+from training.datasets.sources import IDENTITIES_HELP, read_identities
+from training.embedder.templates import nearest_template
 
 MARGIN = 0.15
 """Margin that is kept around a box in the cache, as a fraction of its sides, so that the box can be jittered."""
@@ -48,12 +46,12 @@ class Crop:
     item_id: str
     is_frame: bool
     aspect: int  # index of its template
-    part: int = 0  # index of its part of the data set
+    source: int = 0  # index of its --data argument
 
     @property
     def identity(self) -> tuple[int, str, int]:
-        """Identifies the garment; equal ids in different parts are different garments."""
-        return self.part, self.item_id, self.instance_id
+        """Identifies the garment; equal ids in different --data arguments are different garments."""
+        return self.source, self.item_id, self.instance_id
 
 
 def class_labels(crops: Sequence[Crop]) -> dict[tuple[int, str, int], int]:
@@ -68,17 +66,22 @@ def digest(crops: Sequence[Crop]) -> str:
 
 
 def prepare_crops(
-    parts: Sequence[Path], cache_directory: Path, *, max_side_px: int, max_bad_images: int = 0
+    sources: Sequence[Path],
+    cache_directory: Path,
+    *,
+    max_side_px: int,
+    max_bad_images: int = 0,
+    split: str | None = None,
 ) -> list[Crop]:
-    """Extract the frames and cut the crops of every part into a cache.
+    """Extract the frames and cut the crops of every source into a cache; see `read_identities` for `split`.
 
     Raises ValueError, listing them, if more than `max_bad_images` images, boxes or annotation files are unusable.
     """
     crops: list[Crop] = []
     bad: list[str] = []
-    for part, images in enumerate(read_parts(parts, cache_directory, bad)):
+    for source, images in enumerate(read_identities(sources, cache_directory, bad, split=split)):
         cut = cut_crops(images, cache_directory / f"crops_{max_side_px}", max_side_px=max_side_px, bad=bad)
-        crops += [replace(crop, part=part) for crop in cut]
+        crops += [replace(crop, source=source) for crop in cut]
     check_bad(bad, max_bad_images)
     return crops
 
@@ -92,7 +95,7 @@ def cut_crops(
     the box has changed.
 
     Args:
-        images: photos and extracted frames (`training.wab.frames.cache_frames`); only the frames in FRAMES are used.
+        images: photos and extracted frames (`training.datasets.frames.cache_frames`).
         cache_directory: receives one JPEG file per garment.
         max_side_px: larger crops are shrunk to this length of their longer side.
         bad: if given, what is unusable is skipped and the reason is appended here instead of raised.
@@ -101,10 +104,9 @@ def cut_crops(
         ValueError: an image is unreadable or truncated, or a box lies outside it; the message names the file.
         OSError: a crop cannot be written.
     """
-    used = [image for image in images if image.frame_index is None or image.frame_index in FRAMES]
     crops = []
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        jobs = [pool.submit(_cut, image, cache_directory, max_side_px) for image in used]
+        jobs = [pool.submit(_cut, image, cache_directory, max_side_px) for image in images]
         for job in tqdm(jobs, desc="cutting crops", unit="image", leave=False):
             cut, reasons = job.result()
             if reasons and bad is None:
@@ -121,7 +123,7 @@ def _cut(image: AnnotatedImage, cache_directory: Path, max_side_px: int) -> tupl
     garments = [a for a in image.annotations if a.instance_id != NO_INSTANCE]
     if not garments:
         return [], []
-    folder = cache_directory / image.item_id
+    folder = cache_directory / image.cache_folder
     paths = [folder / f"{image.name}_{source_key(image.path, a.box)}.jpg" for a in garments]
     missing = {path for path in paths if not path.exists()}
     try:
@@ -134,7 +136,7 @@ def _cut(image: AnnotatedImage, cache_directory: Path, max_side_px: int) -> tupl
         inside, _ = usable_boxes([garment], height, width)
         if not len(inside):
             where = f"outside the {width} × {height} pixels, or with less than {MIN_BOX_SIDE_PX} pixels inside"
-            reasons.append(f"{image.path}: box {garment.box} lies {where}")
+            reasons.append(f"{image.described_in or image.path}: box {garment.box} lies {where}")
             continue
         crop, (left, top, right, bottom) = _with_margin(image, garment, path, inside[0], height, width)
         if pixels is not None and path in missing:
@@ -144,7 +146,7 @@ def _cut(image: AnnotatedImage, cache_directory: Path, max_side_px: int) -> tupl
 
 
 def _with_margin(
-    image: AnnotatedImage, garment: Annotation, path: Path, box: np.ndarray, height: int, width: int
+    image: AnnotatedImage, garment: BoxAnnotation, path: Path, box: np.ndarray, height: int, width: int
 ) -> tuple[Crop, tuple[int, int, int, int]]:
     """Return the crop of a clipped box in an image of (height, width), and its region: left, top, right, bottom."""
     x0, y0, x1, y1 = box.astype(int).tolist()
@@ -173,7 +175,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--data", type=Path, nargs="+", required=True, metavar="PART", help="parts of the data set")
+    parser.add_argument("--data", type=Path, nargs="+", required=True, metavar="DATA", help=IDENTITIES_HELP)
     parser.add_argument("--cache", type=Path, required=True, metavar="DIR")
     parser.add_argument("--max-side", type=int, default=600, metavar="PX", help="max_crop_side_px of the recipe")
     add_max_bad_images_option(parser)

@@ -10,7 +10,7 @@ from torchvision.transforms import v2
 
 from training.embedder.crops import Crop, class_labels
 from training.embedder.distributed import batch_slice
-from training.embedder.templates import TEMPLATES
+from training.embedder.templates import crop_size, crop_sizes
 
 
 class CropDataset(Dataset[tuple[torch.Tensor, int]]):
@@ -34,8 +34,7 @@ class CropDataset(Dataset[tuple[torch.Tensor, int]]):
     def __getitem__(self, index: tuple[int, str, int]) -> tuple[torch.Tensor, int]:
         crop_index, template_set, aspect = index
         crop = self.crops[crop_index]
-        size = TEMPLATES[template_set][aspect]
-        pixels = read_crop(crop, size, np.array(crop.box) + self._shift(crop))
+        pixels = read_crop(crop, crop_size(template_set, aspect), np.array(crop.box) + self._shift(crop))
         return self.augment(pixels), self.labels[crop.identity]
 
     def _shift(self, crop: Crop) -> np.ndarray:
@@ -81,7 +80,7 @@ class AspectBatches(Sampler[list[tuple[int, str, int]]]):
     Args:
         crops: the data set.
         batch_size: over all processes.
-        template_sets: keys of TEMPLATES to choose from.
+        template_sets: names of `crop_sizes` to choose from. If each has one size only, aspect ratios are ignored.
         seed: of the order.
         rank: number of this process.
         num_processes: number of processes, which split each batch evenly.
@@ -101,9 +100,10 @@ class AspectBatches(Sampler[list[tuple[int, str, int]]]):
         num_processes: int = 1,
     ) -> None:
         if len(crops) < batch_size:
-            raise ValueError(f"{len(crops)} crops cannot fill a batch of {batch_size}")
+            raise ValueError(f"{len(crops)} crops cannot fill a batch of {batch_size}: pass a smaller --batch")
         self.slice = batch_slice(batch_size, rank, num_processes)
-        self.aspects = np.array([crop.aspect for crop in crops])
+        has_one_size = all(len(crop_sizes(name)) == 1 for name in template_sets)
+        self.aspects = np.array([0 if has_one_size else crop.aspect for crop in crops])
         self.batch_size = batch_size
         self.template_sets = list(template_sets)
         self.seed = seed

@@ -1,11 +1,13 @@
 """Measure the retrieval quality of embedders: each alone, every pair, and all together.
 
-    python -m training.embedder.evaluate --checkpoints DIR [DIR/embedder_b5a.pth …] --data PART [PART …] --cache DIR
-        [--detections images.parquet videos.parquet]     # of one part
+    python -m training.embedder.evaluate --checkpoints DIR [DIR/embedder_b5a.pth …] --data DATA [DATA …] --cache DIR
+        [--detections images.parquet videos.parquet]     # of one part of WAB
 
-In one direction (item to video) crops of photos are the queries and crops of clips the gallery; in the other, vice
-versa. A retrieved crop is correct if it shows the same garment instance as the query. Prints one JSON line per
-combination of embedders.
+If the data have photos and frames of clips, crops of photos are the queries and crops of clips the gallery in one
+direction (item to video); in the other, vice versa. Otherwise every crop is a query, and all other crops are the
+gallery (leave one out). A retrieved crop is correct if it shows the same identity as the query; queries whose identity
+is not in the gallery do not count. Of a CSV file with a column `split`, only rows of split "test" are used. Prints one
+JSON line per combination of embedders.
 
 By default the crops are the annotated boxes. With --detections they are boxes detected by the served detector, as
 written by `livematch embed`. A detection is assigned to the garment with which it overlaps most, if IoU > 0.5; a
@@ -30,13 +32,12 @@ from torchvision.ops import box_iou
 
 from livematch.cli.commands import run_command
 from livematch.errors import InputError
-from training.embedder.crops import FRAMES, Crop, class_labels, cut_crops, prepare_crops
+from training.datasets.images import NO_INSTANCE, AnnotatedImage, check_bad
+from training.datasets.sources import IDENTITIES_HELP, is_part, read_identities
+from training.embedder.crops import Crop, class_labels, cut_crops, prepare_crops
 from training.embedder.data import read_crop
 from training.embedder.model import Embedder, load_embedder
-from training.embedder.recipe import RECIPES
-from training.embedder.templates import TEMPLATES
-from training.wab.dataset import NO_INSTANCE, AnnotatedImage
-from training.wab.frames import read_parts
+from training.embedder.templates import cached_side_px, crop_size
 
 BATCH_SIZE = 64
 PAIRS_AT_A_TIME = 1 << 24
@@ -48,7 +49,6 @@ MIN_IOU = 0.5
 @torch.inference_mode()
 def embed_crops(model: Embedder, crops: Sequence[Crop]) -> np.ndarray:
     """Return unit vectors, float32 [n, D], of crops resized to their templates; computed on the model's device."""
-    sizes = TEMPLATES[model.config.template]
     device = next(model.parameters()).device
     mean = torch.tensor(model.config.mean, device=device)[:, None, None]
     std = torch.tensor(model.config.std, device=device)[:, None, None]
@@ -57,16 +57,22 @@ def embed_crops(model: Embedder, crops: Sequence[Crop]) -> np.ndarray:
         groups[crop.aspect].append(index)
     embeddings = torch.empty(len(crops), model.config.embedding_size)
     for aspect, members in groups.items():
+        size = crop_size(model.config.template, aspect)
         for start in range(0, len(members), BATCH_SIZE):
             chunk = members[start : start + BATCH_SIZE]
-            pixels = torch.stack([read_crop(crops[index], sizes[aspect]) for index in chunk])
+            pixels = torch.stack([read_crop(crops[index], size) for index in chunk])
             embeddings[chunk] = F.normalize(model((pixels.to(device).float() - mean) / std)).cpu()
     result: np.ndarray = embeddings.numpy()
     return result
 
 
 def retrieval_metrics(
-    queries: np.ndarray, query_ids: np.ndarray, gallery: np.ndarray, gallery_ids: np.ndarray
+    queries: np.ndarray,
+    query_ids: np.ndarray,
+    gallery: np.ndarray,
+    gallery_ids: np.ndarray,
+    *,
+    own: np.ndarray | None = None,
 ) -> dict[str, float]:
     """Return recall at 1 (`r1`), recall at 5 (`r5`) and mean average precision (`map`).
 
@@ -75,20 +81,27 @@ def retrieval_metrics(
         query_ids: [n].
         gallery: unit vectors [m, D]. Equally similar ones are ranked in this order.
         gallery_ids: [m].
+        own: [n], the index of each query in the gallery, where it is passed over.
 
     Raises:
         ValueError: no query's id is in the gallery.
     """
-    known = np.isin(query_ids, gallery_ids)
+    ids, counts = np.unique(gallery_ids, return_counts=True)
+    num_matches = dict(zip(ids.tolist(), counts.tolist(), strict=True))
+    num_own = 0 if own is None else 1
+    known = np.array([num_matches.get(query_id, 0) > num_own for query_id in query_ids.tolist()], bool)
     if not known.any():
         raise ValueError("no query has a counterpart in the gallery")
     queries, query_ids = queries[known], query_ids[known]
-    ranks = np.arange(1, len(gallery) + 1)
+    ranks = np.arange(1, len(gallery) - num_own + 1)
     num_queries = max(1, PAIRS_AT_A_TIME // len(gallery))
     best, average_precisions = [], []
     for start in range(0, len(queries), num_queries):
         block = slice(start, start + num_queries)
-        order = np.argsort(-(queries[block] @ gallery.T), axis=1, kind="stable")
+        distances = -(queries[block] @ gallery.T)
+        if own is not None:
+            np.put_along_axis(distances, own[known][block, None], np.inf, axis=1)
+        order = np.argsort(distances, axis=1, kind="stable")[:, : len(ranks)]
         hits = gallery_ids[order] == query_ids[block, None]
         precision = np.cumsum(hits, 1) / ranks
         average_precisions.append((precision * hits).sum(1) / hits.sum(1))
@@ -140,14 +153,24 @@ def detected_crops(
     """Cut the detections in features files that show a garment; return the crops and the fraction of garments found."""
     detections = read_detections(files)
     nothing = np.empty((0, 4), np.float32)
-    [images] = read_parts([part], cache_directory)
-    images = [image for image in images if image.frame_index is None or image.frame_index in FRAMES]
+    bad: list[str] = []
+    [images] = read_identities([part], cache_directory, bad)
+    check_bad(bad, 0)
     num_garments = sum(a.instance_id != NO_INSTANCE for image in images for a in image.annotations)
     detected = [
         replace_boxes_by_detections(image, detections.get((image.item_id, image.name), nothing)) for image in images
     ]
     crops = cut_crops(detected, cache_directory / f"crops_{max_side_px}", max_side_px=max_side_px)
     return crops, len(crops) / max(1, num_garments)
+
+
+def retrieval(embeddings: np.ndarray, crops: Sequence[Crop]) -> dict[str, dict[str, float]]:
+    """Return `retrieval_in_both_directions`, or metrics `leave_one_out` if the crops are all of photos or of frames."""
+    if len({crop.is_frame for crop in crops}) > 1:
+        return retrieval_in_both_directions(embeddings, crops)
+    labels = class_labels(crops)
+    ids = np.array([labels[crop.identity] for crop in crops])
+    return {"leave_one_out": retrieval_metrics(embeddings, ids, embeddings, ids, own=np.arange(len(ids)))}
 
 
 def retrieval_in_both_directions(embeddings: np.ndarray, crops: Sequence[Crop]) -> dict[str, dict[str, float]]:
@@ -184,7 +207,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--checkpoints", type=Path, nargs="+", required=True, metavar="PATH", help="files, or folders of embedder_*.pth"
     )
-    parser.add_argument("--data", type=Path, nargs="+", required=True, metavar="PART", help="parts of the data set")
+    parser.add_argument("--data", type=Path, nargs="+", required=True, metavar="DATA", help=IDENTITIES_HELP)
     parser.add_argument("--cache", type=Path, required=True, metavar="DIR", help="for frames and crops")
     parser.add_argument(
         "--detections",
@@ -200,21 +223,21 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(arguments: argparse.Namespace) -> int:
     if arguments.detections and len(arguments.data) > 1:
         raise InputError("--detections needs a single part in --data, as features files do not name the part")
+    if arguments.detections and not is_part(arguments.data[0]):
+        raise InputError(f"--detections needs a part of WAB in --data, which {arguments.data[0]} is not")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     models = {path.stem: load_embedder(path).to(device) for path in checkpoint_files(arguments.checkpoints)}
-    largest_px = max(max(max(size) for size in TEMPLATES[model.config.template]) for model in models.values())
-    sides_px = {recipe.max_crop_side_px for recipe in RECIPES.values()}
-    max_side_px = min(side_px for side_px in sides_px if side_px >= largest_px)
+    max_side_px = cached_side_px(model.config.template for model in models.values())
     fraction = {}
     if arguments.detections:
         crops, found = detected_crops(arguments.data[0], arguments.cache, arguments.detections, max_side_px=max_side_px)
         fraction = {"found": round(found, 4)}
     else:
-        crops = prepare_crops(arguments.data, arguments.cache, max_side_px=max_side_px)
+        crops = prepare_crops(arguments.data, arguments.cache, max_side_px=max_side_px, split="test")
     embeddings = {name: embed_crops(model, crops) for name, model in models.items()}
     for size in sorted({1, min(2, len(models)), len(models)}):
         for names in combinations(embeddings, size):
-            metrics = retrieval_in_both_directions(fuse([embeddings[name] for name in names]), crops)
+            metrics = retrieval(fuse([embeddings[name] for name in names]), crops)
             print(json.dumps({"models": names, "crops": len(crops), **fraction, **metrics}), flush=True)
     return 0
 

@@ -128,7 +128,7 @@ def _create_backbone(config: EmbedderConfig, *, pretrained: bool) -> Any:
 def save_embedder(model: Embedder, checkpoint: Path) -> None:
     """Write the weights to `checkpoint` (.pth) and the config to the .json file beside it."""
     model.config.save(checkpoint.with_suffix(".json"))
-    save_checkpoint({"model": model.state_dict()}, checkpoint)
+    save_checkpoint({"model": {name: value.cpu() for name, value in model.state_dict().items()}}, checkpoint)
 
 
 def load_embedder(checkpoint: Path) -> Embedder:

@@ -1,8 +1,11 @@
 """The hyperparameters of the embedders' trainings."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+
+import timm
 
 from training.embedder.model import DEMO, PRODUCTION, EmbedderConfig
+from training.embedder.templates import cached_side_px, crop_sizes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,13 +24,17 @@ class Recipe:
     warmup_fraction: float = 0.025  # of the first cosine
     template_sets: tuple[str, ...] = ("S", "SM", "M")
     heavy_augmentation: bool = True  # False: only mirroring and the jitter of boxes
-    max_crop_side_px: int = 600  # longest side of a cached crop
     scale: float = 30.0
     margin: float = 0.3
 
     @property
     def total_epochs(self) -> int:
         return self.num_epochs + self.num_restarts * self.restart_epochs
+
+    @property
+    def max_crop_side_px(self) -> int:
+        """Longest side of a cached crop."""
+        return cached_side_px((*self.template_sets, self.model.template))
 
 
 def production(name: str) -> Recipe:
@@ -55,8 +62,32 @@ def demo(name: str) -> Recipe:
         seed=seed,
         learning_rate=2e-3,
         template_sets=("XS",),
-        max_crop_side_px=240,
     )
+
+
+def with_backbone(recipe: Recipe, backbone: str) -> Recipe:
+    """Return the recipe for another timm model, with the model's own preprocessing.
+
+    If timm says that the model takes images of one size only, crops get this size. Raises ValueError for a name that
+    timm does not know.
+    """
+    if not timm.is_model(backbone):
+        raise ValueError(f"timm has no model {backbone!r}; see timm.list_models()")
+    model = replace(recipe.model, backbone=backbone, backbone_options={})
+    description = timm.get_pretrained_cfg(backbone)
+    if description is None:
+        return replace(recipe, model=model)
+    (r, g, b), (std_r, std_g, std_b) = description.mean, description.std
+    model = replace(model, mean=(255 * r, 255 * g, 255 * b), std=(255 * std_r, 255 * std_g, 255 * std_b))
+    recipe = replace(recipe, model=model)
+    _, height, width = description.input_size
+    return with_crop_size(recipe, f"{width}x{height}") if description.fixed_input_size else recipe
+
+
+def with_crop_size(recipe: Recipe, size: str) -> Recipe:
+    """Return the recipe with these sizes of crops, in training as at test time; see `crop_sizes`."""
+    crop_sizes(size)  # raises ValueError
+    return replace(recipe, model=replace(recipe.model, template=size), template_sets=(size,))
 
 
 RECIPES: dict[str, Recipe] = {name: production(name) for name in PRODUCTION}

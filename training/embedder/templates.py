@@ -1,7 +1,9 @@
 """The crop sizes: a crop is resized to the template of the nearest aspect ratio, so that a batch has one shape."""
 
+import math
 import re
 from bisect import bisect_left
+from collections.abc import Iterable
 from itertools import pairwise
 
 ASPECT_RATIOS: tuple[float, ...] = (
@@ -92,6 +94,22 @@ def crop_sizes(name: str) -> dict[float, tuple[int, int]]:
         raise ValueError(f"crops is {name!r}, not one of {', '.join(TEMPLATES)} or a size such as '224x224'")
     width, height = int(match[1]), int(match[2])
     return {width / height: (width, height)}
+
+
+def crop_size(name: str, aspect: int) -> tuple[int, int]:
+    """Return the (width, height) of a crop in `crop_sizes(name)`, given the index of its aspect ratio."""
+    sizes = list(crop_sizes(name).values())
+    return sizes[aspect] if len(sizes) > 1 else sizes[0]
+
+
+def cached_side_px(names: Iterable[str]) -> int:
+    """Return how long the longer side of a cached crop must be at most, to be resized to these sets of sizes.
+
+    A cached crop has a margin, so its sides are up to 1.3 times as long as the crop's. Few different lengths let
+    trainings and evaluations share a cache.
+    """
+    needed = math.ceil(1.25 * max(max(size) for name in names for size in crop_sizes(name).values()))
+    return next((side for side in (240, 600) if side >= needed), needed)
 
 
 _MIDDLES = tuple((a + b) / 2 for a, b in pairwise(ASPECT_RATIOS))

@@ -48,6 +48,8 @@ class EmbedderTrainer:
         self.rank, num_processes = distributed.rank_and_size()
         self.device = device
         self.dataset = CropDataset(crops, augmentation(heavy=recipe.heavy_augmentation))
+        if self.dataset.num_identities < 2:
+            raise ValueError(f"identities in the data: {self.dataset.num_identities}, but at least two are needed")
         self.batches = AspectBatches(
             crops,
             batch_size=recipe.batch_size,
@@ -152,7 +154,7 @@ class EmbedderTrainer:
         Raises ValueError, naming the differences, if it was saved with a different recipe or different crops.
         """
         state = read_checkpoint(path)  # on the CPU, where Adam keeps its step counts
-        check_same_run(self.identity, state.get("identity", {}), path)
+        check_same_run(self.identity, state.get("identity") if isinstance(state, dict) else None, path)
         self.epoch = state["epoch"]
         for name, part in self._parts().items():
             part.load_state_dict(state[name])

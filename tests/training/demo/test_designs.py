@@ -1,9 +1,9 @@
 from collections import Counter
 from dataclasses import replace
 
+from training.datasets.wab import LABELS
 from training.demo.designs import KINDS, _bgr, item_designs
 from training.demo.textures import _contrasting
-from training.wab.dataset import LABELS
 
 
 def test_designs_depend_on_seed_and_item_only() -> None:

@@ -7,16 +7,15 @@ import pytest
 
 pytest.importorskip("detectron2", reason="detectron2 is not installed")
 
-from livematch.media.annotations import Annotation
+from training.datasets.images import AnnotatedImage, BoxAnnotation
 from training.detector.data import Batches, bgr_tensor, plan_batches, resize, resized_size
 from training.detector.recipe import demo, stage2, stage3
-from training.wab.dataset import AnnotatedImage
 
 pytestmark = pytest.mark.detectron2
 
 
-def annotation(*box: int) -> Annotation:
-    return Annotation("短裙", 0, 0, 7, box)
+def annotation(*box: int, class_id: int = 0) -> BoxAnnotation:
+    return BoxAnnotation(box, class_id)
 
 
 @pytest.mark.parametrize(
@@ -65,14 +64,20 @@ def test_boxes_follow_the_garment_through_scale_and_flip(tmp_path: Path) -> None
     pixels = np.zeros((200, 100, 3), np.uint8)
     pixels[40:120, 10:50] = 255
     cv2.imwrite(str(tmp_path / "0.png"), pixels)
-    picture = AnnotatedImage("1", "0", tmp_path / "0.png", None, (annotation(10, 40, 50, 120), annotation(0, 0, 1, 1)))
+    picture = AnnotatedImage(
+        "1",
+        "0",
+        tmp_path / "0.png",
+        None,
+        (annotation(0, 0, 1, 1, class_id=1), annotation(10, 40, 50, 120, class_id=2)),
+    )
     recipe = replace(demo(), iterations=8, batch_size=1)
     batches = Batches([picture], recipe, seed=3)
     sides = set()
     for inputs in (batches[i] for i in range(8)):
         image, instances = inputs[0]["image"], inputs[0]["instances"]
         height, width = image.shape[1:]
-        assert len(instances) == 1
+        assert instances.gt_classes.tolist() == [2]  # the other box is too small
         assert instances.image_size == (height, width)
         x0, y0, x1, y1 = instances.gt_boxes.tensor[0].round().int().tolist()
         assert image[:, y0 + 3 : y1 - 3, x0 + 3 : x1 - 3].min() == 255

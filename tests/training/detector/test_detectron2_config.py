@@ -8,7 +8,14 @@ import pytest
 import yaml
 
 from training.detector.config import PRODUCTION, DetectorConfig
-from training.detector.detectron2_config import _TRAINING_ONLY, DEFAULTS, REQUIRED, read_config
+from training.detector.detectron2_config import (
+    _TRAINING_ONLY,
+    DEFAULTS,
+    REQUIRED,
+    ImageSizes,
+    read_config,
+    read_image_sizes,
+)
 
 # What every Faster R-CNN with a feature pyramid sets.
 BASE = """
@@ -84,6 +91,16 @@ def test_settings_are_inherited_and_replaced(base: Path) -> None:
     assert config.box_weights == (20, 20, 10, 10) and config.has_class_agnostic_boxes
     assert (config.box_head_layers, config.box_head_dim, config.sampling_ratio) == (3, 512, 2)
     assert (config.anchor_offset, config.anchor_ratios, config.max_detections) == (0.5, (1.0, 3.0), 50)
+
+
+def test_sizes_of_images_are_read_for_training(base: Path) -> None:
+    assert read_image_sizes(base) == ImageSizes()
+    path = derived(base, ("INPUT", {"MIN_SIZE_TRAIN": "(480, 320, 400)", "MAX_SIZE_TRAIN": 900, "MIN_SIZE_TEST": 480}))
+    expected = ImageSizes(short_sides_px=(320, 480), max_side_px=900, test_short_side_px=480, test_max_side_px=1333)
+    assert read_image_sizes(path) == expected
+    for value, message in ((0, r"MIN_SIZE_TRAIN\[0\] is 0"), ([640, "x"], r"MIN_SIZE_TRAIN\[1\] is 'x'")):
+        with pytest.raises(ValueError, match=rf"derived0\.yaml: INPUT\.{message}, not a positive number of pixels"):
+            read_image_sizes(derived(base, ("INPUT.MIN_SIZE_TRAIN", value)))
 
 
 def test_a_base_may_be_in_another_folder_or_one_of_several(base: Path) -> None:

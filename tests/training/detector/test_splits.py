@@ -4,15 +4,14 @@ import cv2
 import numpy as np
 import pytest
 
-from livematch.media.annotations import Annotation
+from training.datasets.images import AnnotatedImage, BoxAnnotation
 from training.detector.splits import keep_readable, split_by_item
-from training.wab.dataset import AnnotatedImage
 
 
 def picture(path: Path, *boxes: tuple[int, int, int, int]) -> AnnotatedImage:
     """An image of 100 × 200 pixels (width × height)."""
     cv2.imwrite(str(path), np.full((200, 100, 3), 90, np.uint8))
-    return AnnotatedImage("1", path.stem, path, None, tuple(Annotation("短裙", 0, 0, 7, box) for box in boxes))
+    return AnnotatedImage("1", path.stem, path, None, tuple(BoxAnnotation(box) for box in boxes))
 
 
 def test_boxes_are_counted_as_clipped_dropped_or_neither(tmp_path: Path) -> None:

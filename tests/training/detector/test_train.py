@@ -16,7 +16,7 @@ pytest.importorskip("detectron2", reason="detectron2 is not installed")
 
 from detectron2.engine import launch
 
-from livematch.media.annotations import Annotation
+from training.datasets.images import AnnotatedImage, BoxAnnotation
 from training.detector.config import DEMO
 from training.detector.model import build_detector
 from training.detector.progress import read_log
@@ -25,7 +25,6 @@ from training.detector.splits import read_splits
 from training.detector.train import main
 from training.detector.trainer import DetectorTrainer, train
 from training.detector.weights import load_checkpoint, load_weights
-from training.wab.dataset import AnnotatedImage
 
 pytestmark = pytest.mark.detectron2
 
@@ -41,7 +40,7 @@ def draw_pictures(directory: Path, num_items: int) -> list[AnnotatedImage]:
         pixels[BOX[1] : BOX[3], BOX[0] : BOX[2]] += 150
         path = directory / f"{item}.jpg"
         cv2.imwrite(str(path), pixels)
-        pictures.append(AnnotatedImage(str(item), "0", path, None, (Annotation("短裙", 0, 0, 7, BOX),)))
+        pictures.append(AnnotatedImage(str(item), "0", path, None, (BoxAnnotation(BOX),)))
     return pictures
 
 
@@ -114,7 +113,8 @@ def test_a_killed_and_resumed_run_has_the_loss_curve_of_an_unbroken_one(tmp_path
 
 @pytest.mark.slow
 def test_200_iterations_on_the_demo_world(tmp_path: Path, demo_world: Path) -> None:
-    pictures, validation, _ = read_splits([demo_world], (), tmp_path / "cache", max_bad_images=0)
+    splits = read_splits([demo_world], (), tmp_path / "cache", max_bad_images=0)
+    pictures, validation = splits.training, splits.validation
     recipe = replace(
         demo(),
         iterations=200,
@@ -183,7 +183,8 @@ def test_command_writes_checkpoint_config_and_metrics(tmp_path: Path, capfd: pyt
     assert (output / "detector.pth").stat().st_size <= 6e6
     assert main(arguments) == 2
     assert f"{output}/last.pt exists: continue that run with --resume" in capfd.readouterr().err
-    reason = f"{output}/last.pt is of a different run and cannot be resumed: iterations 1, here 2"
+    difference = "--iterations 1 (here 2): pass the same to resume it, or remove the file to train anew"
+    reason = f"{output}/last.pt was trained with {difference}"
     for num_processes in (1, 2):
         if torch.cuda.is_available() and torch.cuda.device_count() < num_processes:
             continue

@@ -8,12 +8,11 @@ import torch
 from PIL import ImageFile
 from torchvision.transforms import v2
 
-from livematch.media.annotations import Annotation
+from training.datasets.images import AnnotatedImage, BoxAnnotation
 from training.embedder.augment import augmentation
 from training.embedder.crops import Crop, cut_crops, prepare_crops
 from training.embedder.data import CropDataset
 from training.embedder.evaluate import retrieval_in_both_directions
-from training.wab.dataset import AnnotatedImage
 
 
 def photo(path: Path, *boxes: tuple[int, int, int, int], level: int = 90) -> AnnotatedImage:
@@ -21,7 +20,7 @@ def photo(path: Path, *boxes: tuple[int, int, int, int], level: int = 90) -> Ann
     path.parent.mkdir(parents=True, exist_ok=True)
     cv2.imwrite(str(path), np.full((50, 40, 3), level, np.uint8))
     return AnnotatedImage(
-        "1", path.stem, path, None, tuple(Annotation("短裙", 0, 0, i, box) for i, box in enumerate(boxes, 1))
+        "1", path.stem, path, None, tuple(BoxAnnotation(box, instance_id=i) for i, box in enumerate(boxes, 1))
     )
 
 

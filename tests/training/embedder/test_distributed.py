@@ -140,7 +140,7 @@ def test_an_error_in_torchruns_processes_is_shown_and_ends_all_of_them(tmp_path:
         *("-m", "training.embedder.train", "--config", "demo-b6", "--data", str(tmp_path), "--output", str(tmp_path))
     )
     assert finished.returncode != 0
-    assert f"training.embedder.train: {tmp_path}/image_annotation: no such folder" in finished.stderr
+    assert f"training.embedder.train: {tmp_path} holds no folder per identity" in finished.stderr
 
 
 def test_more_processes_than_gpus_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,7 +8,8 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from livematch.media.annotations import Annotation
+from training.datasets.images import AnnotatedImage, BoxAnnotation
+from training.datasets.wab import read_part
 from training.embedder import evaluate
 from training.embedder.crops import prepare_crops
 from training.embedder.evaluate import (
@@ -20,7 +21,6 @@ from training.embedder.evaluate import (
     retrieval_metrics,
 )
 from training.embedder.model import DEMO, Embedder, load_embedder, save_embedder
-from training.wab.dataset import AnnotatedImage, read_part
 
 
 def test_retrieval_by_hand() -> None:
@@ -61,8 +61,8 @@ def test_fused_vectors_have_unit_length_and_the_mean_cosine() -> None:
 
 
 def test_a_garment_gets_the_detection_that_shows_it() -> None:
-    def garment(instance_id: int, box: tuple[int, int, int, int]) -> Annotation:
-        return Annotation("短裙", 0, 0, instance_id, box)
+    def garment(instance_id: int, box: tuple[int, int, int, int]) -> BoxAnnotation:
+        return BoxAnnotation(box, instance_id=instance_id)
 
     left, right, missed = garment(1, (0, 0, 100, 100)), garment(2, (100, 0, 200, 100)), garment(3, (300, 0, 400, 100))
     picture = AnnotatedImage("1", "0", Path("0.jpg"), None, (left, right, missed))

@@ -15,19 +15,7 @@ from tqdm import tqdm
 
 from livematch.errors import LivematchError
 from livematch.media.videos import read_frames
-from training.wab.dataset import AnnotatedImage, read_part
-
-
-def read_parts(
-    directories: Sequence[Path], cache_directory: Path, bad: list[str] | None = None
-) -> list[list[AnnotatedImage]]:
-    """Return the images of each part, with their frames extracted to `cache_directory/frames`.
-
-    Raises ValueError if a part is given twice; for other errors, and for `bad`, see `read_part` and `cache_frames`.
-    """
-    if len({directory.resolve() for directory in directories}) < len(directories):
-        raise ValueError(f"a part is given twice: {[str(directory) for directory in directories]}")
-    return [cache_frames(read_part(directory, bad), cache_directory / "frames", bad=bad) for directory in directories]
+from training.datasets.images import AnnotatedImage
 
 
 def source_key(path: Path, *details: object) -> str:
@@ -40,7 +28,7 @@ def source_key(path: Path, *details: object) -> str:
 def cache_frames(
     images: Sequence[AnnotatedImage], cache_directory: Path, *, bad: list[str] | None = None
 ) -> list[AnnotatedImage]:
-    """Write every frame among `images` to a JPEG file under `cache_directory/<video_id>`, in one pass per clip.
+    """Write every frame among `images` to a JPEG file under `cache_directory`, in one pass per clip.
 
     Frames that are cached already are not decoded again. The cache distinguishes clips of the same name, and notices
     when a clip was rewritten.
@@ -62,7 +50,7 @@ def cache_frames(
     for image in images:
         if image.frame_index is not None:
             if image.path not in folders:
-                folders[image.path] = cache_directory / image.item_id / source_key(image.path)
+                folders[image.path] = cache_directory / image.cache_folder / source_key(image.path)
             target = folders[image.path] / f"{image.frame_index}.jpg"
             if not target.exists():
                 missing[image.path][image.frame_index] = target

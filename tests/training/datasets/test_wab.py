@@ -9,15 +9,16 @@ import numpy as np
 import pytest
 from PIL import ExifTags, Image
 
-from livematch.media.annotations import Annotation
-from training.wab.dataset import LABELS, check_bad, digest, read_part, usable_boxes
-from training.wab.frames import cache_frames, read_parts, read_rgb, read_size
+from training.datasets.frames import cache_frames, read_rgb, read_size
+from training.datasets.images import BoxAnnotation, check_bad, digest, usable_boxes
+from training.datasets.sources import read_boxes
+from training.datasets.wab import LABELS, read_part
 
 ANNOTATION = {"label": "短裙", "viewpoint": 0, "display": 1, "instance_id": 20001301, "box": [10, 20, 90, 120]}
 
 
-def box(*edges: int) -> Annotation:
-    return Annotation("短裙", 0, 0, 7, edges)
+def box(*edges: int) -> BoxAnnotation:
+    return BoxAnnotation(edges, instance_id=7)
 
 
 def write_video(path: Path, num_frames: int, *, first_level: int = 0) -> None:
@@ -86,7 +87,7 @@ def test_there_are_23_labels() -> None:
 def test_photos_come_first_in_number_order_then_frames(part: Path) -> None:
     pictures = read_part(part)
     assert [(p.name, p.frame_index) for p in pictures] == [("2", None), ("10", None), ("f0", 0), ("f40", 40)]
-    assert pictures[0].annotations == (Annotation("短裙", 0, 1, 20001301, (10, 20, 90, 120)),)
+    assert pictures[0].annotations == (BoxAnnotation((10, 20, 90, 120), instance_id=20001301),)
     assert [len(p.annotations) for p in pictures] == [1, 1, 0, 2]
 
 
@@ -189,10 +190,10 @@ def test_parts_of_one_name_keep_their_frames_apart(part: Path, tmp_path: Path) -
     for path in parts:
         shutil.copytree(part, path, ignore=shutil.ignore_patterns("parts"))
     write_video(parts[1] / "video/000013.mp4", 60, first_level=90)
-    first, second = read_parts(parts, tmp_path / "cache")
+    (first, second), _ = read_boxes(parts, tmp_path / "cache", [])
     assert read_rgb(first[2]).max() < 20 and read_rgb(second[2]).min() > 80
-    with pytest.raises(ValueError, match="a part is given twice"):
-        read_parts([parts[0], parts[1] / "../../a"], tmp_path / "cache")
+    with pytest.raises(ValueError, match="names a file or folder twice"):
+        read_boxes([parts[0], parts[1] / "../../a"], tmp_path / "cache", [])
 
 
 def test_size_is_that_of_the_upright_picture(part: Path) -> None:
