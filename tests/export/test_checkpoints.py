@@ -72,6 +72,18 @@ def test_the_detector_may_be_of_the_model_zoo(tmp_path: Path) -> None:
     assert find_checkpoint(tmp_path, "detector") == (tmp_path / "detector.pkl", tmp_path / "detector.yaml")
 
 
+@pytest.mark.parametrize(("stated", "expected"), [(None, ["hat"]), (["shirt"], ["shirt"])])
+def test_class_names_come_from_the_pipeline_or_else_from_training(
+    tmp_path: Path, stated: list[str] | None, expected: list[str]
+) -> None:
+    config = load_pipeline(pipeline(tmp_path, class_names=stated, embedders={"b6": None}))
+    (tmp_path / "detector.pth").touch()
+    replace(demo().detector_config, class_names=("hat",)).save(tmp_path / "detector.json")
+    (tmp_path / "embedder_b6.pth").touch()
+    embedder_model.DEMO["b6"].save(tmp_path / "embedder_b6.json")
+    assert resolve(config, tmp_path).labels == expected
+
+
 def test_an_embedder_that_contradicts_its_checkpoint_is_named() -> None:
     other = replace(demo(), embedders=demo().embedders | {"b7": replace(embedder_model.DEMO["b7"], embedding_size=256)})
     with pytest.raises(ValueError, match=r"embedder_b7\.json does not match .* embedding_size is 512, not 256"):
