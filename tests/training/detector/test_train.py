@@ -243,7 +243,7 @@ def test_a_stage_or_a_config_is_asked_for(capsys: pytest.CaptureFixture[str]) ->
     errors = capsys.readouterr().err
     assert main(["--stage", "2", "--data", "nowhere", "--output", "nowhere"]) == 2
     assert "needs --backbone-weights or --weights: there is no nowhere/stage1/detector.pth" in capsys.readouterr().err
-    assert "one of the arguments --stage --config is required" in errors
+    assert "one of the arguments --stage --config --config-file is required" in errors
     assert "not allowed with argument --stage" in errors and "invalid choice: 4" in errors
 
 
