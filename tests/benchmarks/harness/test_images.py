@@ -59,7 +59,8 @@ def test_seeking_a_frame_decodes_that_frame(demo_world: Path) -> None:
 
 @pytest.mark.parametrize("kind", ["image", "frame"])
 def test_a_world_without_images_is_named(tmp_path: Path, kind: Kind) -> None:
-    for folder in ("image", "video"):
-        (tmp_path / folder).mkdir()
-    with pytest.raises(InputError, match=f"{tmp_path.name} has no images or clips"):
+    for folder in ("image/item", "video"):
+        (tmp_path / folder).mkdir(parents=True)
+    message = {"image": f"{tmp_path.name} has no images or clips", "frame": "video holds nothing: expected"}[kind]
+    with pytest.raises(InputError, match=message):
         sample_images(tmp_path, kind, 4, seed=0)
