@@ -153,7 +153,7 @@ class PipelineConfig:
         if names is not None and len(set(names)) < len(names):
             raise ValueError(f"class_names has a name twice: {', '.join(names)}")
         if names is not None and self.detector is not None and len(names) != self.detector.num_classes:
-            raise ValueError(f"class_names has {len(names)} entries, but num_classes is {self.detector.num_classes}")
+            raise ValueError(f"class_names has {len(names)} names, the detector {self.detector.num_classes} class(es)")
 
     @property
     def templates(self) -> dict[float, tuple[int, int]]:

@@ -66,7 +66,7 @@ def test_the_detector_may_be_of_the_model_zoo(tmp_path: Path) -> None:
     resolved = resolve(config, tmp_path)
     detector = resolved.detector_config
     assert resolved.labels == [str(label) for label in range(13)]
-    with pytest.raises(ValueError, match="class_names has 2 entries, but num_classes is 13"):
+    with pytest.raises(ValueError, match="class_names has 2 names, the detector 13 class"):
         resolve(replace(config, class_names=("shirt", "hat")), tmp_path)
     assert (detector.num_classes, detector.max_detections) == (13, 100) and "101" in detector.backbone
     assert find_checkpoint(tmp_path, "detector") == (tmp_path / "detector.pkl", tmp_path / "detector.yaml")

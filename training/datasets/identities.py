@@ -89,7 +89,9 @@ def read_csv(path: Path, bad: list[str], *, split: str | None = None) -> list[An
         else:
             bad.append(f"{line}: path is {row['path']!r}, but there is no {image.path}")
     if not images and not bad:
-        raise FileFormatError(f"{path} has no rows" if split is None else f"{path} has no rows of split {split!r}")
+        raise FileFormatError(
+            f"{path} has no rows" if split is None or not rows else f"{path} has no rows of split {split!r}"
+        )
     return images
 
 

@@ -76,7 +76,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 
     evaluate = add_command("evaluate", "score a result against annotations")
     evaluate.add_argument("--result", type=Path, required=True, help="result.json to score")
-    about_truth = "folder of image_annotation/ and video_annotation/"
+    about_truth = "folder of image_annotation/ and video_annotation/, where a clip has the id of its item"
     evaluate.add_argument("--truth", type=Path, metavar="DIR", required=True, help=about_truth)
     evaluate.add_argument("-o", "--output", type=_output, help="also write the score to this JSON file")
 
@@ -109,7 +109,7 @@ def _add_connection_options(parser: argparse.ArgumentParser) -> None:
     server.add_argument("--repository", type=Path, help=about_repository)
     about_tries = "tries per request and server while all servers are down or overloaded"
     _add_setting(parser, "--max-tries", 10, about_tries, type=_positive, metavar="N")
-    about_scale = "scale the crops by F, 1 to 2; use the same for images and videos"
+    about_scale = "scale the crops by F, 1 to 2; use the same for photos and clips"
     parser.add_argument(
         "--min-score",
         type=float,
@@ -132,7 +132,7 @@ def _add_key_option(parser: argparse.ArgumentParser, description: str) -> None:
 
 def _add_embedding_options(parser: argparse.ArgumentParser) -> None:
     _add_connection_options(parser)
-    about_frames = "frames of each video to embed, STOP excluded"
+    about_frames = "frames of each clip to embed, STOP excluded"
     _add_setting(parser, "--frames", "80:400:20", about_frames, type=_frame_range, metavar="START:STOP:STEP")
     about_concurrency = "number of files to work on at once (default: twice the number of CPUs, at least 4)"
     parser.add_argument("--concurrency", type=_positive, metavar="N", help=about_concurrency)

@@ -14,10 +14,11 @@ positive if it has a positive box. The competition's official text is lost; thes
 scripts of its participants agree.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from livematch.errors import InputError
 from livematch.evaluation.ground_truth import GroundTruth
 from livematch.evaluation.results import Answer
 from livematch.types import Box
@@ -68,7 +69,12 @@ def evaluate(result: Mapping[str, Answer], truth: GroundTruth) -> Score:
 
     >>> score = evaluate(read_result("result.json"), read_ground_truth("wab/part1"))
     >>> print(score.final, score.s1.f1)
+
+    Raises:
+        InputError: no video or no item of the result is annotated, so that every answer would count as wrong.
     """
+    _require_common("video", list(result), truth.frames)
+    _require_common("item", [answer.item_id for answer in result.values()], truth.images)
     positive_videos = set(truth.positive_videos())
     levels = {
         video_id: _reached_level(video_id, answer, truth) if video_id in positive_videos else 0
@@ -98,6 +104,14 @@ def iou(first: Box, second: Box) -> float:
     intersection = max(width, 0) * max(height, 0)
     union = _area(first) + _area(second) - intersection
     return intersection / union if union else 0.0
+
+
+def _require_common(kind: str, ids: Sequence[str], annotated: Collection[str]) -> None:
+    if ids and not any(name in annotated for name in ids):
+        raise InputError(
+            f"no {kind} of the result is annotated, for example {ids[0]}; annotated is "
+            f"{min(annotated, default='none')}. A video must have the id of the item that it shows"
+        )
 
 
 def _reached_level(video_id: str, answer: Answer, truth: GroundTruth) -> int:

@@ -105,8 +105,8 @@ class LocalServer:
         """Start the server and wait until every model is ready; after a LocalServerError, no process is left."""
         if self._process is not None:
             raise LocalServerError(f"the server for {self.repository} is already running (pid {self._process.pid})")
-        if not self.repository.is_dir():
-            raise LocalServerError(f"no model repository at {self.repository}")
+        if not any(self.repository.glob("*/config.pbtxt")):
+            raise LocalServerError(f"no model repository at {self.repository}: no folder with a config.pbtxt")
         self._ports = _reserve_ports(self.host, self._ports or self._requested_ports)
         with contextlib.ExitStack() as resources:
             folder = Path(resources.enter_context(tempfile.TemporaryDirectory(prefix="livematch-server-")))

@@ -184,6 +184,8 @@ def free_port() -> int:
 def test_errors_are_one_line(tmp_path, monkeypatch, capsys, command, message):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "image" / "000013").mkdir(parents=True)
+    (tmp_path / "detector").mkdir()
+    (tmp_path / "detector" / "config.pbtxt").touch()
     code, summary, stderr = run_command(capsys, *command.split())
     assert (code, summary) == (2, {})
     assert stderr.splitlines() == error_lines(stderr)

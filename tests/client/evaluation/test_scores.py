@@ -1,6 +1,6 @@
 import pytest
 
-from livematch import GroundTruth, evaluate
+from livematch import GroundTruth, InputError, evaluate
 from livematch.evaluation.results import Answer
 from livematch.evaluation.scores import iou
 from livematch.media.annotations import Annotation
@@ -128,3 +128,20 @@ def test_a_perfect_result_scores_one():
 def test_iou(first, second, expected):
     assert iou(first, second) == pytest.approx(expected)
     assert iou(second, first) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    ("result", "message"),
+    [
+        ({"v": answer("a", 40)}, "no video of the result is annotated, for example v; annotated is a"),
+        ({"a": answer("sku-1", 40), "v": answer("sku-2", 40)}, "no item .* for example sku-1; annotated is a"),
+    ],
+)
+def test_ids_of_another_data_set_are_refused(result, message):
+    with pytest.raises(InputError, match=message):
+        evaluate(result, truth_of("a", "b"))
+
+
+def test_one_annotated_video_and_item_suffice():
+    score = evaluate({"a": answer("sku-1", 40), "v": answer("b", 40)}, truth_of("a", "b"))
+    assert score.levels == {"a": 0, "v": 0}

@@ -170,6 +170,12 @@ def test_missing_repository(tmp_path: Path) -> None:
         LocalServer(tmp_path / "nowhere").start()
 
 
+def test_folder_without_models(tmp_path: Path) -> None:
+    (tmp_path / "image").mkdir()
+    with pytest.raises(LocalServerError, match=r"no model repository at .*: no folder with a config\.pbtxt"):
+        LocalServer(tmp_path).start()
+
+
 @pytest.mark.parametrize(("argument", "service"), [("grpc_port", "gRPC"), ("http_port", "HTTP")])
 def test_taken_port_is_named(repository: Path, argument: str, service: str) -> None:
     with socket.socket() as taken:

@@ -123,6 +123,11 @@ def test_a_split_without_rows_is_an_error(tmp_path: Path) -> None:
         read_csv(path, [], split="test")
 
 
+def test_a_file_without_rows_does_not_blame_the_split(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"data\.csv has no rows$"):
+        read_csv(write(tmp_path, "path,identity\n"), [], split="train")
+
+
 def test_another_encoding_is_named(tmp_path: Path) -> None:
     path = write(tmp_path, "")
     path.write_bytes("path,identity\n0.jpg,短裙\n".encode("gbk"))
