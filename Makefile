@@ -15,7 +15,7 @@ demo: .venv/.installed
 	$(RUN) -m export.build --pipeline demo --checkpoints training/demo/checkpoints --output $(DEMO)/model_repository
 	rm -rf $(DEMO)/features
 	.venv/bin/livematch run --repository $(DEMO)/model_repository --images $(DEMO)/world/image \
-		--videos $(DEMO)/world/video --truth $(DEMO)/world --output $(DEMO)
+		--videos $(DEMO)/world/video --truth $(DEMO)/world --rule contest --output $(DEMO)
 
 test: .venv/.installed
 	$(RUN) -m pytest
@@ -67,7 +67,7 @@ lock: .venv/.installed
 	mkdir -p build
 	echo "numpy>=2" > build/override.txt
 	.venv/bin/uv pip compile pyproject.toml --quiet --extra server --extra export --extra training \
-		--extra benchmarks --extra milvus --extra dev --override build/override.txt \
+		--extra evaluation --extra benchmarks --extra milvus --extra dev --override build/override.txt \
 		--no-header --no-annotate --no-emit-index-url --output-file requirements.txt
 
 # nvidia-pytriton, which provides the local server's Python backend, supports Python up to 3.13.

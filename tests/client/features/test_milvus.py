@@ -135,7 +135,7 @@ def test_a_malformed_address_is_refused():
 def test_a_missing_gallery_is_named_and_not_created(world, tmp_path, capsys):
     address = f"milvus:{tmp_path / 'typo.db'}"
     options = ("--gallery", address)
-    match_options = ("--queries", world[0].origin, "-o", str(tmp_path / "result.json"))
+    match_options = ("--rule", "contest", "--queries", world[0].origin, "-o", str(tmp_path / "result.json"))
     for command in (("delete", *options, "--sources", "v"), ("match", *options, *match_options)):
         assert main(command) == 2
         assert "typo.db: holds no gallery; make one with `livematch load`" in capsys.readouterr().err
@@ -149,15 +149,27 @@ def test_the_commands_load_match_and_delete(world, tmp_path, capsys):
     address = f"milvus:{tmp_path / 'g.db'}"
     assert main(["load", "--gallery", address, "--features", gallery]) == 0
     for name, given in (("milvus", address), ("parquet", gallery)):
-        options = ["--quantile", "0.6", "-o", str(tmp_path / name), "--matches", str(tmp_path / f"{name}.matches")]
+        options = [
+            "--rule",
+            "contest",
+            "--quantile",
+            "0.6",
+            "-o",
+            str(tmp_path / name),
+            "--matches",
+            str(tmp_path / f"{name}.matches"),
+        ]
         assert main(["match", "--queries", queries, "--gallery", given, *options]) == 0
     for suffix in ("", ".matches"):
         written = [(tmp_path / f"{name}{suffix}").read_bytes() for name in ("milvus", "parquet")]
         assert written[0] == written[1]
-    assert len(json.loads(written[0])) > 5
+    assert len(json.loads(written[0])["matches"]) > 5
     assert main(["delete", "--gallery", address, "--sources", *dict.fromkeys(world[1].sources)]) == 0
-    assert main(["match", "--queries", queries, "--gallery", address, "-o", str(tmp_path / "none")]) == 4
+    command = ["match", "--queries", queries, "--gallery", address, "-o", str(tmp_path / "none")]
+    assert main([*command, "--rule", "contest"]) == 4
     assert json.loads(capsys.readouterr().out.splitlines()[-1]) == {"num_matches": 0}
+    assert main(command) == 2
+    assert "a gallery in Milvus needs --rule contest" in capsys.readouterr().err
 
 
 def test_a_missing_pymilvus_is_reported_in_one_line(tmp_path):
