@@ -6,6 +6,8 @@ neither on the BLAS library and its threads nor on how the rows are divided into
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Self
 
 import numpy as np
 import numpy.typing as npt
@@ -33,42 +35,48 @@ Distances = npt.NDArray[np.float64]
 
 
 def nearest(
-    queries: Features, gallery: Features, *, same_label: bool = False, memory_bytes: int = DEFAULT_MEMORY_BYTES
+    queries: Features,
+    gallery: Features,
+    *,
+    num_sources: int = 1,
+    same_label: bool = False,
+    memory_bytes: int = DEFAULT_MEMORY_BYTES,
 ) -> tuple[Indices, Distances]:
-    """Return the nearest gallery row of each query, and the squared distance 2 - 2·cos to it.
+    """Return, for each query, the nearest row of each of the nearest sources of the gallery, and its distance.
 
-    As many queries as fit into memory are held at once; for each such group, the whole gallery is read block by block.
+    The distance is the squared one of unit vectors, 2 - 2·cos. As many queries as fit into memory are held at once; for
+    each such group, the whole gallery is read block by block.
 
     Args:
+        num_sources: k, how many sources (items or clips) to find for each query.
         same_label: compare a query only with gallery rows of the same label.
         memory_bytes: how much memory this call may use in addition to what the process already uses; see
             `memory_left`.
 
     Returns:
-        hits: intp [n], numbers of gallery rows; of equally near rows, the first.
-        distances: float64 [n], 0..4; infinite for a query that was compared with no row.
+        hits: intp [n,k], numbers of gallery rows, the nearest first; of equally near rows, the first.
+        distances: float64 [n,k], 0..4; infinite where fewer than k sources were compared with a query.
 
     Raises:
         InputError: `memory_bytes` is too small.
         FeaturesError: a features file is damaged.
     """
-    hits = np.zeros(len(queries), np.intp)
-    distances = np.full(len(queries), np.inf)
+    found = _Nearest.empty(len(queries), num_sources, factorize(gallery.sources))
     num_held, num_rows = _plan_memory(memory_bytes, queries.embedding_size)
     query_labels, gallery_labels = np.split(factorize([*queries.labels, *gallery.labels]), [len(queries)])
     for held in queries.blocks(num_held):
-        largest = np.full(len(held.lengths), -np.inf, np.float32)
         for block in _read_ahead(gallery.blocks(num_rows, num_buffers=2)):
             directions = np.divide(block.embeddings, block.lengths[:, np.newaxis].astype(np.float32))
             row_labels = gallery_labels[block.start : block.start + len(directions)]
-            for start in range(0, len(largest), _TILE_QUERIES):
+            for start in range(0, len(held.lengths), _TILE_QUERIES):
                 part = slice(start, start + _TILE_QUERIES)
                 tile = Block(held.start + start, held.embeddings[part], held.lengths[part])
                 rows = slice(tile.start, tile.start + len(tile.lengths))
-                is_excluded = query_labels[rows, np.newaxis] != row_labels if same_label else None
-                pairs = _candidates(tile, directions, largest[part], is_excluded)
-                _keep_nearest(tile, block, *pairs, hits[rows], distances[rows])
-    return hits, distances
+                products = tile.embeddings @ directions.T
+                if same_label:
+                    products[query_labels[rows, np.newaxis] != row_labels] = -np.inf
+                found.update(tile, block, products)
+    return found.hits, found.distances
 
 
 def memory_left(limit_bytes: int) -> int:
@@ -85,57 +93,78 @@ def _read_ahead(blocks: Iterator[Block]) -> Iterator[Block]:
             yield block
 
 
-def _candidates(
-    queries: Block,
-    directions: npt.NDArray[np.float32],
-    largest: npt.NDArray[np.float32],
-    is_excluded: npt.NDArray[np.bool_] | None,
-) -> tuple[Indices, Indices]:
-    """Return the pairs of a query and a gallery row that may be nearer than all rows before.
+@dataclass(frozen=True)
+class _Nearest:
+    """What `nearest` has found so far, and the source of each gallery row as a number, intp [rows]."""
 
-    Args:
-        queries: need not have unit length, because their length does not change the order of the products.
-        directions: the gallery's embeddings scaled to unit length.
-        largest: each query's largest product so far, which is updated.
-        is_excluded: bool [queries,rows], pairs that do not count.
+    hits: Indices
+    distances: Distances
+    sources: Indices
 
-    Returns:
-        Indices of the queries, ascending, and of the rows.
-    """
-    products = queries.embeddings @ directions.T
-    if is_excluded is not None:
-        products[is_excluded] = -np.inf
-    row_largest = products.max(axis=1)
-    np.maximum(largest, row_largest, out=largest)
-    # A float32 cosine is off by at most (size + 8)·eps/2 in any order of summation, a difference of two by twice that.
-    margin = (directions.shape[1] + 8) * np.finfo(np.float32).eps
-    lowest = largest - (margin * queries.lengths).astype(np.float32)
-    near_queries = np.flatnonzero((row_largest >= lowest) & (row_largest > -np.inf))
-    positions, rows = np.nonzero(products[near_queries] >= lowest[near_queries, np.newaxis])
-    return near_queries[positions], rows
+    @classmethod
+    def empty(cls, num_queries: int, num_sources: int, sources: Indices) -> Self:
+        shape = num_queries, num_sources
+        return cls(np.zeros(shape, np.intp), np.full(shape, np.inf), sources)
+
+    def update(self, queries: Block, gallery: Block, products: npt.NDArray[np.float32]) -> None:
+        """Compare queries with gallery rows.
+
+        Args:
+            products: of the queries' embeddings, of any length, and the rows' directions, float32 [queries,rows]; -inf
+                for pairs that do not count.
+        """
+        tile = slice(queries.start, queries.start + len(queries.lengths))
+        pairs = list(self._candidates(queries, gallery, products, self.distances[tile, -1]))
+        query_indices, gallery_indices = (np.concatenate(part) for part in zip(*pairs, strict=True))
+        if not len(query_indices):
+            return
+        exact = _exact_distances(queries, gallery, query_indices, gallery_indices)
+        changed = np.unique(query_indices)
+        num_sources = self.hits.shape[1]
+        # All that is known of the changed queries, in the order in which it is preferred.
+        numbers = np.concatenate([np.repeat(changed, num_sources), query_indices])
+        hits = np.concatenate([self.hits[tile][changed].ravel(), gallery.start + gallery_indices])
+        distances = np.concatenate([self.distances[tile][changed].ravel(), exact])
+        order = np.lexsort((hits, distances, numbers))
+        order = order[_is_first(numbers[order], self.sources[hits[order]]) | np.isinf(distances[order])]
+        ranks = np.arange(len(order)) - np.searchsorted(numbers[order], numbers[order])
+        kept = order[ranks < num_sources]
+        self.hits[tile][changed] = hits[kept].reshape(-1, num_sources)
+        self.distances[tile][changed] = distances[kept].reshape(-1, num_sources)
+
+    def _candidates(
+        self, queries: Block, gallery: Block, products: npt.NDArray[np.float32], farthest: Distances
+    ) -> Iterator[tuple[Indices, Indices]]:
+        """Yield pairs of a query and a gallery row that may be nearer than what was found, for one source at a time.
+
+        `farthest` is the distance of the last source found so far of each query, float64 [queries].
+        """
+        # A float32 cosine is off by at most (size + 8)·eps/2 in any order of summation, a difference of two by twice
+        # that.
+        margin = (queries.embeddings.shape[1] + 8) * np.finfo(np.float32).eps
+        margins = (margin * queries.lengths).astype(np.float32)
+        lowest = ((1 - farthest / 2) * queries.lengths).astype(np.float32) - margins
+        sources = self.sources[gallery.start : gallery.start + products.shape[1]]
+        considered = np.arange(len(products))
+        for number in range(self.hits.shape[1]):
+            best = products.argmax(axis=1)
+            largest = products[np.arange(len(best)), best]
+            is_near = (largest >= lowest[considered]) & (largest > -np.inf)
+            considered, products, best, largest = (x[is_near] for x in (considered, products, best, largest))
+            positions, rows = np.nonzero(products >= (largest - margins[considered])[:, np.newaxis])
+            yield considered[positions], rows
+            if number + 1 < self.hits.shape[1]:
+                products[sources[best][:, np.newaxis] == sources] = -np.inf
 
 
-def _keep_nearest(
-    queries: Block,
-    gallery: Block,
-    query_indices: Indices,
-    gallery_indices: Indices,
-    hits: Indices,
-    distances: Distances,
-) -> None:
-    """Update `hits` and `distances` of the queries that have a pair nearer than all rows before.
-
-    Args:
-        query_indices, gallery_indices: the pairs, in order of query, then row.
-        hits, distances: of all `queries`. Rows of earlier blocks win ties.
-    """
-    exact = _exact_distances(queries, gallery, query_indices, gallery_indices)
-    order = np.lexsort((exact, query_indices))  # stable, so the first of equally near rows stays in front
-    candidates, first = np.unique(query_indices[order], return_index=True)
-    best = order[first]
-    is_nearer = exact[best] < distances[candidates]
-    hits[candidates[is_nearer]] = gallery.start + gallery_indices[best[is_nearer]]
-    distances[candidates[is_nearer]] = exact[best[is_nearer]]
+def _is_first(*columns: Indices) -> npt.NDArray[np.bool_]:
+    """Return for each row whether it is the first one with its values."""
+    order = np.lexsort(columns)  # stable
+    is_new = np.ones(len(order), bool)
+    is_new[1:] = np.any([np.diff(column[order]) != 0 for column in columns], axis=0)
+    is_first = np.empty(len(order), bool)
+    is_first[order] = is_new
+    return is_first
 
 
 def _exact_distances(queries: Block, gallery: Block, query_indices: Indices, gallery_indices: Indices) -> Distances:

@@ -116,7 +116,7 @@ def match(
     if options.same_label:
         _require_labels(gallery)
     hits, distances = nearest(queries, gallery, same_label=options.same_label, memory_bytes=memory_bytes)
-    return _vote(queries, gallery, hits, distances, options)
+    return _vote(queries, gallery, hits[:, 0], distances[:, 0], options)
 
 
 def _require_labels(features: Features) -> None:

@@ -54,7 +54,7 @@ def test_hits_depend_neither_on_the_tiles_nor_on_the_file(tmp_path, monkeypatch,
     for some_queries in (features(queries), open_features([tmp_path / "q"])):
         for some_gallery in (features(gallery), open_features([tmp_path / "g0", tmp_path / "g1"])):
             hits, distances = nearest(some_queries, some_gallery)
-            assert hits.tolist() == [k % 12 for k in range(77)]
+            assert hits.tolist() == [[k % 12] for k in range(77)]
             assert np.abs(distances).max() < 1e-12
 
 
@@ -63,7 +63,7 @@ def test_rows_of_the_same_direction_tie_whatever_their_length():
     directions = rng.integers(-9, 10, (40, 64))
     gallery = (directions[:, np.newaxis] * np.array([7, 1, 3, 5, 11])[:, np.newaxis]).reshape(200, 64)
     hits, _ = nearest(features(directions + rng.integers(-1, 2, (40, 64))), features(gallery))
-    assert hits.tolist() == list(range(0, 200, 5))
+    assert hits[:, 0].tolist() == list(range(0, 200, 5))
 
 
 def test_hits_are_those_of_float64():
@@ -72,8 +72,35 @@ def test_hits_are_those_of_float64():
     hits, distances = nearest(features(queries), features(gallery))
     units = [(v / np.linalg.norm(v, axis=1, keepdims=True)) for v in (queries, gallery)]
     expected = 2 - 2 * units[0] @ units[1].T
-    assert hits.tolist() == expected.argmin(axis=1).tolist()
-    assert distances == pytest.approx(expected.min(axis=1), abs=1e-6)
+    assert hits[:, 0].tolist() == expected.argmin(axis=1).tolist()
+    assert distances[:, 0] == pytest.approx(expected.min(axis=1), abs=1e-6)
+
+
+@pytest.mark.parametrize("seed", range(20))
+@pytest.mark.parametrize("num_sources", [1, 2, 5])
+def test_the_nearest_row_of_each_of_the_nearest_sources(monkeypatch, seed, num_sources):
+    """Compared with a loop over all pairs; small integers make many distances equal, small tiles many merges."""
+    rng = np.random.default_rng(seed)
+    monkeypatch.setattr(nearest_module, "_TILE_QUERIES", int(rng.integers(1, 9)))
+    monkeypatch.setattr(nearest_module, "_BLOCK_ROWS", int(rng.integers(3, 30)))
+    monkeypatch.setattr(nearest_module, "_MIN_BLOCK_ROWS", 1)
+    embeddings = rng.integers(-1, 2, size=(60, 5)).astype(np.float32)
+    embeddings[~embeddings.any(axis=1)] = 1
+    queries, gallery = features(embeddings[:20]), features(embeddings[20:])
+    gallery.sources = [f"s{k}" for k in rng.integers(0, 4, len(gallery))]
+    queries.labels, gallery.labels = ([str(k) for k in rng.integers(0, 3, n)] for n in (20, 40))
+    same_label = seed % 2 == 0
+    hits, distances = nearest(queries, gallery, num_sources=num_sources, same_label=same_label)
+    for query, (label, q) in enumerate(zip(queries.labels, queries.embeddings.astype(float), strict=True)):
+        best: dict[str, tuple[float, int]] = {}
+        for row, g in enumerate(gallery.embeddings.astype(float)):
+            pair = round(2 - 2 * (q @ g) / np.sqrt((q @ q) * (g @ g)), 12), row
+            if not same_label or gallery.labels[row] == label:
+                best[gallery.sources[row]] = min(best.get(gallery.sources[row], pair), pair)
+        expected = sorted(best.values())[:num_sources]
+        found = list(zip(distances[query].tolist(), hits[query].tolist(), strict=True))
+        assert found[: len(expected)] == [(pytest.approx(d, abs=1e-11), row) for d, row in expected]
+        assert np.isinf(distances[query, len(expected) :]).all()
 
 
 def test_a_zero_embedding_in_a_file_is_named(tmp_path):
