@@ -20,6 +20,8 @@ from .features.table import Features as Features
 from .features.table import open_features as open_features
 from .features.table import read_features as read_features
 from .local.local_server import LocalServer as LocalServer
+from .matching.catalogue import CatalogueOptions as CatalogueOptions
+from .matching.catalogue import find_products as find_products
 from .matching.vote import MatchOptions as MatchOptions
 from .matching.vote import match as match
 from .media.images import read_image as read_image
@@ -41,5 +43,6 @@ from .types import Detection as Detection
 from .types import Failure as Failure
 from .types import Match as Match
 from .types import Recognition as Recognition
+from .types import Segment as Segment
 
 __version__: str

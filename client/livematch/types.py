@@ -98,14 +98,26 @@ class Pair:
 
 
 @dataclass(frozen=True)
+class Segment:
+    """Tells from which frame to which a clip shows an item, both inclusive, and the evidence for it, 0..1."""
+
+    first_frame: int
+    last_frame: int
+    evidence: float
+
+
+@dataclass(frozen=True)
 class Match:
-    """Tells which item a clip shows, and where.
+    """Tells which item a clip shows, and where; the result of `match` and of `find_products`.
 
     frame_index: frame of the clip that all pairs are in.
     pairs: pairs of boxes, the best one first.
-    distance: mean squared distance of the queries that decided, 0 (same direction) to 4 (opposite).
-    num_votes: number of those queries.
+    distance: squared distance, 0 (same direction) to 4 (opposite): for `match`, the mean of the photo boxes that
+        decided; for `find_products`, that of the pair.
+    num_votes: number of those boxes; for `find_products`, the number of frames in which the item was seen.
     title, url: of the item, from the features; empty if they have none.
+    evidence: see `find_products`; None for `match`.
+    segments: when the clip shows the item, the earliest first; empty for `match`.
     """
 
     video_id: str
@@ -116,3 +128,5 @@ class Match:
     num_votes: int
     title: str = ""
     url: str = ""
+    evidence: float | None = None
+    segments: tuple[Segment, ...] = ()

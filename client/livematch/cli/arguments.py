@@ -70,8 +70,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     watch.add_argument("--video", required=True, metavar="FILE_OR_URL", help="file or URL that ffmpeg can open")
     watch.add_argument("--gallery", type=Path, required=True, metavar="FILE", help="features of the products' images")
     _add_setting(watch, "--every", 20, "recognize every N-th frame", type=_positive, metavar="N")
-    _add_setting(watch, "--window", 16, "decide from the last N recognized frames", type=_positive, metavar="N")
-    _add_setting(watch, "--limit", 1.12, "ignore boxes at this distance or more", type=float)
+    _add_catalogue_options(watch)
     _add_connection_options(watch)
 
     evaluate = add_command("evaluate", "score a result against annotations")
@@ -140,16 +139,27 @@ def _add_embedding_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_matching_options(parser: argparse.ArgumentParser) -> None:
-    _add_setting(parser, "--quantile", 0.28, "fraction of an item's boxes that vote", type=float)
-    _add_setting(parser, "--vote-share", 0.5, "fraction of the votes that a clip needs", type=float)
-    _add_setting(parser, "--limit", 1.12, "drop matches at this distance or more", type=float)
-    _add_setting(
-        parser, "--pairs", 1, "list up to N pairs of boxes per clip in the result", type=_positive, metavar="N"
-    )
-    about_label = "compare a garment in a photo only with those in clips that the detector puts into the same class"
-    parser.add_argument("--same-label", action="store_true", help=about_label)
+    about_rule = "catalogue: all products that a clip shows; contest: one item per clip, one clip per item"
+    _add_setting(parser, "--rule", "catalogue", about_rule, choices=["catalogue", "contest"])
+    _add_catalogue_options(parser)
+    contest = parser.add_argument_group("options of --rule contest")
+    contest.add_argument("--quantile", type=float, metavar="Q", help="fraction of an item's boxes that vote: 0.28")
+    contest.add_argument("--vote-share", type=float, metavar="F", help="fraction of the votes that a clip needs: 0.5")
+    about_pairs = "list up to N pairs of boxes per clip in the result: 1"
+    contest.add_argument("--pairs", dest="num_pairs", type=_positive, metavar="N", help=about_pairs)
     about_memory = "memory limit of the process while it matches, such as 800M or 16G"
     _add_setting(parser, "--memory", "2G", about_memory, type=_num_bytes, metavar="SIZE")
+
+
+def _add_catalogue_options(parser: argparse.ArgumentParser) -> None:
+    about_limit = "boxes at this distance or more from every product do not count: 1.0, with --rule contest 1.12"
+    parser.add_argument("--limit", type=float, metavar="D", help=about_limit)
+    about_label = "compare a garment in a photo only with those in clips that the detector puts into the same class"
+    parser.add_argument("--same-label", action="store_true", help=about_label)
+    about_window = "sum the evidence for a product over N analysed frames: 6"
+    parser.add_argument("--window", type=_positive, metavar="N", help=about_window)
+    about_evidence = "evidence from which on a product counts as shown, 0 to 1: 0.2"
+    parser.add_argument("--min-evidence", type=float, metavar="E", help=about_evidence)
 
 
 def _output(text: str) -> Path:

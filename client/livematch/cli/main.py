@@ -14,7 +14,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from typing import Any, NoReturn
 
 from tqdm import tqdm
@@ -115,15 +115,18 @@ def _match(options: argparse.Namespace) -> dict[str, Any]:
     from livematch.evaluation.results import write_matches
     from livematch.features.milvus import PREFIX
     from livematch.matching.nearest import memory_left
+    from livematch.pipeline.run import match_by
 
     match_options = _match_options(options)
     queries = livematch.open_features(options.queries)
     if len(options.gallery) == 1 and options.gallery[0].startswith(PREFIX):
+        if isinstance(match_options, livematch.CatalogueOptions):
+            raise livematch.InputError("a gallery in Milvus needs --rule contest")
         with livematch.MilvusGallery(options.gallery[0], must_exist=True) as gallery:
             matches = livematch.match(queries, gallery, match_options)
     else:
         features = livematch.open_features(options.gallery)
-        matches = livematch.match(queries, features, match_options, memory_bytes=memory_left(options.memory))
+        matches = match_by(match_options, queries, features, memory_bytes=memory_left(options.memory))
     livematch.write_result(matches, options.output)
     if options.matches:
         write_matches(matches, options.matches)
@@ -159,7 +162,7 @@ def _run(options: argparse.Namespace) -> dict[str, Any]:
 
 def _watch(options: argparse.Namespace) -> dict[str, Any]:
     products = livematch.read_features(options.gallery)
-    settings = {"every": options.every, "num_frames": options.window, "limit": options.limit}
+    settings = {"every": options.every, "options": _match_options(options)}
     num_decisions = 0
     with _connect(options) as client:
         for decision in livematch.watch(client, options.video, products, **settings):
@@ -239,14 +242,22 @@ def _embed_options(options: argparse.Namespace, shard: tuple[int, int] = (0, 1))
     return livematch.EmbedOptions(concurrency=concurrency, shard=shard, strict=options.strict)
 
 
-def _match_options(options: argparse.Namespace) -> "livematch.MatchOptions":
-    return livematch.MatchOptions(
-        quantile=options.quantile,
-        vote_share=options.vote_share,
-        limit=options.limit,
-        num_pairs=options.pairs,
-        same_label=options.same_label,
-    )
+def _match_options(options: argparse.Namespace) -> "livematch.MatchOptions | livematch.CatalogueOptions":
+    """Return the options of the chosen rule; those that were not given keep their defaults."""
+    kinds = {"contest": livematch.MatchOptions, "catalogue": livematch.CatalogueOptions}
+    rule = getattr(options, "rule", "catalogue")
+    names = {name: {field.name for field in fields(kind)} for name, kind in kinds.items()}
+    given = {
+        name: getattr(options, name)
+        for name in names["contest"] | names["catalogue"]
+        if getattr(options, name, None) not in (None, False)
+    }
+    if foreign := sorted(given.keys() - names[rule]):
+        option = foreign[0].removeprefix("num_").replace("_", "-")
+        other = next(name for name in kinds if name != rule)
+        raise livematch.InputError(f"--{option} is an option of --rule {other}")
+    chosen: livematch.MatchOptions | livematch.CatalogueOptions = kinds[rule](**given)
+    return chosen
 
 
 class _StderrHandler(logging.Handler):

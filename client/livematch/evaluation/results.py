@@ -2,14 +2,16 @@
 
 result.json   {"<video_id>": {"item_id": "...", "frame_index": 240,
                               "result": [{"img_name": "5", "item_box": [4 ints], "frame_box": [4 ints]}]}}
-matches.json  [{"video_id", "item_id", "frame_index", "pairs": [{"img_name", "item_box", "frame_box"}], "distance",
-                "num_votes", "title", "url"}], box corners not rounded, title and url "" if unknown
+matches.json  {"version": 2, "matches": [{"video_id", "item_id", "frame_index", "pairs": [{"img_name", "item_box",
+                "frame_box"}], "distance", "num_votes", "title", "url", "evidence", "segments": [{"first_frame",
+                "last_frame", "evidence"}]}]}, see `livematch.Match`; box corners not rounded
 """
 
 import json
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from itertools import groupby
 from pathlib import Path
 
 from livematch.errors import FileFormatError
@@ -33,15 +35,21 @@ def truncate_box(box: Box) -> IntBox:
     return x0, y0, max(x1, x0 + 1), max(y1, y0 + 1)
 
 
+def best_matches(matches: Sequence[Match]) -> list[Match]:
+    """Return the match of the largest evidence of each video, the first one of equals, in order of the video ids."""
+    ordered = sorted(matches, key=lambda m: (m.video_id, -(m.evidence or 0.0)))
+    return [next(group) for _, group in groupby(ordered, key=lambda m: m.video_id)]
+
+
 def to_result(matches: Sequence[Match]) -> dict[str, Answer]:
-    """Convert matches to answers by video id, sorted by video id."""
+    """Convert the best match of each video to an answer, by video id, sorted by video id."""
     return {
         m.video_id: Answer(
             m.item_id,
             m.frame_index,
             tuple(Pair(p.img_name, truncate_box(p.item_box), truncate_box(p.frame_box)) for p in m.pairs),
         )
-        for m in sorted(matches, key=lambda m: m.video_id)
+        for m in best_matches(matches)
     }
 
 
@@ -78,14 +86,18 @@ def read_result(path: str | Path) -> dict[str, Answer]:
 
 
 def write_matches(matches: Sequence[Match], path: str | Path) -> None:
-    """Write matches.json, smallest distance first."""
-    write_json([asdict(m) for m in sorted(matches, key=lambda m: (m.distance, m.video_id))], path)
+    """Write matches.json; matches without evidence are sorted by distance."""
+    ordered = sorted(matches, key=lambda m: (m.distance, m.video_id) if m.evidence is None else (0.0, ""))
+    write_json({"version": 2, "matches": [asdict(m) for m in ordered]}, path)
 
 
 def read_distances(path: str | Path) -> dict[str, float]:
-    """Read the distance of each video's match from a matches.json; errors are those of `read_result`."""
+    """Read the distance of each video's best match from a matches.json; errors are those of `read_result`."""
+    content = read_json(path)
+    distances: dict[str, float] = {}
     try:
-        distances = {str(entry["video_id"]): float(entry["distance"]) for entry in read_json(path)}
+        for entry in content["matches"] if isinstance(content, dict) else content:  # a list in version 1
+            distances.setdefault(str(entry["video_id"]), float(entry["distance"]))
     except (KeyError, OverflowError, TypeError, ValueError) as error:
         raise FileFormatError(f"{path}: not a matches file: {type(error).__name__} {error}") from error
     for video_id, distance in distances.items():

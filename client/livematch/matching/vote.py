@@ -4,19 +4,17 @@ The rule is the one in the README of the reference solution; see `match`. All ti
 comes first in its features.
 """
 
-import logging
 from dataclasses import dataclass
 from numbers import Integral, Real
 
 import numpy as np
 
-from livematch.errors import FeaturesError, InputError
+from livematch.errors import InputError
 from livematch.features.milvus import MilvusGallery
-from livematch.features.table import Features, check_comparable, factorize, require_selection
+from livematch.features.table import Features, factorize, require_selection
 from livematch.matching.nearest import DECIMALS, DEFAULT_MEMORY_BYTES, Distances, Indices, nearest
+from livematch.matching.pairing import check_pairing
 from livematch.types import Match, Pair
-
-_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,33 +96,17 @@ def match(
         InputError: `memory_bytes` is too small.
         UnavailableError: the Milvus cluster does not respond.
     """
-    require_selection(queries, "images", "queries (product photos)")
-    if isinstance(gallery, Features):
-        require_selection(gallery, "frames", "a gallery (clips)")
     options = options or MatchOptions()
-    if not len(queries):
-        return []
-    if options.same_label:
-        _require_labels(queries)
     if isinstance(gallery, MilvusGallery):
+        require_selection(queries, "images", "queries (product photos)")
+        if not len(queries):
+            return []
         gallery = gallery.candidates(queries, same_label=options.same_label)
-    if not len(gallery):
+    check_pairing(queries, gallery, same_label=options.same_label)
+    if not len(queries) or not len(gallery):
         return []
-    check_comparable(queries, gallery.origin, gallery.model_identity, gallery.embedding_size)
-    if not queries.model_identity or not gallery.model_identity:
-        _log.warning("features without a model identity: cannot tell whether both are of the same models")
-    if options.same_label:
-        _require_labels(gallery)
     hits, distances = nearest(queries, gallery, same_label=options.same_label, memory_bytes=memory_bytes)
     return _vote(queries, gallery, hits[:, 0], distances[:, 0], options)
-
-
-def _require_labels(features: Features) -> None:
-    if "" in features.labels:
-        row = features.sources[features.labels.index("")]
-        raise FeaturesError(
-            f"{features.origin}: a box of {row} has no label to compare; embed again, or allow any label"
-        )
 
 
 def _vote(

@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from livematch.evaluation.ground_truth import GroundTruth
-from livematch.evaluation.results import to_result, write_json, write_matches, write_result
+from livematch.evaluation.results import best_matches, to_result, write_json, write_matches, write_result
 from livematch.evaluation.scores import Score, evaluate
-from livematch.features.table import open_features
+from livematch.features.table import Features, open_features
+from livematch.matching.catalogue import CatalogueOptions, find_products
 from livematch.matching.nearest import DEFAULT_MEMORY_BYTES, memory_left
 from livematch.matching.vote import MatchOptions, match
 from livematch.media.videos import DEFAULT_FRAMES
@@ -56,7 +57,7 @@ def run(
     truth: GroundTruth | None = None,
     frames: range = DEFAULT_FRAMES,
     embed_options: EmbedOptions | None = None,
-    match_options: MatchOptions | None = None,
+    match_options: MatchOptions | CatalogueOptions | None = None,
     memory_bytes: int = DEFAULT_MEMORY_BYTES,
 ) -> RunSummary:
     """Find which item of `images` each video of `videos` shows.
@@ -73,6 +74,7 @@ def run(
         videos: folder of `<video_id>.mp4`.
         truth: annotations of the same items and videos, to score the matches.
         frames: frames of each video to embed.
+        match_options: of `find_products` or, if it is a `MatchOptions`, of `match`.
         memory_bytes: how much memory the whole process may use while it matches.
 
     Raises:
@@ -81,14 +83,14 @@ def run(
     """
     start_s = time.monotonic()
     output = Path(output)
-    match_options = match_options or MatchOptions()
+    match_options = match_options or CatalogueOptions()
     queries, gallery = output / "features" / "images.parquet", output / "features" / "videos.parquet"
     embedded_images = embed_images(client, images, queries, embed_options)
     embedded_videos = embed_videos(client, videos, gallery, embed_options, frames=frames)
     failures = [*embedded_images.failures, *embedded_videos.failures]
     write_failures(failures, output / "failures.parquet")
     features = open_features([queries]), open_features([gallery])
-    matches = match(*features, match_options, memory_bytes=memory_left(memory_bytes))
+    matches = match_by(match_options, *features, memory_bytes=memory_left(memory_bytes))
     write_result(matches, output / "result.json")
     write_matches(matches, output / "matches.json")
     result = to_result(matches)
@@ -100,9 +102,18 @@ def run(
         result,
         images=Path(images),
         videos=Path(videos),
-        distances={m.video_id: m.distance for m in matches},
+        distances={m.video_id: m.distance for m in best_matches(matches)},
         truth=truth,
         failures=failures,
         limit=match_options.limit,
     )
     return RunSummary(embedded_images, embedded_videos, matches, score, time.monotonic() - start_s)
+
+
+def match_by(
+    options: MatchOptions | CatalogueOptions, products: Features, clips: Features, *, memory_bytes: int
+) -> list[Match]:
+    """Match by the rule that the options are of; see `find_products` and `match`."""
+    if isinstance(options, MatchOptions):
+        return match(products, clips, options, memory_bytes=memory_bytes)
+    return find_products(clips, products, options, memory_bytes=memory_bytes)

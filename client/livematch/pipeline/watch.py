@@ -1,20 +1,17 @@
 """Decide which product a stream shows at the moment, frame by frame, over a sliding window."""
 
 import contextlib
-import math
 import queue
 import threading
-from collections import defaultdict, deque
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from itertools import chain
 from pathlib import Path
 
 import numpy as np
 
-from livematch.errors import InputError
 from livematch.features.table import Features, check_comparable, require_selection
-from livematch.matching.vote import MatchOptions
+from livematch.matching.catalogue import CatalogueOptions, Sighting, Window, sighting
+from livematch.matching.pairing import require_labels
 from livematch.media.videos import StreamFrame, read_stream
 from livematch.serving.client import Client
 from livematch.types import Box, Recognition
@@ -24,8 +21,8 @@ from livematch.types import Box, Recognition
 class Decision:
     """Tells which product is shown at a frame.
 
-    item_id: the product with the largest weight in the window; None if no box in it is near enough to any product.
-    confidence: the fraction of all weight in the window that this product has, 0..1.
+    item_id: the product with the largest evidence in the window; None if no evidence is large enough.
+    evidence: see `livematch.find_products`, 0..1; 0 if `item_id` is None.
     distance: squared distance, 0..4, of its nearest box in this frame; None if the frame does not show it.
     img_name, frame_box: the product's image that this box is nearest to, and the box; None if `distance` is None.
     title, url: of the product; empty if its features have none.
@@ -33,8 +30,8 @@ class Decision:
 
     frame_index: int
     time_s: float
-    item_id: str | None
-    confidence: float
+    item_id: str | None = None
+    evidence: float = 0.0
     distance: float | None = None
     img_name: str | None = None
     frame_box: Box | None = None
@@ -42,71 +39,46 @@ class Decision:
     url: str = ""
 
 
-@dataclass(frozen=True)
-class _Sighting:
-    """A box in a frame that is near enough to a product, with its nearest product image and its weight."""
+class Watcher:
+    """Decides which product is shown, by the rule of `livematch.find_products` over the last `options.window` frames.
 
-    item_id: str
-    img_name: str
-    distance: float
-    weight: float
-    frame_box: Box
-
-
-class Window:
-    """Decides which product is shown, from the recognitions of the last `num_frames` frames.
-
-    Each box votes for the product whose image is nearest, if its squared distance is below `limit`. The vote's weight
-    is the detector's score times (`limit` - squared distance).
+    All of them count as analysed frames, so the first decisions of a stream have little evidence.
     """
 
-    def __init__(self, products: Features, *, num_frames: int, limit: float) -> None:
-        if num_frames < 1:
-            raise InputError(f"the window needs at least 1 frame, got {num_frames}")
-        if not 0 < limit < math.inf:
-            raise InputError(f"the limit must be a positive number, got {limit}")
+    def __init__(self, products: Features, options: CatalogueOptions) -> None:
         self._products = products
-        self._items = dict(zip(products.sources, zip(products.titles, products.urls, strict=True), strict=True))
+        self._options = options
         self._directions = products.embeddings / np.linalg.norm(products.embeddings, axis=1, keepdims=True)
-        self._limit = limit
-        self._frames: deque[list[_Sighting]] = deque(maxlen=num_frames)
+        self._labels = np.array(products.labels)
+        self._window = Window(options.window)
 
     def decide(self, frame_index: int, time_s: float, recognition: Recognition) -> Decision:
         """Add the next frame's recognition to the window, and decide for this frame."""
-        sightings = self._find_sightings(recognition)
-        self._frames.append(sightings)
-        weights: dict[str, float] = defaultdict(float)
-        for sighting in chain.from_iterable(self._frames):
-            weights[sighting.item_id] += sighting.weight
-        if not weights:
-            return Decision(frame_index, time_s, None, 0.0)
-        item_id = max(weights, key=weights.__getitem__)
-        confidence = round(weights[item_id] / sum(weights.values()), 6)
-        title, url = self._items[item_id]
-        decision = Decision(frame_index, time_s, item_id, confidence, title=title, url=url)
-        in_frame = [sighting for sighting in sightings if sighting.item_id == item_id]
-        if not in_frame:
+        self._window.add(self._find_sightings(frame_index, recognition))
+        item_id, evidence = next(iter(self._window.evidence().items()), ("", 0.0))
+        if round(evidence, 9) < self._options.min_evidence:
+            return Decision(frame_index, time_s)
+        seen = self._window.sightings(item_id)[-1]
+        title, url = self._products.titles[seen.photo], self._products.urls[seen.photo]
+        decision = Decision(frame_index, time_s, item_id, round(evidence, 6), title=title, url=url)
+        if seen.frame_index != frame_index:
             return decision
-        best = min(in_frame, key=lambda sighting: sighting.distance)
-        return replace(decision, distance=best.distance, img_name=best.img_name, frame_box=best.frame_box)
+        img_name = self._products.names[seen.photo]
+        return replace(decision, distance=round(seen.distance, 6), img_name=img_name, frame_box=seen.box)
 
-    def _find_sightings(self, recognition: Recognition) -> list[_Sighting]:
+    def _find_sightings(self, frame_index: int, recognition: Recognition) -> list[Sighting]:
         if not len(recognition) or not len(self._products):
             return []
         cosines = recognition.embeddings @ self._directions.T
-        rows = cosines.argmax(axis=1)
-        distances = 2 - 2 * cosines[np.arange(len(rows)), rows].astype(float)
-        boxes = zip(rows, distances, recognition.scores.tolist(), recognition.boxes.tolist(), strict=True)
+        if self._options.same_label:
+            cosines[recognition.labels[:, np.newaxis] != self._labels] = -np.inf
+        photos = cosines.argmax(axis=1)
+        distances = np.maximum(2 - 2 * cosines[np.arange(len(photos)), photos].astype(float), 0.0)
+        boxes = zip(photos.tolist(), distances.tolist(), recognition, strict=True)
         return [
-            _Sighting(
-                self._products.sources[row],
-                self._products.names[row],
-                round(max(distance, 0.0), 6),
-                score * (self._limit - distance),
-                tuple(box),
-            )
-            for row, distance, score, box in boxes
-            if distance < self._limit
+            sighting(self._products, photo, frame_index, detection.box, detection.score, distance, self._options.limit)
+            for photo, distance, detection in boxes
+            if distance < self._options.limit
         ]
 
 
@@ -116,8 +88,7 @@ def watch(
     products: Features,
     *,
     every: int = 20,
-    num_frames: int = 16,
-    limit: float = MatchOptions.limit,
+    options: CatalogueOptions | None = None,
 ) -> Iterator[Decision]:
     """Yield a decision for every `every`-th frame of a file or a live stream, as soon as it is made.
 
@@ -127,25 +98,28 @@ def watch(
     >>> products = livematch.read_features("images.parquet")
     >>> with livematch.Client("127.0.0.1:8001", priority="live") as client:
     ...     for decision in watch(client, "rtmp://example.com/live", products):
-    ...         print(decision.time_s, decision.item_id, decision.confidence)
+    ...         print(decision.time_s, decision.item_id, decision.evidence)
 
     Args:
         products: features of the product images.
-        num_frames: length of the sliding window; only every `every`-th frame counts.
-        limit: squared distance below which a box counts as showing a product.
+        options: of the rule; the window counts only every `every`-th frame.
 
     Raises:
-        FeaturesError: `products` hold frames, or were made by other models than the server serves.
+        FeaturesError: `products` hold frames, were made by other models than the server serves, or have no labels
+            although `options.same_label` is set.
         RequestError, UnavailableError, ContractError: see `Client.recognize_image`.
         DecodeError: the video cannot be opened, or breaks off.
-        InputError: `every` or `num_frames` is below 1, or `limit` is not a positive number.
+        InputError: `every` is below 1.
     """
     require_selection(products, "images", "a gallery of products (photos)")
     check_comparable(products, "the server", client.model_identity, client.embedding_size)
-    window = Window(products, num_frames=num_frames, limit=limit)
+    options = options or CatalogueOptions()
+    if options.same_label:
+        require_labels(products)
+    watcher = Watcher(products, options)
     frames = read_stream(video, every)
     for frame in _newest(frames) if "://" in str(video) else frames:
-        yield window.decide(frame.frame_index, frame.time_s, client.recognize_frame(frame.pixels))
+        yield watcher.decide(frame.frame_index, frame.time_s, client.recognize_frame(frame.pixels))
 
 
 def _newest(frames: Iterator[StreamFrame]) -> Iterator[StreamFrame]:

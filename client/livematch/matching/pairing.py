@@ -1,0 +1,36 @@
+"""Check that the features of products and of clips may be compared."""
+
+import logging
+
+from livematch.errors import FeaturesError
+from livematch.features.table import Features, check_comparable, require_selection
+
+_log = logging.getLogger(__name__)
+
+
+def check_pairing(products: Features, clips: Features, *, same_label: bool) -> None:
+    """Check both sides; a model identity that is unknown on one side causes a warning.
+
+    Raises:
+        FeaturesError: the sides are exchanged or have embeddings of different models or sizes, or boxes have no label
+            although `same_label` is set.
+    """
+    require_selection(products, "images", "queries (product photos)")
+    require_selection(clips, "frames", "a gallery (clips)")
+    if not len(products) or not len(clips):
+        return
+    check_comparable(products, clips.origin, clips.model_identity, clips.embedding_size)
+    if not products.model_identity or not clips.model_identity:
+        _log.warning("features without a model identity: cannot tell whether both are of the same models")
+    if same_label:
+        require_labels(products)
+        require_labels(clips)
+
+
+def require_labels(features: Features) -> None:
+    """Raise FeaturesError if the label of a box is unknown."""
+    if "" in features.labels:
+        row = features.sources[features.labels.index("")]
+        raise FeaturesError(
+            f"{features.origin}: a box of {row} has no label to compare; embed again, or allow any label"
+        )
