@@ -15,7 +15,7 @@ demo: .venv/.installed
 	$(RUN) -m export.build --pipeline demo --checkpoints training/demo/checkpoints --output $(DEMO)/model_repository
 	rm -rf $(DEMO)/features
 	.venv/bin/livematch run --repository $(DEMO)/model_repository --images $(DEMO)/world/image \
-		--videos $(DEMO)/world/video --truth $(DEMO)/world --output $(DEMO)
+		--videos $(DEMO)/world/video --truth $(DEMO)/world --rule contest --output $(DEMO)
 
 test: .venv/.installed
 	$(RUN) -m pytest

@@ -32,7 +32,7 @@ def outcome(demo_repository: Path, demo_world: Path, tmp_path_factory: pytest.Te
     (folder / "video/999999.mp4").write_bytes(b"")
     command = ["run", "--repository", str(demo_repository), "--images", str(folder / "image")]
     command += ["--videos", str(folder / "video"), "--truth", str(demo_world), "-o", str(folder / "out")]
-    command += ["--memory", "16G"]  # this process also has PyTorch loaded
+    command += ["--rule", "contest", "--memory", "16G"]  # this process also has PyTorch loaded
     assert main(command) == 3
     return folder / "out"
 

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from livematch import Client, MatchOptions
+from livematch import CatalogueOptions, Client, MatchOptions
 from livematch.cli.arguments import parse_arguments
 from livematch.cli.main import _match_options, main
 from livematch.matching.nearest import DEFAULT_MEMORY_BYTES
@@ -277,23 +277,30 @@ def test_an_invalid_memory_size_is_refused(capsys, text):
 def test_defaults_are_those_of_the_package():
     """Defaults are written down twice, because options are parsed before the package is imported."""
     match = parse_arguments(["match", "--queries", "q", "--gallery", "g", "-o", "r"])
-    assert _match_options(match) == MatchOptions()
+    assert _match_options(match) == CatalogueOptions()
+    contest = parse_arguments(["match", "--rule", "contest", "--queries", "q", "--gallery", "g", "-o", "r"])
+    assert _match_options(contest) == MatchOptions()
     assert match.memory == DEFAULT_MEMORY_BYTES
     assert parse_arguments(["embed", "--videos", "v", "-o", "f"]).frames == DEFAULT_FRAMES
     report = parse_arguments(["report", "--result", "r", "--images", "i", "--videos", "v", "-o", "h"])
     assert (report.limit, report.pictures) == (MatchOptions.limit, NUM_PICTURED)
     options = parse_arguments(["watch", "--video", "v", "--gallery", "g"])
     defaults = inspect.signature(watch).parameters
-    for option, name in (("every", "every"), ("window", "num_frames"), ("limit", "limit")):
-        assert getattr(options, option) == defaults[name].default
+    assert options.every == defaults["every"].default
+    assert _match_options(options) == CatalogueOptions()
     defaults = inspect.signature(Client).parameters
     for option in ("max_tries", "crop_scale", "min_score"):
         assert getattr(options, option) == defaults[option].default
 
 
 def test_matching_options_are_checked_before_anything_is_embedded(part, tmp_path, loopback_server, capsys):
-    code, _, stderr = run_command(capsys, *run_options(part, tmp_path, loopback_server, "--quantile", "2"))
-    assert (code, stderr) == (2, "livematch: quantile must be in 0..1, got 2.0\n")
+    code, _, stderr = run_command(capsys, *run_options(part, tmp_path, loopback_server, "--min-evidence", "2"))
+    assert (code, stderr) == (2, "livematch: min_evidence must be more than 0 and at most 1, got 2.0\n")
+    code, _, stderr = run_command(capsys, *run_options(part, tmp_path, loopback_server, "--pairs", "2"))
+    assert (code, stderr) == (2, "livematch: --pairs is an option of --rule contest\n")
+    rule = ("--rule", "contest", "--window", "2")
+    code, _, stderr = run_command(capsys, *run_options(part, tmp_path, loopback_server, *rule))
+    assert (code, stderr) == (2, "livematch: --window is an option of --rule catalogue\n")
     assert sum(loopback_server.num_requests.values()) == 0
 
 
@@ -306,7 +313,7 @@ def test_shards_and_pairs(part, tmp_path, loopback_server, capsys):
             assert run_command(capsys, *command)[0] == 0
     files = [[tmp_path / f"{kind}{index}" for index in range(2)] for kind in ("images", "videos")]
     command = ("match", "--queries", *files[0], "--gallery", *files[1], "-o", tmp_path / "result.json")
-    options = ("--pairs", "3", "--quantile", "0.9", "--memory", "16G")
+    options = ("--rule", "contest", "--pairs", "3", "--quantile", "0.9", "--memory", "16G")
     code, summary, _ = run_command(capsys, *command, *options)
     assert (code, summary) == (0, {"num_matches": 3})
     result = json.loads((tmp_path / "result.json").read_text())

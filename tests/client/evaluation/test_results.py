@@ -74,7 +74,9 @@ def test_a_missing_result_is_named(tmp_path):
 
 def test_matches_have_titles(tmp_path):
     write_matches(MATCHES, tmp_path / "matches.json")
-    first, second = json.loads((tmp_path / "matches.json").read_text(encoding="utf-8"))
+    content = json.loads((tmp_path / "matches.json").read_text(encoding="utf-8"))
+    assert content["version"] == 2
+    first, second = content["matches"]
     assert (first["item_id"], first["title"], first["url"]) == ("000013", "裙", "https://a.b")
     assert (second["item_id"], second["title"], second["url"]) == ("000034", "", "")
 
@@ -82,7 +84,9 @@ def test_matches_have_titles(tmp_path):
 def test_distances_are_read_back(tmp_path):
     write_matches(MATCHES, tmp_path / "matches.json")
     assert list(read_distances(tmp_path / "matches.json").items()) == [("000013", 0.25), ("000021", 0.5)]
-    write_json([{"video_id": "7"}], tmp_path / "other.json")
+    write_json([{"video_id": "7", "distance": 0.5}], tmp_path / "older.json")
+    assert read_distances(tmp_path / "older.json") == {"7": 0.5}
+    write_json({"version": 2, "matches": [{"video_id": "7"}]}, tmp_path / "other.json")
     with pytest.raises(FileFormatError, match="not a matches file"):
         read_distances(tmp_path / "other.json")
 

@@ -55,7 +55,7 @@ def test_a_manifest_gives_titles_also_to_photos_embedded_before(part, tmp_path, 
     failure = ("image", "000013", "nowhere", "decode", f"{tmp_path}/nowhere.jpg: no such file")
     assert [(f.kind, f.source, f.name, f.stage, f.reason) for f in summary.failures] == [failure]
     matches = json.loads((tmp_path / "out" / "matches.json").read_text())
-    shown = {match["item_id"]: (match["title"], match["url"]) for match in matches}
+    shown = {match["item_id"]: (match["title"], match["url"]) for match in matches["matches"]}
     assert shown == {"000013": ("Skirt", "https://shop.example/13"), "000021": ("", ""), "000034": ("", "")}
     result = json.loads((tmp_path / "out" / "result.json").read_text())
     assert {key for answer in result.values() for key in answer} == {"item_id", "frame_index", "result"}

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from livematch import (
+    CatalogueOptions,
     Client,
     ContractError,
     DecodeError,
@@ -19,7 +20,7 @@ from livematch import (
 from livematch.cli import main
 from livematch.media.videos import StreamFrame, read_stream
 from livematch.pipeline.embed import embed_images
-from livematch.pipeline.watch import Window, _newest, watch
+from livematch.pipeline.watch import Watcher, _newest, watch
 from livematch.serving.settings import PRIORITIES
 
 
@@ -45,20 +46,14 @@ def products() -> Features:
 def found(*axes: int, scores: float = 0.5) -> Recognition:
     boxes = np.array([(axis, 0, axis + 1, 2) for axis in axes], np.float32).reshape(-1, 4)
     embeddings = np.array([unit(axis) for axis in axes], np.float32).reshape(-1, 4)
-    return Recognition(boxes, np.full(len(axes), scores, np.float32), np.array([""] * len(axes)), embeddings)
+    return Recognition(boxes, np.full(len(axes), scores, np.float32), np.array(["shirt"] * len(axes)), embeddings)
 
 
 def test_the_window_slides(products):
-    window = Window(products, num_frames=2, limit=1.0)
-    # Each box weighs 0.5: score 0.5 times (limit 1 - distance 0). The fourth axis is at distance 2 from all products.
-    decisions = [window.decide(k, k / 25, found(*axes)) for k, axes in enumerate([(0,), (1, 0), (1,), (3,), ()])]
-    assert [(d.item_id, d.confidence) for d in decisions] == [
-        ("a", 1.0),
-        ("a", pytest.approx(2 / 3, abs=1e-6)),
-        ("b", pytest.approx(2 / 3, abs=1e-6)),
-        ("b", 1.0),
-        (None, 0.0),
-    ]
+    watcher = Watcher(products, CatalogueOptions(window=2, limit=1.0, min_evidence=0.25))
+    # Each box weighs 0.5: score 0.5 times (1 - distance 0). The fourth axis is at distance 2 from all products.
+    decisions = [watcher.decide(k, k / 25, found(*axes)) for k, axes in enumerate([(0,), (1, 0), (1,), (3,), ()])]
+    assert [(d.item_id, d.evidence) for d in decisions] == [("a", 0.25), ("a", 0.5), ("b", 0.5), ("b", 0.25), (None, 0)]
     assert (decisions[1].distance, decisions[1].img_name, decisions[1].frame_box) == (0.0, "0", (0, 0, 1, 2))
     assert (decisions[3].distance, decisions[3].frame_box) == (None, None)
     assert (decisions[4].frame_index, decisions[4].time_s) == (4, 0.16)
@@ -66,15 +61,13 @@ def test_the_window_slides(products):
     assert [d.url for d in decisions] == ["https://a.b", "https://a.b", "", "", ""]
 
 
-def test_a_window_without_frames_is_refused(products):
-    with pytest.raises(InputError, match="at least 1"):
-        Window(products, num_frames=0, limit=1.0)
-
-
-@pytest.mark.parametrize("limit", [0.0, -1.0, float("inf"), float("nan")])
-def test_a_limit_that_is_not_a_positive_number_is_refused(products, limit):
-    with pytest.raises(InputError, match="limit must be a positive number"):
-        Window(products, num_frames=1, limit=limit)
+def test_only_products_of_the_same_label_are_seen(products):
+    products.labels = ["hat", "shirt", "shirt"]
+    recognition = found(0, scores=1.0)
+    recognition.labels[:] = "shirt"
+    watcher = Watcher(products, CatalogueOptions(window=1, limit=4, same_label=True))
+    assert watcher.decide(0, 0.0, recognition).item_id == "b"  # at distance 2, as "c" is
+    assert Watcher(products, CatalogueOptions(window=1, limit=4)).decide(0, 0.0, recognition).item_id == "a"
 
 
 def test_a_clip(part, tmp_path, loopback_server, capsys):
@@ -86,8 +79,8 @@ def test_a_clip(part, tmp_path, loopback_server, capsys):
     *decisions, summary = map(json.loads, capsys.readouterr().out.splitlines())
     assert summary == {"num_decisions": 10}
     assert [d["frame_index"] for d in decisions] == [*range(0, 400, 40)]
-    assert [d["item_id"] for d in decisions] == [None] * 3 + ["000021"] * 7
-    assert (decisions[-1]["time_s"], decisions[-1]["confidence"]) == (14.4, 1.0)
+    assert [d["item_id"] for d in decisions] == [None] * 4 + ["000021"] * 6
+    assert (decisions[-1]["time_s"], decisions[-1]["evidence"]) == (14.4, pytest.approx(0.97, abs=0.01))
     assert np.abs(np.subtract(decisions[-1]["frame_box"], (10, 20, 40, 80))).max() <= 1
 
 
