@@ -67,7 +67,7 @@ lock: .venv/.installed
 	mkdir -p build
 	echo "numpy>=2" > build/override.txt
 	.venv/bin/uv pip compile pyproject.toml --quiet --extra server --extra export --extra training \
-		--extra benchmarks --extra milvus --extra dev --override build/override.txt \
+		--extra evaluation --extra benchmarks --extra milvus --extra dev --override build/override.txt \
 		--no-header --no-annotate --no-emit-index-url --output-file requirements.txt
 
 # nvidia-pytriton, which provides the local server's Python backend, supports Python up to 3.13.
