@@ -11,10 +11,14 @@ from .errors import RequestError as RequestError
 from .errors import UnavailableError as UnavailableError
 from .evaluation.ground_truth import GroundTruth as GroundTruth
 from .evaluation.ground_truth import read_ground_truth as read_ground_truth
+from .evaluation.match_scores import MatchScore as MatchScore
+from .evaluation.match_scores import evaluate_matches as evaluate_matches
+from .evaluation.results import read_matches as read_matches
 from .evaluation.results import read_result as read_result
 from .evaluation.results import write_result as write_result
 from .evaluation.scores import Score as Score
 from .evaluation.scores import evaluate as evaluate
+from .evaluation.truth_table import read_truth_table as read_truth_table
 from .features.milvus import MilvusGallery as MilvusGallery
 from .features.table import Features as Features
 from .features.table import open_features as open_features

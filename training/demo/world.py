@@ -3,7 +3,7 @@
     python -m training.demo.world -o DIR --seed 0 --items 24
 
 By default each item has one clip, which shows nothing else and has the item's id, as in the data set. Training and
-`livematch evaluate` need such a one-to-one world. A shop is less tidy:
+`livematch evaluate --result` need such a one-to-one world. A shop is less tidy:
 
     python -m training.demo.world -o DIR --seed 0 --items 24 --clips-per-item 3 --items-per-clip 2 --distractors 5
 
@@ -16,10 +16,11 @@ By default each item has one clip, which shows nothing else and has the item's i
 With any of these, clips have ids of their own, v000001, v000002, …, which say nothing about the items.
 
 truth.csv tells which item a clip shows when: video_id,item_id,start_s,end_s, one row per stretch. Start and end are the
-times, at 25 frames per second, of the first and the last frame with the item's garments. Clips of distractors have no
-row. In 35 % of the stretches the garments appear only after 12 to 44 % of the frames; until then the host wears other
-clothes. Of the 16 frames that livematch embeds, 80, 100, …, 380, a stretch contains at least 11 with one item per clip,
-5 with two, 3 with three and 1 with four.
+times, at 25 frames per second, of the first and the last frame with the item's garments. A clip of distractors has one
+row, in which all but video_id is empty. In 35 % of the stretches the garments appear only after 12 to 44 % of the
+frames; until then the host wears other clothes. Of the 16 frames that livematch embeds, 80, 100, …, 380, a stretch
+contains at least 11 with one item per clip, 5 with two, 3 with three and 1 with four. `livematch evaluate --matches`
+reads the file.
 
 Equal options always give the same images and annotations; the H.264 encoding may differ slightly. A one-to-one world
 with more items begins with those of a smaller one. Of other worlds this is true of the photos only, as their clips pair
@@ -168,7 +169,7 @@ def _draw_item(output: Path, seed: int, render_every: int, with_clip: bool, item
 def _draw_clip(
     output: Path, seed: int, render_every: int, video_id: str, items: Sequence[int], rng: np.random.Generator
 ) -> Drawn:
-    """Draw a clip of these items; stretches of garments that belong to no item are left out."""
+    """Draw a clip of these items; garments that belong to no item have no stretch."""
     clip = Clip([_garments(seed, item) for item in items], rng)
     write_clip(output / "video" / f"{video_id}.mp4", clip, rng, render_every=render_every)
     stretches = [
@@ -204,8 +205,12 @@ def _write_annotations(output: Path, drawn: Sequence[Drawn]) -> None:
     with (output / TRUTH).open("w", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(["video_id", "item_id", "start_s", "end_s"])
-        for video_id, shown, first, last in chain(*(part.stretches for part in drawn)):
-            writer.writerow([video_id, shown, f"{first / FRAMES_PER_SECOND:.2f}", f"{last / FRAMES_PER_SECOND:.2f}"])
+        for part in drawn:
+            for video_id, shown, first, last in part.stretches:
+                times = first / FRAMES_PER_SECOND, last / FRAMES_PER_SECOND
+                writer.writerow([video_id, shown, *(f"{time_s:.2f}" for time_s in times)])
+            if not part.stretches:
+                writer.writerows([video_id, "", "", ""] for video_id in part.frames)
 
 
 def _records(annotations: list[Annotation], shared: set[int]) -> list[dict[str, Any]]:

@@ -61,7 +61,9 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     run = add_command("run", "embed, match and report in one command, and evaluate if --truth is given")
     run.add_argument("--images", type=Path, metavar="DIR_OR_CSV", required=True, help=about_images)
     run.add_argument("--videos", type=Path, metavar="DIR", required=True, help="folder of <video_id>.mp4")
-    run.add_argument("--truth", type=Path, metavar="DIR", help="annotations as for `evaluate`, to score the result")
+    run.add_argument(
+        "--truth", type=Path, metavar="DIR", help="annotations as for `evaluate --result`, to score the result"
+    )
     run.add_argument("-o", "--output", type=Path, required=True, help="folder to write to")
     _add_embedding_options(run)
     _add_matching_options(run)
@@ -73,10 +75,15 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     _add_catalogue_options(watch)
     _add_connection_options(watch)
 
-    evaluate = add_command("evaluate", "score a result against annotations")
-    evaluate.add_argument("--result", type=Path, required=True, help="result.json to score")
-    about_truth = "folder of image_annotation/ and video_annotation/, where a clip has the id of its item"
-    evaluate.add_argument("--truth", type=Path, metavar="DIR", required=True, help=about_truth)
+    evaluate = add_command("evaluate", "score matches against a table of what clips show, or a result against boxes")
+    scored = evaluate.add_mutually_exclusive_group(required=True)
+    scored.add_argument("--matches", type=Path, help="matches.json to score against a CSV file")
+    scored.add_argument("--result", type=Path, help="result.json to score against annotated boxes")
+    about_truth = (
+        "with --matches, a CSV file video_id,item_id, where item_id is empty for a clip that shows none; "
+        "with --result, a folder of image_annotation/ and video_annotation/, where a clip has its item's id"
+    )
+    evaluate.add_argument("--truth", type=Path, metavar="CSV_OR_DIR", required=True, help=about_truth)
     evaluate.add_argument("-o", "--output", type=_output, help="also write the score to this JSON file")
 
     report = add_command("report", "write an HTML page that shows each matched clip beside its product")
@@ -84,7 +91,9 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     report.add_argument("--images", type=Path, metavar="DIR_OR_CSV", required=True, help=about_images)
     report.add_argument("--videos", type=Path, metavar="DIR", required=True, help="folder of <video_id>.mp4")
     report.add_argument("--matches", type=Path, help="matches.json, to show distances")
-    report.add_argument("--truth", type=Path, metavar="DIR", help="annotations as for `evaluate`, to show scores")
+    report.add_argument(
+        "--truth", type=Path, metavar="DIR", help="annotations as for `evaluate --result`, to show scores"
+    )
     report.add_argument("--failures", type=Path, help="failures.parquet, to list the sources that failed")
     about_pictures = "show images for the N nearest matches; those after the first 200 are files beside the page"
     _add_setting(report, "--pictures", 2000, about_pictures, type=int, metavar="N")

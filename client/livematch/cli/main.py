@@ -174,22 +174,28 @@ def _watch(options: argparse.Namespace) -> dict[str, Any]:
 def _evaluate(options: argparse.Namespace) -> dict[str, Any]:
     from livematch.evaluation.results import write_json
 
-    score = livematch.evaluate(livematch.read_result(options.result), livematch.read_ground_truth(options.truth))
+    score: livematch.Score | livematch.MatchScore
+    if options.matches:
+        matches = livematch.read_matches(options.matches)
+        score = livematch.evaluate_matches(matches, livematch.read_truth_table(options.truth))
+    else:
+        score = livematch.evaluate(livematch.read_result(options.result), livematch.read_ground_truth(options.truth))
     if options.output:
         write_json(score.to_json(), options.output)
     return score.summary()
 
 
 def _report(options: argparse.Namespace) -> dict[str, Any]:
-    from livematch.evaluation.results import read_distances
+    from livematch.evaluation.results import best_matches
     from livematch.pipeline.failures import read_failures
 
+    matches = livematch.read_matches(options.matches) if options.matches else []
     livematch.write_report(
         options.output,
         livematch.read_result(options.result),
         images=options.images,
         videos=options.videos,
-        distances=read_distances(options.matches) if options.matches else {},
+        distances={match.video_id: match.distance for match in best_matches(matches)},
         truth=livematch.read_ground_truth(options.truth) if options.truth else None,
         failures=read_failures(options.failures) if options.failures else [],
         limit=options.limit,

@@ -9,15 +9,16 @@ matches.json  {"version": 2, "matches": [{"video_id", "item_id", "frame_index", 
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import groupby
 from pathlib import Path
+from typing import Any
 
 from livematch.errors import FileFormatError
 from livematch.files import replace_file
 from livematch.media.annotations import read_json
-from livematch.types import Box, IntBox, Match, Pair
+from livematch.types import Box, IntBox, Match, Pair, Segment
 
 
 @dataclass(frozen=True)
@@ -91,19 +92,41 @@ def write_matches(matches: Sequence[Match], path: str | Path) -> None:
     write_json({"version": 2, "matches": [asdict(m) for m in ordered]}, path)
 
 
-def read_distances(path: str | Path) -> dict[str, float]:
-    """Read the distance of each video's best match from a matches.json; errors are those of `read_result`."""
+def read_matches(path: str | Path) -> list[Match]:
+    """Read a matches.json, also the plain list of version 1; errors are those of `read_result`."""
     content = read_json(path)
-    distances: dict[str, float] = {}
     try:
-        for entry in content["matches"] if isinstance(content, dict) else content:  # a list in version 1
-            distances.setdefault(str(entry["video_id"]), float(entry["distance"]))
-    except (KeyError, OverflowError, TypeError, ValueError) as error:
+        matches = [_to_match(entry) for entry in (content["matches"] if isinstance(content, dict) else content)]
+    except (AttributeError, KeyError, OverflowError, TypeError, ValueError) as error:
         raise FileFormatError(f"{path}: not a matches file: {type(error).__name__} {error}") from error
-    for video_id, distance in distances.items():
-        if not math.isfinite(distance):
-            raise FileFormatError(f"{path}: the distance of {video_id} is {distance}")
-    return distances
+    for match in matches:
+        for name, value in (("distance", match.distance), ("evidence", match.evidence)):
+            if value is not None and not math.isfinite(value):
+                raise FileFormatError(f"{path}: the {name} of {match.video_id} is {value}")
+    return matches
+
+
+def _to_match(entry: Mapping[str, Any]) -> Match:
+    return Match(
+        video_id=str(entry["video_id"]),
+        item_id=str(entry["item_id"]),
+        frame_index=int(entry["frame_index"]),
+        pairs=tuple(Pair(str(p["img_name"]), _to_box(p["item_box"]), _to_box(p["frame_box"])) for p in entry["pairs"]),
+        distance=float(entry["distance"]),
+        num_votes=int(entry["num_votes"]),
+        title=str(entry.get("title", "")),
+        url=str(entry.get("url", "")),
+        evidence=None if entry.get("evidence") is None else float(entry["evidence"]),
+        segments=tuple(
+            Segment(int(s["first_frame"]), int(s["last_frame"]), float(s["evidence"]))
+            for s in entry.get("segments", ())
+        ),
+    )
+
+
+def _to_box(values: Sequence[float]) -> Box:
+    x0, y0, x1, y1 = map(float, values)
+    return x0, y0, x1, y1
 
 
 def write_json(content: object, path: str | Path) -> None:

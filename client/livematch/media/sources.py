@@ -3,8 +3,6 @@
 Images may also be listed in a CSV file, a manifest: item_id,path[,title,url].
 """
 
-import csv
-import io
 import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
@@ -12,6 +10,7 @@ from pathlib import Path
 from typing import Literal
 
 from livematch.errors import DecodeError, InputError
+from livematch.media.tables import read_rows
 from livematch.types import Failure
 
 _NOT_UTF8 = "the name is not UTF-8"
@@ -135,7 +134,7 @@ def _read_manifest(manifest: Path) -> list[Source]:
     sources: list[Source] = []
     first_lines: dict[tuple[str, str], int] = {}
     values: dict[tuple[str, str], tuple[str, int]] = {}  # the title and url of each item, and the first lines with them
-    for line, row in _read_rows(manifest):
+    for line, row in read_rows(manifest, _MANIFEST):
         item_id, path = row["item_id"], Path(row["path"])
         name = _image_name(path).removeprefix(f"{item_id}/")
         source = Source("image", item_id, name, manifest.parent / path)
@@ -159,37 +158,6 @@ def _read_manifest(manifest: Path) -> list[Source]:
         replace(source, title=value_of(source.source, "title"), url=value_of(source.source, "url"))
         for source in sorted(sources, key=lambda source: numbers[source.source])
     ]
-
-
-def _read_rows(manifest: Path) -> Iterator[tuple[int, dict[str, str]]]:
-    """Yield the line number and the values of each row, by column; raise InputError with the line of a mistake."""
-    try:
-        text = manifest.read_bytes().decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = error.object.count(b"\n", 0, error.start) + 1
-        raise InputError(f"{manifest}:{line}: not UTF-8; save the manifest as CSV in UTF-8") from error
-    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
-    try:
-        header = [column.strip().lower() for column in next(reader, [])]
-        if missing := [column for column in ("item_id", "path") if column not in header]:
-            found = ",".join(header) or "nothing"
-            raise InputError(
-                f"{manifest}:1: no column {', '.join(missing)}: expected a header {_MANIFEST}, got {found}"
-            )
-        for values in reader:
-            if not any(map(str.strip, values)):
-                continue  # spreadsheets write empty rows
-            where = f"{manifest}:{reader.line_num}"
-            if len(values) != len(header):
-                reason = "a value with a comma must be in double quotes"
-                raise InputError(f"{where}: {len(values)} values for {len(header)} columns; {reason}")
-            row = dict(zip(header, map(str.strip, values), strict=True))
-            for column in ("item_id", "path"):
-                if not row[column]:
-                    raise InputError(f"{where}: {column} is empty")
-            yield reader.line_num, row
-    except csv.Error as error:
-        raise InputError(f"{manifest}:{reader.line_num}: not CSV: {error}") from error
 
 
 def _check_names(sources: Iterable[Source], failures: list[Failure]) -> Iterator[Source]:

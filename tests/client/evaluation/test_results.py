@@ -1,9 +1,10 @@
 import json
+from dataclasses import asdict, replace
 
 import pytest
 
-from livematch import FileFormatError, Match, read_result, write_result
-from livematch.evaluation.results import Answer, read_distances, to_result, truncate_box, write_json, write_matches
+from livematch import FileFormatError, Match, Segment, read_matches, read_result, write_result
+from livematch.evaluation.results import Answer, to_result, truncate_box, write_json, write_matches
 from livematch.types import Pair
 
 MATCHES = [
@@ -81,22 +82,38 @@ def test_matches_have_titles(tmp_path):
     assert (second["item_id"], second["title"], second["url"]) == ("000034", "", "")
 
 
-def test_distances_are_read_back(tmp_path):
+FOUND = Match("7", "8", 80, (Pair("0", (1.5, 2, 3, 4), (5, 6, 7, 8.25)),), 0.5, 2, "裙", "https://a.b", 0.4)
+
+
+def test_matches_are_read_back(tmp_path):
     write_matches(MATCHES, tmp_path / "matches.json")
-    assert list(read_distances(tmp_path / "matches.json").items()) == [("000013", 0.25), ("000021", 0.5)]
-    write_json([{"video_id": "7", "distance": 0.5}], tmp_path / "older.json")
-    assert read_distances(tmp_path / "older.json") == {"7": 0.5}
-    write_json({"version": 2, "matches": [{"video_id": "7"}]}, tmp_path / "other.json")
-    with pytest.raises(FileFormatError, match="not a matches file"):
-        read_distances(tmp_path / "other.json")
+    assert read_matches(tmp_path / "matches.json") == MATCHES[::-1]  # by distance
+    found = [replace(FOUND, segments=(Segment(60, 80, 0.3), Segment(120, 120, 0.4))), FOUND]
+    write_matches(found, tmp_path / "matches.json")
+    assert read_matches(tmp_path / "matches.json") == found
 
 
-@pytest.mark.parametrize("distance", ["NaN", "Infinity", "1e999"])
-def test_a_distance_that_is_not_finite_is_refused(tmp_path, distance):
+def test_matches_of_version_1_are_a_list(tmp_path):
+    entry = asdict(MATCHES[1])
+    del entry["evidence"], entry["segments"]
+    write_json([entry], tmp_path / "older.json")
+    assert read_matches(tmp_path / "older.json") == [MATCHES[1]]
+
+
+@pytest.mark.parametrize("content", ["{", "{}", "[1]", "7", '{"version": 2, "matches": [{"video_id": "7"}]}'])
+def test_other_contents_are_no_matches(tmp_path, content):
+    (tmp_path / "other.json").write_text(content)
+    with pytest.raises(FileFormatError, match=r"other\.json: (not a matches file|cannot be read)"):
+        read_matches(tmp_path / "other.json")
+
+
+@pytest.mark.parametrize("name", ["distance", "evidence"])
+@pytest.mark.parametrize("value", ["NaN", "Infinity", "1e999"])
+def test_a_number_that_is_not_finite_is_refused(tmp_path, name, value):
     path = tmp_path / "matches.json"
-    path.write_text(f'[{{"video_id": "7", "distance": {distance}}}]')
-    with pytest.raises(FileFormatError, match=r"the distance of 7 is (nan|inf)"):
-        read_distances(path)
+    path.write_text(json.dumps([asdict(FOUND) | {name: "VALUE"}]).replace('"VALUE"', value))
+    with pytest.raises(FileFormatError, match=rf"the {name} of 7 is (nan|inf)"):
+        read_matches(path)
 
 
 @pytest.mark.parametrize(

@@ -171,7 +171,7 @@ def test_a_manifest_of_item_folders_names_the_images_as_the_folders_do(tmp_path)
         ("item_id,path,title\n13,a.jpg,\n13,b.jpg,A\n13,c.jpg,B\n", "4: item 13 has the title 'B', but 'A' in line 3"),
         ("item_id,path,url\n13,a.jpg,x\n13,b.jpg,y\n", "3: item 13 has the url 'y', but 'x' in line 2"),
         ('item_id,path\n13,"a.jpg\n14,b.jpg\n', "3: not CSV: unexpected end of data"),
-        (b"item_id,path,title\n13,a.jpg,Hut\n13,b.jpg,\xc9\xcc\n", "3: not UTF-8; save the manifest as CSV in UTF-8"),
+        (b"item_id,path,title\n13,a.jpg,Hut\n13,b.jpg,\xc9\xcc\n", "3: not UTF-8; save the file as CSV in UTF-8"),
         (b"\xef\xbb\xbfitem_id,path\n\xff", "2: not UTF-8"),
     ],
 )

@@ -23,10 +23,11 @@ def shop(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def stretches(shop: Path) -> list[tuple[str, str, int, int]]:
-    """Return video id, item id, first and last frame of each row of truth.csv."""
+    """Return video id, item id, first and last frame of each row of truth.csv but the last, of the distractor."""
     with (shop / "truth.csv").open(newline="") as file:
-        header, *rows = csv.reader(file)
+        header, *rows, last = csv.reader(file)
     assert header == ["video_id", "item_id", "start_s", "end_s"]
+    assert last == ["v000004", "", "", ""]
     return [(video, item, round(25 * float(start)), round(25 * float(end))) for video, item, start, end in rows]
 
 
