@@ -10,9 +10,9 @@ from numbers import Integral, Real
 
 import numpy as np
 
-from livematch.errors import FeaturesError, InputError
+from livematch.errors import InputError
 from livematch.features.milvus import MilvusGallery
-from livematch.features.table import Features, check_comparable, factorize, require_selection
+from livematch.features.table import Features, check_comparable, factorize, require_selection, without_label
 from livematch.matching.nearest import DECIMALS, DEFAULT_MEMORY_BYTES, Distances, Indices, nearest
 from livematch.types import Match, Pair
 
@@ -121,10 +121,7 @@ def match(
 
 def _require_labels(features: Features) -> None:
     if "" in features.labels:
-        row = features.sources[features.labels.index("")]
-        raise FeaturesError(
-            f"{features.origin}: a box of {row} has no label to compare; embed again, or allow any label"
-        )
+        raise without_label(features.origin, features.sources[features.labels.index("")])
 
 
 def _vote(
