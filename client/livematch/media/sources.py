@@ -176,6 +176,8 @@ def _read_rows(manifest: Path) -> Iterator[tuple[int, dict[str, str]]]:
             raise InputError(
                 f"{manifest}:1: no column {', '.join(missing)}: expected a header {_MANIFEST}, got {found}"
             )
+        if repeated := [column for column in ("item_id", "path", "title", "url") if header.count(column) > 1]:
+            raise InputError(f"{manifest}:1: repeats the column {', '.join(repeated)}; keep one of each")
         for values in reader:
             if not any(map(str.strip, values)):
                 continue  # spreadsheets write empty rows
