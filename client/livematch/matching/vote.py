@@ -108,6 +108,9 @@ def match(
         _require_labels(queries)
     if isinstance(gallery, MilvusGallery):
         gallery = gallery.candidates(queries, same_label=options.same_label)
+    if options.same_label and set(queries.labels).isdisjoint(gallery.labels):
+        labels = ", ".join(dict.fromkeys(queries.labels))
+        _log.warning("no box of %s has a label of %s: %s", gallery.origin, queries.origin, labels)
     if not len(gallery):
         return []
     check_comparable(queries, gallery.origin, gallery.model_identity, gallery.embedding_size)
