@@ -150,6 +150,8 @@ class PipelineConfig:
     def __post_init__(self) -> None:
         crop_sizes(self.crops)  # raises ValueError
         names = self.class_names
+        if names is not None and not all(map(str.strip, names)):
+            raise ValueError("class_names has an empty name, which would mean that a box's class is unknown")
         if names is not None and len(set(names)) < len(names):
             raise ValueError(f"class_names has a name twice: {', '.join(names)}")
         if names is not None and self.detector is not None and len(names) != self.detector.num_classes:

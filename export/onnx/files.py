@@ -36,6 +36,10 @@ def load(path: Path) -> onnx.ModelProto:
             f"{path}: its weights are in {', '.join(missing)}, which is not beside it; put it there under that name, "
             "or export with external_data=False"
         )
+    if links := sorted(name for name in names if (path.parent / name).is_symlink()):
+        raise ValueError(
+            f"{path}: its weights are in {', '.join(links)}, a link, which is not followed; copy the file to its place"
+        )
     with explain("its weights cannot be read", path, (onnx.checker.ValidationError, ValueError)):
         onnx.load_external_data_for_model(model, str(path.parent))
     return model

@@ -87,19 +87,25 @@ def wrap_embedder(
 
 
 def read_embedding_size(path: Path, settings: OnnxEmbedderSettings, sizes: Sequence[tuple[int, int]]) -> int:
-    """Return D, the length of the embeddings that a wrapped file returns, after running it on two black crops.
+    """Return D, the length of the embeddings that a wrapped file returns, after running it on two black crops per size.
 
     Raises the errors of `wrap_embedder`, and ValueError if ONNX Runtime cannot run the file, or if what it returns is
-    not one embedding for each crop.
+    not one embedding for each crop, of the same length for crops of all sizes.
     """
     session = files.open_session(path, wrap_embedder(path, settings, sizes))
-    with files.explain(files.CANNOT_RUN, path):
-        shape = session.run(["embedding"], {"crops": np.zeros((2, *sizes[0], 3), np.uint8)})[0].shape
-    if len(shape) != 2 or shape[0] != 2:
-        raise ValueError(
-            f"{path}: its output for 2 crops has the shape {list(shape)}, must be [2, D], one row per crop"
-        )
-    return int(shape[1])
+    lengths: dict[int, tuple[int, int]] = {}
+    for height, width in sizes:
+        with files.explain(files.CANNOT_RUN, path):
+            shape = session.run(["embedding"], {"crops": np.zeros((2, height, width, 3), np.uint8)})[0].shape
+        if len(shape) != 2 or shape[0] != 2:
+            raise ValueError(
+                f"{path}: its output for 2 crops has the shape {list(shape)}, must be [2, D], one row per crop"
+            )
+        lengths[int(shape[1])] = height, width
+    if len(lengths) > 1:
+        found = ", ".join(f"{length} for {width}x{height}" for length, (height, width) in lengths.items())
+        raise ValueError(f"{path}: the length of its embeddings depends on the crop: {found}; set crops to one size")
+    return int(next(iter(lengths)))
 
 
 def _read(path: Path) -> onnx.ModelProto:

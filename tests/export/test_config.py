@@ -71,6 +71,7 @@ def test_a_pipeline_is_written_with_all_values_and_read_again(tmp_path: Path) ->
         ),
         ({"detector": {"backbone": "vovnet_demo", "num_anchors": 3}}, r"detector\.num_anchors: unknown key"),
         ({"detector": {"norm": "GN"}}, r"detector.*norm is 'GN', not 'FrozenBN' or 'BN'"),
+        ({"class_names": [" "]}, "class_names has an empty name"),
         ({"class_names": ["shirt", "shirt"]}, "class_names has a name twice: shirt, shirt"),
         ({"class_names": ["shirt", "hat"]}, "class_names has 2 names, the detector 1 class"),
         ({"serving": {"detector": {"max_batch": -1}}}, r"serving\.detector\.max_batch: "),

@@ -103,6 +103,13 @@ def _embedder(crops: UINT8["n", "h", "w", 3], tail: FLOAT[1, 507]) -> FLOAT["n",
     return embedding
 
 
+def build_zero_embedder() -> onnx.ModelProto:
+    model = build_embedder(0)
+    division = model.graph.node[-1]
+    division.op_type, division.input[1] = "Sub", division.input[0]
+    return model
+
+
 def build_failing_embedder(*, on_black: bool) -> onnx.ModelProto:
     """Return an embedder that fails at a node "out of order": on every call, or only on crops that are not black.
 

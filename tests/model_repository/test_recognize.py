@@ -202,6 +202,23 @@ def test_an_embedding_that_is_not_finite_is_named(handmade_repository: Path, tmp
             client.recognize_image(handmade.make_image(2)[0])
 
 
+def test_an_embedding_may_be_zero_for_some_embedders_but_not_for_all(
+    handmade_repository: Path, config: PipelineConfig, tmp_path: Path
+) -> None:
+    repository = shutil.copytree(handmade_repository, tmp_path / "repository")
+    models = list(config.embedder_models)
+    for model in models[1:]:
+        onnx.save(handmade.build_zero_embedder(), repository / model / "1" / "model.onnx")
+    with LocalServer(repository) as server, livematch.Client(server.url) as client:
+        embeddings = client.recognize_image(handmade.make_image(2)[0]).embeddings
+        np.testing.assert_allclose(np.linalg.norm(embeddings, axis=1), [1, 1], atol=1e-5)
+    onnx.save(handmade.build_zero_embedder(), repository / models[0] / "1" / "model.onnx")
+    with LocalServer(repository) as server, livematch.Client(server.url) as client:
+        assert len(client.recognize_image(handmade.make_image(0)[0])) == 0
+        with pytest.raises(livematch.RequestError, match="crop_and_embed: the embedding of a box is zero"):
+            client.recognize_image(handmade.make_image(2)[0])
+
+
 def test_a_failing_embedder_is_named_and_spares_images_without_detections(
     handmade_repository: Path, tmp_path: Path
 ) -> None:

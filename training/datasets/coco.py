@@ -40,6 +40,9 @@ def read_coco(path: Path, folder: Path, bad: list[str]) -> tuple[list[AnnotatedI
     categories = _records(path, content, "categories", ("id", "name"))
     records = _records(path, content, "images", ("file_name",), id_kind=int | str)
     annotations = _records(path, content, "annotations", ("image_id", "category_id", "bbox"), id_kind=None)
+    for index, record in enumerate(categories):
+        if not record["name"].strip():
+            raise FileFormatError(f"{path}: categories[{index}].name is empty")
     class_names = {record["id"]: record["name"] for record in sorted(categories, key=lambda record: record["id"])}
     class_ids = {category_id: index for index, category_id in enumerate(class_names)}
     boxes: dict[int | str, list[tuple[str, BoxAnnotation]]] = defaultdict(list)
@@ -53,7 +56,11 @@ def read_coco(path: Path, folder: Path, bad: list[str]) -> tuple[list[AnnotatedI
             annotation = BoxAnnotation(_box(entry, record["bbox"]), class_ids[record["category_id"]])
             boxes[record["image_id"]].append((entry, annotation))
     images = []
+    first: dict[str, int] = {}
     for index, record in enumerate(records):
+        name = record["file_name"]
+        if first.setdefault(name, index) != index:  # each entry has only some of the image's boxes
+            raise FileFormatError(f"{path}: images[{index}].file_name is {name!r}, as is that of images[{first[name]}]")
         image = _image(f"{path}: images[{index}]", record, folder, boxes[record["id"]], bad)
         images += [image] if image else []
     return images, tuple(class_names.values())

@@ -65,7 +65,7 @@ def read_csv(path: Path, bad: list[str], *, split: str | None = None) -> list[An
         with path.open(encoding="utf-8-sig", newline="") as file:  # spreadsheets begin the file with a byte order mark
             reader = csv.DictReader(file, strict=True)
             _check_columns(path, reader.fieldnames or [])
-            rows = [(f"{path}: line {reader.line_num}", row) for row in reader]
+            rows = [(f"{path}: line {reader.line_num}", _stripped(row)) for row in reader]
     except UnicodeDecodeError as error:
         raise FileFormatError(f"{path}: not UTF-8: {error.reason} at byte {error.start}") from error
     except csv.Error as error:
@@ -73,6 +73,8 @@ def read_csv(path: Path, bad: list[str], *, split: str | None = None) -> list[An
     images: list[AnnotatedImage] = []
     first: dict[object, str] = {}
     for line, row in rows:
+        if not any(row.values()):
+            continue  # spreadsheets write empty rows
         if None in row or None in row.values():
             raise FileFormatError(f"{line} does not have a value for each column of the header")
         row_split = row.get("split")
@@ -106,6 +108,11 @@ def _check_columns(path: Path, names: Sequence[str]) -> None:
             raise FileFormatError(
                 f"{path} {fault} column {', '.join(map(repr, columns))}; the columns are {', '.join(_COLUMNS)}"
             )
+
+
+def _stripped(row: dict[str, str]) -> dict[str, str]:
+    """Return the row without spaces around its values; surplus values are a list, and missing ones None."""
+    return {name: value.strip() if isinstance(value, str) else value for name, value in row.items()}
 
 
 def _row(folder: Path, line: str, row: dict[str, str]) -> AnnotatedImage:

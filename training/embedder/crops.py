@@ -35,6 +35,8 @@ from training.embedder.templates import nearest_template
 MARGIN = 0.15
 """Margin that is kept around a box in the cache, as a fraction of its sides, so that the box can be jittered."""
 
+_NAME_LENGTH = 40  # characters of an image's name in that of its crop; a file name may have 255 bytes, also in Chinese
+
 
 @dataclass(frozen=True)
 class Crop:
@@ -124,7 +126,8 @@ def _cut(image: AnnotatedImage, cache_directory: Path, max_side_px: int) -> tupl
     if not garments:
         return [], []
     folder = cache_directory / image.cache_folder
-    paths = [folder / f"{image.name}_{source_key(image.path, a.box)}.jpg" for a in garments]
+    name = image.name[:_NAME_LENGTH]
+    paths = [folder / f"{name}_{source_key(image.path, a.box)}.jpg" for a in garments]
     missing = {path for path in paths if not path.exists()}
     try:
         height, width = read_size(image, decode=bool(missing))

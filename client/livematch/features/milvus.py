@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from livematch.errors import FeaturesError, InputError, LivematchError, UnavailableError, describe_error
-from livematch.features.table import Features, check_comparable, require_selection
+from livematch.features.table import Features, check_comparable, require_selection, without_label
 
 PREFIX = "milvus:"
 COLLECTION = "livematch_gallery"
@@ -126,13 +126,15 @@ class MilvusGallery:
         Their embeddings are in memory; unless many rows are equally near, there are no more of them than queries.
 
         Raises:
-            FeaturesError: `queries` have embeddings of another model or size than the gallery's, or the gallery does
-                not exist.
+            FeaturesError: `queries` have embeddings of another model or size than the gallery's, the gallery does not
+                exist, or `same_label` is set and a row has no label.
         """
         with self._translated():
             if not self._client.has_collection(COLLECTION):
                 raise self._no_gallery()
             self._check_comparable(queries)
+            if same_label:
+                self._require_labels()
             rows: set[int] = set()
             for embeddings, condition in _searches(queries, same_label=same_label):
                 for hits in self._client.search(
@@ -172,6 +174,11 @@ class MilvusGallery:
         self._client.load_collection(COLLECTION)  # a collection that another process has opened is not loaded
         if (first := self._first_row()) is not None:
             check_comparable(features, self.origin, first["model_identity"] or None, self._embedding_size())
+
+    def _require_labels(self) -> None:
+        found = self._client.query(COLLECTION, filter='label == ""', limit=1, output_fields=["source"])
+        if found:
+            raise without_label(self.origin, found[0]["source"])
 
     def _embedding_size(self) -> int:
         fields = self._client.describe_collection(COLLECTION)["fields"]

@@ -241,6 +241,11 @@ def require_selection(features: Features, kind: Literal["images", "frames"], rol
         raise FeaturesError(f"{features.origin} holds {features.selection}, but {role} must hold {kind}")
 
 
+def without_label(origin: str, source: str) -> FeaturesError:
+    """Return the error for a box without a label, where the labels are to be compared."""
+    return FeaturesError(f"{origin}: a box of {source} has no label to compare; embed again, or allow any label")
+
+
 def factorize(ids: Sequence[str]) -> npt.NDArray[np.intp]:
     """Return a number for each id: 0 for the id that appears first, 1 for the next new one, and so on.
 

@@ -2,8 +2,7 @@
 
 import logging
 
-from livematch.errors import FeaturesError
-from livematch.features.table import Features, check_comparable, require_selection
+from livematch.features.table import Features, check_comparable, require_selection, without_label
 
 _log = logging.getLogger(__name__)
 
@@ -25,12 +24,12 @@ def check_pairing(products: Features, clips: Features, *, same_label: bool) -> N
     if same_label:
         require_labels(products)
         require_labels(clips)
+        if set(products.labels).isdisjoint(clips.labels):
+            labels = ", ".join(dict.fromkeys(products.labels))
+            _log.warning("no box of %s has a label of %s: %s", clips.origin, products.origin, labels)
 
 
 def require_labels(features: Features) -> None:
     """Raise FeaturesError if the label of a box is unknown."""
     if "" in features.labels:
-        row = features.sources[features.labels.index("")]
-        raise FeaturesError(
-            f"{features.origin}: a box of {row} has no label to compare; embed again, or allow any label"
-        )
+        raise without_label(features.origin, features.sources[features.labels.index("")])

@@ -37,6 +37,8 @@ def read_rows(path: Path, header: str, *, may_be_empty: Collection[str] = ()) ->
         if missing := [column for column in required if column not in columns]:
             found = ",".join(columns) or "nothing"
             raise InputError(f"{path}:1: no column {', '.join(missing)}: expected a header {header}, got {found}")
+        if repeated := sorted({column for column in columns if column and columns.count(column) > 1}):
+            raise InputError(f"{path}:1: repeats the column {', '.join(repeated)}; keep one of each")
         for values in reader:
             if not any(map(str.strip, values)):
                 continue  # spreadsheets write empty rows

@@ -141,14 +141,19 @@ class Connection(Health):
         texts = {key: parameter.get("string_value") for key, parameter in parameters.items()}
         return texts.get("model_identity"), tuple(json.loads(texts.get("class_names", "[]")))
 
-    async def check_identity(self, expected: str | None) -> None:
-        """Raise ContractError if the server no longer serves the models it served at the beginning."""
+    async def check_identity(self, expected: str | None, class_names: tuple[str, ...]) -> None:
+        """Raise ContractError if the server no longer has the models or class names that it had at the beginning."""
         start_s = time.monotonic()
-        identity, _ = await self.describe_models()
+        identity, names = await self.describe_models()
         if identity != expected:
             raise ContractError(
                 f"the server at {self.url} has other models than at the beginning: "
                 f"{identity or 'unnamed models'} instead of {expected or 'unnamed models'}"
+            )
+        if names != class_names:
+            raise ContractError(
+                f"the server at {self.url} has other class names than at the beginning: "
+                f"{names} instead of {class_names}"
             )
         self.identity_checked_s = start_s
 

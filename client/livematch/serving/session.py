@@ -95,7 +95,7 @@ class Session:
         """Raise ContractError if a server that answers no longer serves the models it served at the beginning."""
         for connection in self._connections:
             with suppress(InferenceServerException):
-                await connection.check_identity(self.model_identity)
+                await connection.check_identity(self.model_identity, self.class_names)
 
     async def recognize(self, model: str, pixels: Pixels) -> Recognition:
         """Return what `model` detects in one image, uint8 [H,W,3]; see `Client.recognize_image` for the errors."""
@@ -103,7 +103,7 @@ class Session:
         async def infer(connection: Connection) -> Any:
             response = await connection.infer(model, pixels)
             if connection.may_have_restarted:
-                await connection.check_identity(self.model_identity)
+                await connection.check_identity(self.model_identity, self.class_names)
             return response
 
         response = await self._call(infer)

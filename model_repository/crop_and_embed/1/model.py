@@ -60,6 +60,10 @@ class TritonPythonModel:
                 errors[index] = (f"crop_and_embed: {error}", pb_utils.TritonError.INVALID_ARG)
         templates = {template for image in images for template in image.templates}
         await asyncio.gather(*(self._embed(template, images, errors) for template in templates))
+        for image in images:
+            if image.request not in errors and not image.embeddings.any(axis=1).all():
+                message = "crop_and_embed: the embedding of a box is zero, which has no direction"
+                errors[image.request] = (message, pb_utils.TritonError.INTERNAL)
         return [
             pb_utils.InferenceResponse(error=pb_utils.TritonError(*errors[index]))
             if index in errors

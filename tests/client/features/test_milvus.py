@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from livematch import FeaturesError, InputError, LivematchError, MatchOptions, match, open_features
+from livematch import Features, FeaturesError, InputError, LivematchError, MatchOptions, match, open_features
 from livematch.cli import main
 from livematch.features.milvus import COLLECTION, MilvusGallery
 
@@ -79,6 +79,17 @@ def test_a_gallery_of_an_older_version_is_refused(world, tmp_path):
         for refused in (lambda: milvus.load(world[1]), lambda: match(world[0], milvus)):
             with pytest.raises(FeaturesError, match=r"g\.db: was made by an older version"):
                 refused()
+
+
+def test_a_gallery_without_labels_is_refused_where_labels_are_compared(world, tmp_path):
+    queries, _ = world
+    unlabelled = Features(
+        sources=["v"], names=[""], frame_indices=[0], boxes=[[0, 0, 1, 1]], scores=[0.9], embeddings=np.eye(1, SIZE)
+    )
+    with MilvusGallery(f"milvus:{tmp_path}/g.db") as milvus:
+        milvus.load(unlabelled)
+        with pytest.raises(FeaturesError, match=r"g\.db: a box of v has no label to compare"):
+            match(queries, milvus, replace(OPTIONS, same_label=True))
 
 
 def test_several_processes_load_one_gallery(world, tmp_path):

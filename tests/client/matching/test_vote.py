@@ -212,7 +212,15 @@ def test_only_boxes_of_the_same_label_are_compared():
     assert found.distance == pytest.approx(0.7, abs=1e-6)
     (found,) = match(features(queries, labels=["shirt", "shirt", "hat"]), gallery, MatchOptions(quantile=0.9))
     assert (found.video_id, found.distance) == ("w", pytest.approx(0.5, abs=1e-6))
-    assert match(features(queries, labels=["hat"] * 3), gallery, options) == []
+
+
+def test_labels_that_occur_on_one_side_only_are_reported(caplog):
+    """For example, if the classes were renamed between the two."""
+    gallery = features([("v", "", 80, 0.9, unit(0))], labels=["shirt"], origin="b.parquet")
+    queries = [("i", "0", -1, 0.8, unit(0)), ("i", "1", -1, 0.9, unit(0)), ("i", "2", -1, 0.7, unit(0))]
+    queries = features(queries, labels=["hat", "cap", "hat"], origin="a.parquet")
+    assert match(queries, gallery, MatchOptions(same_label=True)) == []
+    assert "no box of b.parquet has a label of a.parquet: hat, cap" in caplog.text
 
 
 @pytest.mark.parametrize("exchange", [False, True])

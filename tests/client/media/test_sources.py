@@ -163,6 +163,7 @@ def test_a_manifest_of_item_folders_names_the_images_as_the_folders_do(tmp_path)
         ("13,a.jpg\n", "1: no column item_id, path: expected a header item_id,path[,title,url], got 13,a.jpg"),
         ("Item_ID,file\n", "1: no column path: expected a header item_id,path[,title,url], got item_id,file"),
         ("item_id;path\n", "1: no column item_id, path: expected a header item_id,path[,title,url], got item_id;path"),
+        ("item_id,path,Path\n13,a.jpg,b.jpg\n", "1: repeats the column path; keep one of each"),
         ("path,item_id\na.jpg,13\nb.jpg, \n", "3: item_id is empty"),
         ("item_id,path\n13,\n", "2: path is empty"),
         ("item_id,path,title\n13,a.jpg,Shirt, red\n", "2: 4 values for 3 columns; a value with a comma must be in"),

@@ -115,6 +115,16 @@ def test_a_server_that_serves_different_models_after_an_outage_is_refused(loopba
                 recognize(image)
 
 
+def test_a_server_that_names_the_classes_differently_after_an_outage_is_refused(loopback_server, image):
+    with quick_client(loopback_server) as client:
+        loopback_server.faults = [UNAVAILABLE]
+        loopback_server.class_names = ("wide", "tall")
+        with pytest.raises(
+            ContractError, match=r"other class names .*: \('wide', 'tall'\) instead of \('tall', 'wide'"
+        ):
+            client.recognize_image(image)
+
+
 def test_nobody_listening(loopback_server):
     loopback_server.stop()
     with pytest.raises(UnavailableError, match=rf"no answer from the server at {loopback_server.url} in 2 tries"):

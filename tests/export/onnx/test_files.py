@@ -50,3 +50,6 @@ def test_weights_in_another_file_are_read_and_named_if_they_are_missing(tmp_path
     (tmp_path / "a.data").rename(tmp_path / "b.data")
     with pytest.raises(ValueError, match=r"a\.onnx: its weights are in a\.data, which is not beside it"):
         onnx_files.load(tmp_path / "a.onnx")
+    (tmp_path / "a.data").symlink_to(tmp_path / "b.data")
+    with pytest.raises(ValueError, match=r"a\.onnx: its weights are in a\.data, a link, .* copy the file to its place"):
+        onnx_files.load(tmp_path / "a.onnx")

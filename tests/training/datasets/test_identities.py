@@ -75,6 +75,12 @@ def test_a_row_is_a_whole_image_a_box_or_a_box_of_a_frame(tmp_path: Path) -> Non
     assert images[1].path == tmp_path / "shop/1.jpg" and images[1].described_in == f"{path}: line 3"
 
 
+def test_spaces_around_values_and_empty_rows_are_ignored(tmp_path: Path) -> None:
+    path = write(tmp_path, "path,identity,split\n0.jpg,dress 7 ,train\nshop/1.jpg, dress 7,train \n\n,, \n")
+    images = read_csv(path, bad := [])
+    assert bad == [] and [image.item_id for image in images] == ["dress 7", "dress 7"]
+
+
 def test_a_split_has_its_rows_and_without_the_column_all(tmp_path: Path) -> None:
     path = write(tmp_path, "path,identity,split\n0.jpg,a,train\nshop/1.jpg,b,test\n")
     read = {split: [image.item_id for image in read_csv(path, [], split=split)] for split in ("train", "test", None)}

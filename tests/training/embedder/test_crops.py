@@ -43,6 +43,11 @@ def test_images_of_one_name_have_crops_of_their_own(tmp_path: Path) -> None:
     assert levels(cut_crops(pictures, tmp_path / "cut", max_side_px=100)) == [90, 200]
 
 
+def test_the_name_of_an_image_may_have_as_many_bytes_as_a_file_system_allows(tmp_path: Path) -> None:
+    pictures = [photo(tmp_path / f"{'裙' * 83}{digit}.jpg", (5, 5, 30, 40), level=90 + digit) for digit in (1, 2)]
+    assert levels(cut_crops(pictures, tmp_path / "cut", max_side_px=100)) == [91, 92]
+
+
 def test_equal_ids_in_different_parts_are_different_identities(demo_world: Path, tmp_path: Path) -> None:
     shutil.copytree(demo_world, tmp_path / "copy")
     parts = [demo_world, tmp_path / "copy"]
