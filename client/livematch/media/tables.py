@@ -2,13 +2,16 @@
 
 import csv
 import io
+import re
 from collections.abc import Collection, Iterator
 from pathlib import Path
 
 from livematch.errors import InputError
 
 
-def read_rows(path: Path, header: str, *, may_be_empty: Collection[str] = ()) -> Iterator[tuple[int, dict[str, str]]]:
+def read_rows(
+    path: Path, header: str, *, may_be_empty: Collection[str] = (), allows_others: bool = True
+) -> Iterator[tuple[int, dict[str, str]]]:
     """Yield the line number and the values of each row, by column; rows without any value are left out.
 
     The file is in UTF-8, columns may be in any order, and blanks around names and values are removed.
@@ -17,8 +20,9 @@ def read_rows(path: Path, header: str, *, may_be_empty: Collection[str] = ()) ->
     ...     print(line, row["item_id"])
 
     Args:
-        header: the columns that the file must have, and in brackets those that it may have; others are yielded, too.
+        header: the columns that the file must have, and in brackets those that it may have.
         may_be_empty: columns that the file must have, but that may lack a value.
+        allows_others: whether the file may have further columns, which are yielded, too.
 
     Raises:
         InputError: the file cannot be read or has a mistake; the message gives the file and the line.
@@ -37,6 +41,9 @@ def read_rows(path: Path, header: str, *, may_be_empty: Collection[str] = ()) ->
         if missing := [column for column in required if column not in columns]:
             found = ",".join(columns) or "nothing"
             raise InputError(f"{path}:1: no column {', '.join(missing)}: expected a header {header}, got {found}")
+        unknown = [column for column in columns if column not in re.findall(r"\w+", header)]
+        if unknown and not allows_others:
+            raise InputError(f"{path}:1: unknown column {', '.join(unknown)}: expected a header {header}")
         if repeated := sorted({column for column in columns if column and columns.count(column) > 1}):
             raise InputError(f"{path}:1: repeats the column {', '.join(repeated)}; keep one of each")
         for values in reader:

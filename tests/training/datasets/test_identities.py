@@ -72,7 +72,7 @@ def test_a_row_is_a_whole_image_a_box_or_a_box_of_a_frame(tmp_path: Path) -> Non
         ("coat", "f120", 120, (5, 6, 7, 8), 1),
         ("hat", "f120", 120, WHOLE_IMAGE, 1),
     ]
-    assert images[1].path == tmp_path / "shop/1.jpg" and images[1].described_in == f"{path}: line 3"
+    assert images[1].path == tmp_path / "shop/1.jpg" and images[1].described_in == f"{path}:3"
 
 
 def test_spaces_around_values_and_empty_rows_are_ignored(tmp_path: Path) -> None:
@@ -93,33 +93,33 @@ def test_missing_images_are_left_out_and_described(tmp_path: Path) -> None:
     path = write(tmp_path, "path,identity\n0.jpg,a\ntypo.jpg,b\n")
     images = read_csv(path, bad := [])
     assert [image.name for image in images] == ["0"]
-    assert bad == [f"{path}: line 3: path is 'typo.jpg', but there is no {tmp_path}/typo.jpg"]
+    assert bad == [f"{path}:3: path is 'typo.jpg', but there is no {tmp_path}/typo.jpg"]
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", "has no column 'path', 'identity'; the columns are path, identity, x0, y0, x1, y1, frame, split"),
-        ("path,label\n", "has no column 'identity'"),
-        ("path,identity,x0,x1\n", "has no column 'y0', 'y1'"),
-        ("path,identity,spilt\n0.jpg,a,test\n", "has the unknown column 'spilt'"),
-        ("path,identity,path\n", "repeats the column 'path'"),
-        ("path,identity\n", "has no rows"),
-        ("path,identity\n0.jpg,\n", ": line 2: identity is empty"),
-        ("path,identity\n0.jpg\n", ": line 2 does not have a value for each column"),
-        ("path,identity\n0.jpg,a,7\n", ": line 2 does not have a value for each column"),
-        ('path,identity\n0.jpg,"a\n', ": line 2: unexpected end of data"),
-        ("path,identity,split\n0.jpg,a,val\n", ": line 2: split is 'val', not 'train' or 'test'"),
-        ("path,identity,split\n0.jpg,a,\n", ": line 2: split is '', not 'train' or 'test'"),
-        ("path,identity,frame\na.mp4,a,-1\n", ": line 2: frame is '-1', not a whole number"),
-        ("path,identity,x0,y0,x1,y1\n0.jpg,a,1,2,3,\n", ": line 2: x0, y0, x1, y1 are '1', '2', '3', '', not four"),
-        ("path,identity,x0,y0,x1,y1\n0.jpg,a,1,2,1,9\n", r": line 2: box \(1\.0, 2\.0, 1\.0, 9\.0\) has no width"),
-        ("path,identity,x0,y0,x1,y1\n0.jpg,a,1,2,nan,9\n", r": line 2: box .* has no width or no height"),
-        ("path,identity\n0.jpg,a\na.mp4,a\n0.jpg,b\n", ": line 4 names the same box as line 2"),
+        ("", ":1: no column path, identity: expected a header path,identity"),
+        ("path,label\n", ":1: no column identity: "),
+        ("path,identity,x0,x1\n0.jpg,a,1,2\n", ":1: no column y0, y1: "),
+        ("path,identity,spilt\n0.jpg,a,test\n", ":1: unknown column spilt: "),
+        ("path,identity,path\n", ":1: repeats the column path"),
+        ("path,identity\n", " has no rows"),
+        ("path,identity\n0.jpg,\n", ":2: identity is empty"),
+        ("path,identity\n0.jpg\n", ":2: 1 values for 2 columns"),
+        ("path,identity\n0.jpg,a,7\n", ":2: 3 values for 2 columns"),
+        ('path,identity\n0.jpg,"a\n', ":2: not CSV: unexpected end of data"),
+        ("path,identity,split\n0.jpg,a,val\n", ":2: split is 'val', not 'train' or 'test'"),
+        ("path,identity,split\n0.jpg,a,\n", ":2: split is '', not 'train' or 'test'"),
+        ("path,identity,frame\na.mp4,a,-1\n", ":2: frame is '-1', not a whole number"),
+        ("path,identity,x0,y0,x1,y1\n0.jpg,a,1,2,3,\n", ":2: x0, y0, x1, y1 are '1', '2', '3', '', not four"),
+        ("path,identity,x0,y0,x1,y1\n0.jpg,a,1,2,1,9\n", r":2: box \(1\.0, 2\.0, 1\.0, 9\.0\) has no width"),
+        ("path,identity,x0,y0,x1,y1\n0.jpg,a,1,2,nan,9\n", r":2: box .* has no width or no height"),
+        ("path,identity\n0.jpg,a\na.mp4,a\n0.jpg,b\n", ":4: the same box as in line 2"),
     ],
 )
 def test_a_malformed_file_and_its_line_are_named(tmp_path: Path, text: str, message: str) -> None:
-    with pytest.raises(ValueError, match=rf"data\.csv ?{message}"):
+    with pytest.raises(ValueError, match=rf"data\.csv{message}"):
         read_csv(write(tmp_path, text), [])
 
 
@@ -137,5 +137,5 @@ def test_a_file_without_rows_does_not_blame_the_split(tmp_path: Path) -> None:
 def test_another_encoding_is_named(tmp_path: Path) -> None:
     path = write(tmp_path, "")
     path.write_bytes("path,identity\n0.jpg,短裙\n".encode("gbk"))
-    with pytest.raises(ValueError, match=r"data\.csv: not UTF-8: invalid start byte at byte 20"):
+    with pytest.raises(ValueError, match=r"data\.csv:2: not UTF-8"):
         read_csv(path, [])
