@@ -154,7 +154,13 @@ def write_clip(path: Path, clip: Clip, rng: np.random.Generator, *, render_every
         stream = container.add_stream("libx264", rate=FRAMES_PER_SECOND)
         stream.width, stream.height, stream.pix_fmt = WIDTH_PX, HEIGHT_PX, "yuv420p"
         stream.codec_context.thread_count = 1
-        stream.options = {"preset": "veryfast", "crf": str(int(rng.integers(24, 33))), "tune": "fastdecode"}
+        stream.options = {
+            "preset": "veryfast",
+            "crf": str(int(rng.integers(24, 33))),
+            "tune": "fastdecode",
+            # Without it, x264 uses AVX-512, and gives other bytes in each run and wrong pixels at the right edge.
+            "x264-params": "cpu-independent=1",
+        }
         frame = None
         for index in range(NUM_FRAMES):
             if index % render_every == 0:

@@ -22,9 +22,9 @@ frames; until then the host wears other clothes. Of the 16 frames that livematch
 contains at least 11 with one item per clip, 5 with two, 3 with three and 1 with four. `livematch evaluate --matches`
 reads the file.
 
-Equal options always give the same images and annotations; the H.264 encoding may differ slightly. A one-to-one world
-with more items begins with those of a smaller one. Of other worlds this is true of the photos only, as their clips pair
-the items differently, and a garment's instance id is 0 in the photos if no clip shows it.
+Equal options always give the same files. A one-to-one world with more items begins with those of a smaller one. Of
+other worlds this is true of the photos only, as their clips pair the items differently, and a garment's instance id is
+0 in the photos if no clip shows it.
 `--render-every 20` draws only every 20th frame of a clip and repeats it 20 times. This is 10 times faster, and enough
 for training, which uses only the annotated frames: every 40th. Stretches may then appear to end some frames late.
 """
