@@ -130,6 +130,8 @@ class Connection(Health):
         """Return the name of the weights behind the embeddings, None if they have none, and the names of the classes.
 
         The ensemble may be built by somebody else and say neither; then there are no names of classes.
+
+        Raises ContractError if the names are not a list of strings in JSON.
         """
         try:
             config = await self._ask(self._triton.get_model_config, _DESCRIBED_BY, as_json=True)
@@ -139,7 +141,15 @@ class Connection(Health):
             return None, ()
         parameters = config["config"].get("parameters", {})
         texts = {key: parameter.get("string_value") for key, parameter in parameters.items()}
-        return texts.get("model_identity"), tuple(json.loads(texts.get("class_names", "[]")))
+        text = texts.get("class_names", "[]")
+        try:
+            names = json.loads(text)
+            if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+                raise ValueError(text)
+        except ValueError as error:
+            what = f"class_names of {_DESCRIBED_BY} at {self.url} is {text}"
+            raise ContractError(f'{what}, not a list in JSON such as ["shirt", "skirt"]') from error
+        return texts.get("model_identity"), tuple(names)
 
     async def check_identity(self, expected: str | None, class_names: tuple[str, ...]) -> None:
         """Raise ContractError if the server no longer has the models or class names that it had at the beginning."""

@@ -114,8 +114,17 @@ class Session:
         return Recognition(boxes, scores, self._names_of(labels), embeddings)
 
     def _names_of(self, labels: npt.NDArray[np.int32]) -> npt.NDArray[np.str_]:
-        """Return the classes' names; their numbers as text where the server has no names."""
-        return np.array(self.class_names)[labels] if self.class_names else labels.astype(str)
+        """Return the classes' names; their numbers as text where the server has no names.
+
+        Raises ContractError for a number that the server does not name.
+        """
+        if not self.class_names:
+            return labels.astype(str)
+        if unnamed := [label for label in labels.tolist() if not 0 <= label < len(self.class_names)]:
+            raise ContractError(
+                f"a box has the class {unnamed[0]}, but the server names {len(self.class_names)} classes"
+            )
+        return np.array(self.class_names)[labels]
 
     async def _call(
         self, request: Callable[[Connection], Awaitable[_T]], connections: Sequence[Connection] | None = None

@@ -200,6 +200,21 @@ def test_the_server_names_the_classes(loopback_server, image):
         assert client.recognize_image(image).labels.tolist() == ["0"]
 
 
+@pytest.mark.parametrize("names", [["tall", 7], "tall", {"0": "tall"}])
+def test_class_names_that_are_no_list_of_strings_are_refused(loopback_server, names):
+    loopback_server.class_names = names
+    with pytest.raises(ContractError, match=r"class_names of crop_and_embed at .*, not a list in JSON"):
+        quick_client(loopback_server)
+
+
+def test_a_class_without_a_name_is_refused(loopback_server, image):
+    loopback_server.class_names = ("tall",)
+    with quick_client(loopback_server) as client:
+        assert client.recognize_image(image).labels.tolist() == ["tall"]
+        with pytest.raises(ContractError, match="a box has the class 1, but the server names 1 classes"):
+            client.recognize_image(image.transpose(1, 0, 2))
+
+
 def test_a_missing_model_is_named(loopback_server):
     del loopback_server.num_requests["recognize_frame"]
     with pytest.raises(ContractError, match="does not serve recognize_frame"):
