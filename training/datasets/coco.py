@@ -56,11 +56,12 @@ def read_coco(path: Path, folder: Path, bad: list[str]) -> tuple[list[AnnotatedI
             annotation = BoxAnnotation(_box(entry, record["bbox"]), class_ids[record["category_id"]])
             boxes[record["image_id"]].append((entry, annotation))
     images = []
-    first: dict[str, int] = {}
+    first: dict[Path, int] = {}
     for index, record in enumerate(records):
-        name = record["file_name"]
+        name = Path(record["file_name"])  # "./a.jpg" is "a.jpg"
         if first.setdefault(name, index) != index:  # each entry has only some of the image's boxes
-            raise FileFormatError(f"{path}: images[{index}].file_name is {name!r}, as is that of images[{first[name]}]")
+            fault = f"images[{index}].file_name is {record['file_name']!r}, as is that of images[{first[name]}]"
+            raise FileFormatError(f"{path}: {fault}")
         image = _image(f"{path}: images[{index}]", record, folder, boxes[record["id"]], bad)
         images += [image] if image else []
     return images, tuple(class_names.values())
@@ -95,9 +96,12 @@ def _image(
 
 
 def _box(entry: str, bbox: list[Any]) -> tuple[float, float, float, float]:
-    if len(bbox) != 4 or not all(isinstance(value, int | float) and math.isfinite(value) for value in bbox):
+    try:
+        x, y, width, height = map(float, bbox)
+    except (OverflowError, TypeError, ValueError):
+        x = y = width = height = math.nan
+    if not math.isfinite(x + y + width + height):
         raise FileFormatError(f"{entry}.bbox is {bbox!r}, not the four numbers x, y, width, height")
-    x, y, width, height = bbox
     if width < 0 or height < 0:
         raise FileFormatError(f"{entry}.bbox is {bbox!r}, with a negative width or height")
     return x, y, x + width, y + height

@@ -32,13 +32,15 @@ def read_folders(directory: Path) -> list[AnnotatedImage]:
     Hidden files and files of other types than IMAGE_SUFFIXES are ignored.
 
     Raises:
-        FileFormatError: there is no folder, a folder holds no image, or an image lies in no folder.
+        FileFormatError: there is no folder, a folder holds no image, or an image lies in no folder or too deep.
     """
     entries = sorted(path for path in directory.iterdir() if not path.name.startswith("."))
     images = []
     for entry in entries:
         if entry.is_dir():
             files = [file for file in sorted(entry.iterdir()) if _is_image(file)]
+            if nested := next(filter(_is_image, entry.glob("[!.]*/**/*")), None):
+                raise FileFormatError(f"{nested} lies too deep: expected {directory}/<identity>/<image>")
             if not files:
                 raise FileFormatError(f"{entry} holds no image ({', '.join(IMAGE_SUFFIXES)})")
             images += [_image(entry.name, file, None, WHOLE_IMAGE, str(file)) for file in files]

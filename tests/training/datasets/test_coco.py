@@ -81,6 +81,7 @@ def change(section: str, index: int, **fields: object) -> dict[str, Any]:
         (change("categories", 1, id=7), r"categories\[1\].id is 7, as is that of categories\[0\]"),
         (change("annotations", 3, id=1), r"annotations\[3\].id is 1, as is that of annotations\[0\]"),
         (change("categories", 1, id="3"), r"categories\[1\].id is '3', not a whole number"),
+        (change("images", 1, file_name="./train/b.jpg"), r"images\[1\].file_name is './train/b.jpg', as is that of im"),
         (change("images", 1, file_name="train/b.jpg"), r"images\[1\].file_name is 'train/b.jpg', as is that of images"),
         (change("categories", 0, name=" "), r"categories\[0\].name is empty"),
         (change("images", 0, file_name=None), r"images\[0\].file_name is None, not a string"),
@@ -88,6 +89,7 @@ def change(section: str, index: int, **fields: object) -> dict[str, Any]:
         (change("annotations", 1, category_id=5), r"annotations\[1\].category_id is 5, which no entry"),
         (change("annotations", 1, bbox=[1, 2, 3]), r"annotations\[1\].bbox is \[1, 2, 3\], not the four numbers"),
         (change("annotations", 1, bbox=[1, 2, float("nan"), 3]), r"annotations\[1\].bbox is \[1, 2, nan, 3\], not the"),
+        (change("annotations", 1, bbox=[1, 2, 10**400, 3]), r"annotations\[1\].bbox is .*, not the four numbers"),
         (change("annotations", 1, bbox=[9, 9, -3, 3]), r"annotations\[1\].bbox is .*with a negative width or height"),
     ],
 )

@@ -39,7 +39,8 @@ def test_the_box_of_the_whole_image_is_clipped_to_the_image(tmp_path: Path) -> N
     [
         ([], "holds no folder per identity"),
         (["a/0.jpg", "b/notes.txt"], r"b holds no image \(.bmp, .jpeg, .jpg, "),
-        (["train/a/0.jpg"], "train holds no image"),
+        (["train/a/0.jpg"], "train/a/0.jpg lies too deep: expected .*/<identity>/<image>"),
+        (["a/0.jpg", "a/more/old/1.jpg"], "a/more/old/1.jpg lies too deep"),
         (["a/0.jpg", "1.jpg"], r"1\.jpg belongs to no identity"),
     ],
 )
