@@ -101,7 +101,9 @@ def test_the_recipe_leads_from_checkpoints_to_matches(folder: Path, embedder: st
         0,
         len(list((folder / "photos").rglob("*.jpg"))),
     )
-    assert summary["num_matches"] == len(json.loads((folder / "build/matches/result.json").read_text())) > 0
+    matches = livematch.read_matches(folder / "build/matches/matches.json")
+    assert summary["num_matches"] == len(matches) > 0
+    assert {match.video_id for match in matches} == set(livematch.read_result(folder / "build/matches/result.json"))
     for kind in ("images", "videos"):
         features = livematch.read_features(folder / "build/matches/features" / f"{kind}.parquet")
         assert features.embedding_size == 256
