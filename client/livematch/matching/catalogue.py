@@ -3,7 +3,6 @@
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from itertools import groupby
 from numbers import Integral, Real
 
 import numpy as np
@@ -129,8 +128,8 @@ def find_products(
     [('shirt', [(0, 20)], 0.45), ('skirt', [(40, 60)], 0.45)]
 
     Args:
-        clips: boxes of the clips' frames; `sources` are video ids. Frames count as analysed every n-th frame, where n
-            is the smallest difference between two frames with boxes in one clip.
+        clips: boxes of the clips' frames; `sources` are video ids. Frames with boxes count as analysed, and between
+            them every n-th frame, where n is the smallest difference between two frames with boxes in one clip.
         products: boxes of the products' photos; `sources` are item ids.
         memory_bytes: see `nearest`.
 
@@ -160,7 +159,9 @@ def find_products(
     return [
         _to_match(video_id, product, products)
         for video_id, frames in _frames_of(clips).items()
-        for product in _find_in_clip(sightings[video_id], range(min(frames), max(frames) + 1, step), options)
+        for product in _find_in_clip(
+            sightings[video_id], sorted(frames.union(range(min(frames), max(frames), step))), options
+        )
     ]
 
 
@@ -186,9 +187,11 @@ class _Found:
         self.best = max(self.best, *seen, key=lambda sighting: (round(sighting.weight, 9), -sighting.frame_index))
 
 
-def _find_in_clip(sightings: Sequence[Sighting], frames: range, options: CatalogueOptions) -> list[_Found]:
+def _find_in_clip(sightings: Sequence[Sighting], frames: Sequence[int], options: CatalogueOptions) -> list[_Found]:
     """Return the products found in one clip, of which `frames` were analysed, by evidence."""
-    by_frame = {index: list(seen) for index, seen in groupby(sightings, key=lambda sighting: sighting.frame_index)}
+    by_frame: dict[int, list[Sighting]] = {}
+    for sighting in sightings:
+        by_frame.setdefault(sighting.frame_index, []).append(sighting)
     window = Window(min(options.window, len(frames)))
     found: dict[str, _Found] = {}
     for index in frames:

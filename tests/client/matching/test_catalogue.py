@@ -120,6 +120,16 @@ def test_in_a_short_clip_the_window_is_the_clip():
     ]
 
 
+def test_rows_may_be_in_any_order_and_frames_at_any_distance():
+    rows = [("v", index, 0.9, unit(axis)) for index, axis in ((0, 0), (20, 0), (50, 1), (70, 1), (90, 1))]
+    shuffled = [rows[k] for k in (3, 0, 4, 2, 1)]
+    first, second = find_products(clips(shuffled), products(2), CatalogueOptions(window=3, min_evidence=0.5))
+    assert (first.item_id, first.evidence) == ("p0", pytest.approx((0.9 + 0.9) / 3))  # frames 0, 20 and 40
+    assert [(s.first_frame, s.last_frame) for s in first.segments] == [(0, 20)]
+    assert (second.item_id, second.evidence) == ("p1", pytest.approx((0.9 + 0.9) / 3))  # 50, 60, 70 and 70, 80, 90
+    assert [(s.first_frame, s.last_frame) for s in second.segments] == [(50, 90)]
+
+
 def test_only_boxes_of_the_same_label_are_compared():
     rows = [("v", 0, 0.9, unit(0))]
     found = find_products(
