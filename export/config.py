@@ -132,9 +132,8 @@ class PipelineConfig:
     __pydantic_config__ = _STRICT
 
     name: str
-    gpu_memory_gb: PositiveInt = (
-        16  # of the GPU that serves, in 10⁹ bytes; `export.tensorrt` keeps the engines within it
-    )
+    gpu_memory_gb: PositiveInt = 16
+    """Of the GPU that serves, in 10⁹ bytes; `export.tensorrt` keeps the engines within it."""
     image: KindConfig
     frame: KindConfig
     max_side_px: PositiveInt = 4000  # of the resized image; takes precedence over the short side

@@ -72,7 +72,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     watch.add_argument("--video", required=True, metavar="FILE_OR_URL", help="file or URL that ffmpeg can open")
     watch.add_argument("--gallery", type=Path, required=True, metavar="FILE", help="features of the products' images")
     _add_setting(watch, "--every", 20, "recognize every N-th frame", type=_positive, metavar="N")
-    _add_catalogue_options(watch)
+    _add_catalogue_options(watch, "1.0")
     _add_connection_options(watch)
 
     evaluate = add_command("evaluate", "score matches against a table of what clips show, or a result against boxes")
@@ -150,7 +150,7 @@ def _add_embedding_options(parser: argparse.ArgumentParser) -> None:
 def _add_matching_options(parser: argparse.ArgumentParser) -> None:
     about_rule = "catalogue: all products that a clip shows; contest: one item per clip, one clip per item"
     _add_setting(parser, "--rule", "catalogue", about_rule, choices=["catalogue", "contest"])
-    _add_catalogue_options(parser)
+    _add_catalogue_options(parser, "1.0, with --rule contest 1.12")
     contest = parser.add_argument_group("options of --rule contest")
     contest.add_argument("--quantile", type=float, metavar="Q", help="fraction of an item's boxes that vote: 0.28")
     contest.add_argument("--vote-share", type=float, metavar="F", help="fraction of the votes that a clip needs: 0.5")
@@ -160,8 +160,8 @@ def _add_matching_options(parser: argparse.ArgumentParser) -> None:
     _add_setting(parser, "--memory", "2G", about_memory, type=_num_bytes, metavar="SIZE")
 
 
-def _add_catalogue_options(parser: argparse.ArgumentParser) -> None:
-    about_limit = "boxes at this distance or more from every product do not count: 1.0, with --rule contest 1.12"
+def _add_catalogue_options(parser: argparse.ArgumentParser, limit: str) -> None:
+    about_limit = f"boxes at this distance or more from every product do not count: {limit}"
     parser.add_argument("--limit", type=float, metavar="D", help=about_limit)
     about_label = "compare a garment in a photo only with those in clips that the detector puts into the same class"
     parser.add_argument("--same-label", action="store_true", help=about_label)

@@ -175,7 +175,7 @@ class Features:
 
 
 def open_features(paths: str | Path | Sequence[str | Path]) -> Features:
-    """Read features files, but leave their embeddings on disk; a row then takes about 60 bytes of memory.
+    """Read features files, but leave their embeddings on disk; a row then takes about 100 bytes of memory.
 
     Several files, such as those of several `--shard`s, count as one table. The files may come from another tool: lists
     may have fixed or variable length; strings may be plain, large or dictionary-encoded, or numbers; numbers may have

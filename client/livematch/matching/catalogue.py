@@ -4,6 +4,7 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from numbers import Integral, Real
+from typing import Self
 
 import numpy as np
 
@@ -53,12 +54,12 @@ class Sighting:
     distance: float
     weight: float
 
-
-def sighting(
-    products: Features, photo: int, frame_index: int, box: Box, score: float, distance: float, limit: float
-) -> Sighting:
-    """Return the sighting of a box with a detector's score, whose nearest photo is at `distance`, below `limit`."""
-    return Sighting(products.sources[photo], frame_index, box, photo, distance, score * (1 - distance / limit))
+    @classmethod
+    def of(
+        cls, products: Features, photo: int, frame_index: int, box: Box, score: float, distance: float, limit: float
+    ) -> Self:
+        """Return the sighting of a box with a detector's score, whose nearest photo is at `distance`, below `limit`."""
+        return cls(products.sources[photo], frame_index, box, photo, distance, score * (1 - distance / limit))
 
 
 class Window:
@@ -148,17 +149,23 @@ def find_products(
     hits, distances = nearest(clips, products, same_label=options.same_label, memory_bytes=memory_bytes)
     sightings: dict[str, list[Sighting]] = {video_id: [] for video_id in clips.sources}
     for row in np.flatnonzero(distances[:, 0] < options.limit).tolist():
-        frame_index, box, score = (
-            int(clips.frame_indices[row]),
-            tuple(clips.boxes[row].tolist()),
-            float(clips.scores[row]),
+        seen = Sighting.of(
+            products,
+            photo=int(hits[row, 0]),
+            frame_index=int(clips.frame_indices[row]),
+            box=tuple(clips.boxes[row].tolist()),
+            score=float(clips.scores[row]),
+            distance=float(distances[row, 0]),
+            limit=options.limit,
         )
-        found = sighting(products, int(hits[row, 0]), frame_index, box, score, float(distances[row, 0]), options.limit)
-        sightings[clips.sources[row]].append(found)
-    step = _frame_step(clips)
+        sightings[clips.sources[row]].append(seen)
+    frames_of: dict[str, set[int]] = {}  # those with boxes
+    for video_id, index in zip(clips.sources, clips.frame_indices.tolist(), strict=True):
+        frames_of.setdefault(video_id, set()).add(index)
+    step = min((int(np.diff(sorted(frames)).min()) for frames in frames_of.values() if len(frames) > 1), default=1)
     return [
         _to_match(video_id, product, products)
-        for video_id, frames in _frames_of(clips).items()
+        for video_id, frames in frames_of.items()
         for product in _find_in_clip(
             sightings[video_id], sorted(frames.union(range(min(frames), max(frames), step))), options
         )
@@ -202,20 +209,6 @@ def _find_in_clip(sightings: Sequence[Sighting], frames: Sequence[int], options:
             seen = window.sightings(item_id)
             found.setdefault(item_id, _Found(seen[0])).extend(seen, evidence)
     return sorted(found.values(), key=lambda product: -round(product.evidence, 9))
-
-
-def _frames_of(clips: Features) -> dict[str, set[int]]:
-    """Return the frames of each clip that have boxes."""
-    frames: dict[str, set[int]] = {}
-    for video_id, index in zip(clips.sources, clips.frame_indices.tolist(), strict=True):
-        frames.setdefault(video_id, set()).add(index)
-    return frames
-
-
-def _frame_step(clips: Features) -> int:
-    """Return how many frames lie between two analysed ones; 1 if no clip has two frames with boxes."""
-    steps = (int(np.diff(sorted(frames)).min()) for frames in _frames_of(clips).values() if len(frames) > 1)
-    return min(steps, default=1)
 
 
 def _to_match(video_id: str, found: _Found, products: Features) -> Match:

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from livematch.features.table import Features, check_comparable, require_selection
-from livematch.matching.catalogue import CatalogueOptions, Sighting, Window, sighting
+from livematch.matching.catalogue import CatalogueOptions, Sighting, Window
 from livematch.matching.pairing import require_labels
 from livematch.media.videos import StreamFrame, read_stream
 from livematch.serving.client import Client
@@ -76,7 +76,9 @@ class Watcher:
         distances = np.maximum(2 - 2 * cosines[np.arange(len(photos)), photos].astype(float), 0.0)
         boxes = zip(photos.tolist(), distances.tolist(), recognition, strict=True)
         return [
-            sighting(self._products, photo, frame_index, detection.box, detection.score, distance, self._options.limit)
+            Sighting.of(
+                self._products, photo, frame_index, detection.box, detection.score, distance, self._options.limit
+            )
             for photo, distance, detection in boxes
             if distance < self._options.limit
         ]
